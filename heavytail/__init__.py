@@ -1,0 +1,30 @@
+"""heavytail: why Adam outperforms gradient descent on language models, as something to run, check and use.
+
+Public names are imported on first use, so that `import heavytail` and `heavytail --help` stay fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "ClassStats": "heavytail.metrics",
+    "FrequencyGroups": "heavytail.metrics",
+    "linear_cross_entropy": "heavytail.head",
+    "HeavyTailError": "heavytail.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - the names are resolved by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'heavytail' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
