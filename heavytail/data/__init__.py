@@ -1,0 +1,112 @@
+"""Data sets: a recipe per name, and the one shape they all take.
+
+N samples, C classes, L sequence. A data set whose inputs fit in memory is two tensors; one that must be decoded or
+streamed (images, token files) subclasses Split and overrides `batches`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from heavytail.errors import DataError
+from heavytail.metrics import FrequencyGroups
+from heavytail.registry import Registry
+
+
+class Batch(NamedTuple):
+    """Inputs [B, ...] and targets [B] or [B, L] int64."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass
+class Split:
+    """One part of a data set, held in memory: inputs [N, ...] and targets [N] or [N, L] int64."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batches(self, chunks: Iterable[slice | Tensor], *, seed: int = 0) -> Iterator[Batch]:
+        """Yield the samples of each chunk of indices, in order.
+
+        Args:
+            chunks: slices, or index tensors [B].
+            seed: of random transforms, if the split has any; this one has none.
+        """
+        for chunk in chunks:
+            yield Batch(self.inputs[chunk], self.targets[chunk])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
+        """Return the split on a device; floating-point inputs take `dtype`, token indices stay integers."""
+        inputs = self.inputs.to(device, dtype if self.inputs.is_floating_point() else None)
+        return Split(inputs, self.targets.to(device))
+
+
+@dataclass
+class Data:
+    """A data set ready to train on.
+
+    Attributes:
+        train, test: the splits; test is None where the paper has none.
+        num_classes: C, whether or not every class occurs.
+        natural_groups: [C] group of each class where the data define groups themselves, else None.
+        info: whatever describes the data in a caption or a table (number of types, source, ...).
+    """
+
+    train: Split
+    test: Split | None
+    num_classes: int
+    natural_groups: Tensor | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, split in (("train", self.train), ("test", self.test)):
+            if split is None:
+                continue
+            targets = split.targets
+            if len(split) == 0:
+                raise DataError(f"{name} split: expected at least one sample, got none")
+            if targets.dtype != torch.int64:
+                raise DataError(f"{name} targets: expected int64 class numbers, got {targets.dtype}")
+            low, high = int(targets.min()), int(targets.max())
+            if low < 0 or high >= self.num_classes:
+                raise DataError(f"{name} targets: expected 0..{self.num_classes - 1}, got {low}..{high}")
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Number of training targets of each class, [C] int64."""
+        return torch.bincount(self.train.targets.flatten(), minlength=self.num_classes)
+
+    def groups(self, num_groups: int = 10) -> FrequencyGroups:
+        """Return the frequency groups of the training targets: the natural ones, or about 1/num_groups each."""
+        counts = self.counts.numpy()
+        if self.natural_groups is not None:
+            return FrequencyGroups.from_index(self.natural_groups.numpy(), counts)
+        return FrequencyGroups.from_counts(counts, num_groups)
+
+
+class DataRecipe(Protocol):
+    """What every recipe in this folder has."""
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data; the same seed always gives the same data."""
+
+
+REGISTRY: Registry[DataRecipe] = Registry("data", __name__)
+
+
+def default_data_dir(root: Path) -> Path:
+    """Return where public data sets are looked for: HEAVYTAIL_DATA, else `data` under the root of all runs."""
+    return Path(os.environ.get("HEAVYTAIL_DATA") or root / "data").expanduser()

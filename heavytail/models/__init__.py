@@ -1,0 +1,35 @@
+"""Models: a recipe per name. Each model is a body followed by a linear head.
+
+A model is a plain nn.Module with a method `features(inputs) -> [M, D]` and an attribute `head: nn.Linear` (D -> C), so
+that everything measured about the head works for every model. M = B for one label a sample, B*L for sequences.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from heavytail.registry import Registry
+
+if TYPE_CHECKING:
+    from heavytail.data import Data
+
+
+class HeadedModel(Protocol):
+    """A body and a linear head."""
+
+    head: nn.Linear
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return what the head sees, [M, D]."""
+
+
+class ModelRecipe(Protocol):
+    """What every recipe in this folder has."""
+
+    def build(self, data: Data) -> nn.Module:
+        """Return the model for these data, its parameters drawn from torch's global generator."""
+
+
+REGISTRY: Registry[ModelRecipe] = Registry("model", __name__)

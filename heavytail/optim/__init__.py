@@ -1,0 +1,21 @@
+"""Optimizers: a recipe per name, each building a plain torch.optim.Optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from heavytail.registry import Registry
+
+
+class OptimRecipe(Protocol):
+    """What every recipe in this folder has."""
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of these parameters with step size `lr`."""
+
+
+REGISTRY: Registry[OptimRecipe] = Registry("optim", __name__)

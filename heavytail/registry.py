@@ -1,0 +1,191 @@
+"""Parts and registries: how a name and a few settings in a preset become an object.
+
+A *recipe* is a frozen dataclass whose fields are the settings of one component (a data set, a model, an optimizer, ...)
+and whose method builds it. Writing a file into the component's folder that registers a recipe is all it takes to add
+one: the registry imports every module of its package the first time a name is looked up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, Generic, Literal, TypeVar, Union
+
+from heavytail.errors import SpecError, unknown
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A component by name, with the settings that differ from its defaults."""
+
+    name: str
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: object, kind: str, default: str | None = None) -> Part:
+        """Read `"adam"`, `{"name": "adam", "beta2": 0.99}` or a Part; `default` is the name if none is given."""
+        if isinstance(value, Part):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, Mapping):
+            params = dict(value)
+            name = params.pop("name", default)
+            if isinstance(name, str):
+                return cls(name, params)
+        raise SpecError(f"{kind}: expected a name or a table with a name, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain table `{"name": ..., **params}`."""
+        return {"name": self.name, **self.params}
+
+
+class Registry(Generic[R]):
+    """The recipes of one kind of component.
+
+    Args:
+        kind: what messages call it, also its field in a RunSpec ("data", "model", ...).
+        module: the package (or single module) whose files register the recipes.
+    """
+
+    def __init__(self, kind: str, module: str) -> None:
+        self.kind = kind
+        self._module = module
+        self._recipes: dict[str, type[R]] = {}
+        self._versions: dict[str, int] = {}
+        self._complete = False
+
+    def register(self, name: str, *, version: int = 1) -> Callable[[type[T]], type[T]]:
+        """Class decorator: make the frozen dataclass below it known as `name`.
+
+        Raise `version` when a change makes the component compute something else: it is part of a run's key.
+        """
+
+        def add(recipe: type[T]) -> type[T]:
+            assert dataclasses.is_dataclass(recipe), f"{recipe} is not a dataclass"
+            assert name not in self._recipes, f"{self.kind} {name} is registered twice"
+            self._recipes[name] = typing.cast("type[R]", recipe)
+            self._versions[name] = version
+            return recipe
+
+        return add
+
+    def names(self) -> list[str]:
+        """Return the names of all recipes, sorted."""
+        self._discover()
+        return sorted(self._recipes)
+
+    def recipe(self, name: str) -> type[R]:
+        """Return the recipe class called `name`; raise SpecError with the nearest name if there is none."""
+        self._discover()
+        if name not in self._recipes:
+            raise unknown(self.kind, name, self._recipes)
+        return self._recipes[name]
+
+    def make(self, part: Part) -> R:
+        """Return the recipe with the part's settings, each checked against its field's type."""
+        recipe = self.recipe(part.name)
+        fields = {f.name: f for f in dataclasses.fields(recipe) if f.init}  # type: ignore[arg-type]
+        hints = typing.get_type_hints(recipe)
+        checked = {}
+        for key, value in part.params.items():
+            if key not in fields:
+                raise unknown(f"setting of {self.kind} '{part.name}'", key, fields)
+            checked[key] = check_type(value, hints[key], f"{self.kind}.{key}")
+        for key, field in fields.items():
+            if key not in checked and _required(field):
+                raise SpecError(f"{self.kind} '{part.name}' needs {self.kind}.{key} ({_spell(hints[key])})")
+        return recipe(**checked)
+
+    def resolve(self, part: Part) -> Part:
+        """Return the part with every default filled in.
+
+        A recipe whose content depends on more than its settings (a file, the Python version) has a method `pinned()`
+        that returns itself with that content named, so that a run's key changes when the content does.
+        """
+        made: Any = self.make(part)
+        if hasattr(made, "pinned"):
+            made = made.pinned()
+        return Part(part.name, {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init})
+
+    def version(self, name: str) -> int:
+        """Return the version a recipe was registered with."""
+        self.recipe(name)
+        return self._versions[name]
+
+    def _discover(self) -> None:
+        if self._complete:
+            return
+        module = import_module(self._module)
+        for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
+            import_module(f"{self._module}.{info.name}")
+        self._complete = True
+
+
+_WHERE = {
+    "data": "heavytail.data",
+    "model": "heavytail.models",
+    "loss": "heavytail.losses",
+    "optim": "heavytail.optim",
+    "probe": "heavytail.probes",
+}
+
+
+def registry(kind: str) -> Registry[Any]:
+    """Return the registry of a kind of component; importing it (and torch with it) only now."""
+    found: Registry[Any] = import_module(_WHERE[kind]).REGISTRY
+    return found
+
+
+def check_type(value: object, hint: Any, field: str) -> Any:
+    """Return `value` as the type `hint` asks for, or raise SpecError naming the field.
+
+    Understands bool, int, float, str, Literal, Optional and tuples; an int is a valid float, a list a valid tuple.
+    """
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        for option in options:
+            if option is not type(None):
+                try:
+                    return check_type(value, option, field)
+                except SpecError:
+                    continue
+    elif origin is Literal:
+        allowed = typing.get_args(hint)
+        if isinstance(value, str) and value not in allowed:
+            raise unknown(field, value, [str(a) for a in allowed])
+        if value in allowed:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            item = typing.get_args(hint)[0]
+            return tuple(check_type(v, item, field) for v in value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise SpecError(f"{field}: expected {_spell(hint)}, got {value!r}")
+
+
+def _spell(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
