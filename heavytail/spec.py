@@ -1,0 +1,137 @@
+"""RunSpec: everything that decides one training run, and the key it is stored under.
+
+The *trajectory* fields decide what the parameters are after t steps; they make the key. The *observation* fields say
+how long to train and what to write down; runs that differ only there share a folder, and a longer run of a stored one
+continues it. This module does not import torch (filling in the defaults of components, which a key needs, does).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from heavytail.errors import SpecError, unknown
+from heavytail.registry import Part, check_type, registry
+
+OBSERVATION = ("steps", "eval_every", "test_every", "train_stats", "probes")
+PARTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run.
+
+    Attributes:
+        data, model, optim, loss: the components, by name and settings.
+        lr: constant step size.
+        steps: T, number of updates; history rows run from 0 (the initial point) to T.
+        batch_size: samples (sequences) of one update; None is the full batch.
+        microbatch: samples of one forward and backward pass, whose gradients are accumulated; None takes what the
+            model's recipe suggests, or else the whole batch.
+        precision: "float32", "float64", "tf32" (GPU products only) or "bf16" (autocast).
+        seed: of the initialisation, the order of mini-batches and dropout.
+        data_seed: of the data; None takes `seed` (the release varies both together, erratum 10).
+        eval_every: losses per class are recorded at every multiple of this step count, and at the last step.
+        test_every: the same for the test split; 0 never evaluates it.
+        train_stats: "exact" records the losses at W_t over the whole training split (free for full batches);
+            "running" sums the losses of the mini-batches since the previous record, without a pass of its own.
+        probes: further measurements along the way.
+    """
+
+    data: Part
+    model: Part
+    optim: Part
+    lr: float
+    steps: int
+    loss: Part = Part("cross-entropy")
+    batch_size: int | None = None
+    microbatch: int | None = None
+    precision: Literal["float32", "float64", "tf32", "bf16"] = "float32"
+    seed: int = 0
+    data_seed: int | None = None
+    eval_every: int = 1
+    test_every: int = 0
+    train_stats: Literal["exact", "running"] = "exact"
+    probes: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise SpecError(f"lr: expected a positive finite number, got {self.lr}")
+        for name, low in (("steps", 1), ("eval_every", 1), ("test_every", 0), ("batch_size", 1), ("microbatch", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise SpecError(f"{name}: expected an integer >= {low}, got {value}")
+        if self.train_stats == "running" and self.batch_size is None:
+            raise SpecError("train_stats: 'running' needs a batch_size; a full batch always gives exact losses")
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> RunSpec:
+        """Read a plain table (TOML, JSON); raise SpecError on unknown, missing or mistyped fields."""
+        hints = typing.get_type_hints(cls)
+        fields = {f.name for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            if key not in fields:
+                raise unknown("run setting", key, fields)
+            if key in PARTS:
+                values[key] = Part.parse(value, key, default=PARTS[key])
+            elif key == "probes":
+                values[key] = tuple(Part.parse(p, "probe") for p in value)
+            else:
+                values[key] = check_type(value, hints[key], key)
+        for key in ("data", "model", "optim", "lr", "steps"):
+            if key not in values:
+                raise SpecError(f"{key}: expected a value, got none")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain table that `from_dict` reads."""
+        table = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        table.update({kind: table[kind].to_dict() for kind in PARTS})
+        table["probes"] = [p.to_dict() for p in self.probes]
+        return table
+
+    @cached_property
+    def resolved(self) -> RunSpec:
+        """The same run with every default of every component filled in; raises SpecError on what does not exist."""
+        changes: dict[str, Any] = {kind: registry(kind).resolve(getattr(self, kind)) for kind in PARTS}
+        changes["probes"] = tuple(registry("probe").resolve(p) for p in self.probes)
+        if self.microbatch is None:
+            changes["microbatch"] = getattr(registry("model").recipe(self.model.name), "microbatch", None)
+        if self.data_seed is None:
+            changes["data_seed"] = self.seed
+        return dataclasses.replace(self, **changes)
+
+    @cached_property
+    def key(self) -> str:
+        """Twenty hexadecimal digits that name the trajectory: a hash of its fields and the components' versions."""
+        table = {k: v for k, v in self.resolved.to_dict().items() if k not in OBSERVATION}
+        table["versions"] = {kind: registry(kind).version(getattr(self, kind).name) for kind in PARTS}
+        text = json.dumps(table, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def recorded_steps(self, every: int | None = None) -> list[int]:
+        """Return the steps at which losses are recorded: multiples of `every` (default eval_every), and the last."""
+        every = self.eval_every if every is None else every
+        return sorted({*range(0, self.steps + 1, every), self.steps}) if every else []
+
+    def describe(self) -> str:
+        """Return a short name for progress lines and tables."""
+        return f"{self.model.name} on {self.data.name}, {self.optim.name} lr {self.lr:.3g}, seed {self.seed}"
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """Return an independent 63-bit seed for one purpose ("data", "init", "order", ...).
+
+    >>> derive_seed(0, "init") != derive_seed(0, "data")
+    True
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
