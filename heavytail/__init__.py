@@ -17,7 +17,7 @@ _PUBLIC = {
     "HeavyTailError": "heavytail.errors",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - the names are resolved by __getattr__
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -64,7 +64,13 @@ class RunSpec:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise SpecError(f"lr: expected a positive finite number, got {self.lr}")
-        for name, low in (("steps", 1), ("eval_every", 1), ("test_every", 0), ("batch_size", 1), ("microbatch", 1)):
+        for name, low in (
+            ("steps", 1),
+            ("eval_every", 1),
+            ("test_every", 0),
+            ("batch_size", 1),
+            ("microbatch", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SpecError(f"{name}: expected an integer >= {low}, got {value}")

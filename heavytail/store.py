@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from numpy.typing import NDArray
 
 from heavytail.errors import StoreError
 from heavytail.spec import RunSpec
+
+ATTEMPT = "attempt"  # subfolder of a finished run in which a fresh attempt at it commits until it is finished too
 
 Array = NDArray[Any]
 Status = Literal["done", "diverged", "interrupted", "failed", "running", "missing"]
@@ -122,36 +125,27 @@ class RunStore:
 
     def status(self, spec: RunSpec) -> Status:
         """Return where a run stands: done or diverged only if every step that `spec` asks for is there."""
-        record = self._record(self.folder(spec))
-        if record is None:
-            return "missing"
-        if not self.missing_steps(spec):
+        folder = self.folder(spec)
+        record = _record(folder)
+        if record is not None and not _missing(record, spec):
             return "diverged" if _diverged(record, spec) else "done"
+        record = _record(folder / ATTEMPT) or record
+        if record is None or record["status"] in ("done", "diverged"):
+            return "missing"
         status: Status = record["status"]
         if status == "running" and not self.locked(spec):
             return "interrupted"  # the process that ran it is gone
-        return "missing" if status in ("done", "diverged") else status
+        return status
 
     def missing_steps(self, spec: RunSpec) -> list[int]:
         """Return the recorded steps that `spec` asks for and the store does not have; all of them for a new probe."""
-        record = self._record(self.folder(spec))
-        wanted = spec.recorded_steps()
-        if record is None or record["history"] is None:
-            return wanted
-        have = record["observed"]
-        probes = [p.to_dict() for p in spec.resolved.probes]
-        if any(p not in have["probes"] for p in probes) or spec.train_stats != have["train_stats"]:
-            return wanted
-        end = record["step"] if record["status"] == "diverged" else spec.steps
-        missing = {s for s in wanted if s <= end} - set(have["train_steps"])
-        missing |= {s for s in spec.recorded_steps(spec.test_every) if s <= end} - set(have["test_steps"])
-        return sorted(missing)
+        return _missing(_record(self.folder(spec)), spec)
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """Return the final loss and stability of a finished run, None if it is not finished."""
         if self.missing_steps(spec):
             return None
-        record = self._record(self.folder(spec))
+        record = _record(self.folder(spec))
         assert record is not None
         if _diverged(record, spec):
             return Outcome("diverged", float("inf"), float("inf"), record["step"])
@@ -172,27 +166,26 @@ class RunStore:
         if self.missing_steps(spec):
             return None
         folder = self.folder(spec)
-        record = self._record(folder)
+        record = _record(folder)
         assert record is not None
         arrays = _read_arrays(folder, record["history"], only)
         status: Status = "diverged" if _diverged(record, spec) else "done"
         environment = _read_json(folder / "env.json") if only is None else {}
         return History(spec, status, _cut(arrays, spec), environment or {})
 
-    def load_partial(self, spec: RunSpec) -> tuple[History, dict[str, Array]] | None:
-        """Return what an unfinished run has measured and its checkpoint, to continue from; None if that cannot be.
+    def load_partial(self, spec: RunSpec) -> tuple[History, int, dict[str, Array]] | None:
+        """Return a history, the number of updates behind it and the checkpoint to continue from, if there is one.
 
-        It can where every missing step lies after the checkpoint.
+        One can be continued where every missing step lies at or after the checkpoint.
         """
-        folder = self.folder(spec)
-        record = self._record(folder)
-        if record is None or record["history"] is None or record["checkpoint"] is None:
-            return None
-        missing = self.missing_steps(spec)
-        if missing and missing[0] <= record["step"]:
-            return None
-        arrays = _read_arrays(folder, record["history"])
-        return History(spec, record["status"], arrays), _read_arrays(folder, record["checkpoint"])
+        for folder in (self.folder(spec) / ATTEMPT, self.folder(spec)):
+            record = _record(folder)
+            if record is None or record["history"] is None or record["checkpoint"] is None:
+                continue
+            if all(step >= record["step"] for step in _missing(record, spec)):
+                history = History(spec, record["status"], _read_arrays(folder, record["history"]))
+                return history, record["step"], _read_arrays(folder, record["checkpoint"])
+        return None
 
     def save(
         self,
@@ -203,10 +196,16 @@ class RunStore:
     ) -> None:
         """Commit a history, and the checkpoint to resume from after `step` updates, atomically.
 
+        A finished run stays what it is while a fresh attempt at it (for a new probe, say) is under way.
+
         Raises:
             StoreError: the folder cannot be written; what was committed before stays.
         """
         spec, folder = history.spec, self.folder(history.spec)
+        finished = history.status in ("done", "diverged")
+        stored = _record(folder)
+        if not finished and stored is not None and stored["status"] in ("done", "diverged"):
+            folder = folder / ATTEMPT
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "spec.json", spec.resolved.to_dict())
@@ -231,6 +230,8 @@ class RunStore:
         for old in folder.glob("*.safetensors*"):
             if old.name not in kept:
                 old.unlink(missing_ok=True)
+        if finished:
+            shutil.rmtree(folder / ATTEMPT, ignore_errors=True)
 
     @contextlib.contextmanager
     def lock(self, spec: RunSpec) -> Iterator[None]:
@@ -260,16 +261,32 @@ class RunStore:
         """Yield (key, spec table, status record) of every stored run, oldest commit first."""
         files = sorted((self.root / "runs").glob("*/status.json"), key=lambda f: f.stat().st_mtime)
         for file in files:
-            record, spec = self._record(file.parent), _read_json(file.parent / "spec.json")
+            record, spec = _record(file.parent), _read_json(file.parent / "spec.json")
             if record is not None and spec is not None:
                 yield file.parent.name, spec, record
 
-    def _record(self, folder: Path) -> dict[str, Any] | None:
-        return _read_json(folder / "status.json")
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    return _read_json(folder / "status.json")
+
+
+def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
+    """Recorded steps that `spec` asks for and a status record does not list."""
+    wanted = spec.recorded_steps()
+    if record is None or record["history"] is None:
+        return wanted
+    have = record["observed"]
+    probes = [p.to_dict() for p in spec.resolved.probes]
+    if any(p not in have["probes"] for p in probes) or spec.train_stats != have["train_stats"]:
+        return wanted
+    end = record["step"] if record["status"] == "diverged" else spec.steps
+    missing = {s for s in wanted if s <= end} - set(have["train_steps"])
+    missing |= {s for s in spec.recorded_steps(spec.test_every) if s <= end} - set(have["test_steps"])
+    return sorted(missing)
 
 
 def _diverged(record: Mapping[str, Any], spec: RunSpec) -> bool:
-    return record["status"] == "diverged" and record["step"] < spec.steps
+    return bool(record["status"] == "diverged" and record["step"] < spec.steps)
 
 
 def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:

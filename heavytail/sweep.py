@@ -1,0 +1,373 @@
+"""Sweep: a problem times its optimizers, and the paper's search for the step size (section 5 of its appendix A).
+
+The search, as code: powers of ten on the first seed; half powers around the best of them on all seeds; selected is the
+step size with the smallest *maximum over seeds of the final training loss*; a selection whose loss exceeds
+1.05 times its initial value at any recorded step falls back to the next smaller step size until it is stable. Diverged
+runs count as infinite. Nothing here trains: `propose` says what is still to be run, given what has been.
+
+A sweep is read from a preset (TOML): the tables are overlaid in the order run <- variant <- scale <- scale.variant.
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from heavytail.errors import DataError, SpecError, unknown
+from heavytail.registry import Part
+from heavytail.spec import RunSpec
+from heavytail.store import Outcome
+
+UNSTABLE = 1.05
+SCALES = ("paper", "small", "quick")
+Lookup = Callable[[RunSpec], "Outcome | None"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Step sizes as powers of ten.
+
+    Attributes:
+        exponents: of the sparse grid, ascending.
+        refine: half powers tried on each side of the best sparse one; None trains exactly `exponents` on all seeds.
+    """
+
+    exponents: tuple[float, ...]
+    refine: int | None = None
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Grid:
+        """Read `0.01`, `[0.01, 0.1]`, `{exponents = [-1, -0.5]}` or `{decades = [-6, 1], refine = 2}`."""
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in ("decades", "exponents", "refine"):
+                    raise unknown(f"setting of {where}", key, ("decades", "exponents", "refine"))
+            refine = value.get("refine")
+            if refine is not None and not (isinstance(refine, int) and refine >= 0):
+                raise SpecError(f"{where}.refine: expected an integer >= 0, got {refine!r}")
+            match value.get("decades"), value.get("exponents"):
+                case [int(low), int(high)], None if low <= high:
+                    return cls(tuple(float(e) for e in range(low, high + 1)), refine)
+                case None, [_, *_] as exponents if all(isinstance(e, int | float) for e in exponents):
+                    return cls(tuple(sorted(map(float, exponents))), refine)
+        values = [value] if isinstance(value, int | float) else value
+        if isinstance(values, list) and values and all(isinstance(v, int | float) and v > 0 for v in values):
+            return cls(tuple(sorted(math.log10(v) for v in values)))
+        raise SpecError(f"{where}: expected a step size, a list of them, or decades = [low, high], got {value!r}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One optimizer of a sweep: its label in figures ("gd+m"), the part, and its step sizes."""
+
+    label: str
+    optim: Part
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One step size, judged over the seeds that were run."""
+
+    exponent: float
+    specs: tuple[RunSpec, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def lr(self) -> float:
+        """The step size."""
+        return self.specs[0].lr
+
+    @property
+    def loss(self) -> float:
+        """Maximum over seeds of the final training loss; infinite if any seed diverged."""
+        finals = [o.final_loss for o in self.outcomes]
+        return max(finals) if all(map(math.isfinite, finals)) else math.inf
+
+    @property
+    def peak(self) -> float:
+        """Maximum over seeds of the largest recorded loss relative to the initial one."""
+        peaks = [o.peak_ratio for o in self.outcomes]
+        return max(peaks) if all(map(math.isfinite, peaks)) else math.inf
+
+    @property
+    def stable(self) -> bool:
+        """Whether no seed's loss ever exceeded 1.05 times its initial value."""
+        return self.peak <= UNSTABLE
+
+
+@dataclass(frozen=True)
+class Best:
+    """The selected step size of one optimizer, and why each other candidate lost.
+
+    Attributes:
+        label: of the optimizer.
+        chosen: None if no candidate was stable.
+        candidates: all that were judged, ascending.
+        reasons: why each was chosen or lost, in the order of `candidates`.
+        warning: set where the choice lies at an edge of the grid, else None.
+    """
+
+    label: str
+    chosen: Candidate | None
+    candidates: tuple[Candidate, ...]
+    reasons: tuple[str, ...]
+    warning: str | None = None
+
+    def table(self) -> Iterator[tuple[float, float, str]]:
+        """Yield (lr, max over seeds of the final loss, reason)."""
+        for candidate, reason in zip(self.candidates, self.reasons, strict=True):
+            yield candidate.lr, candidate.loss, reason
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A problem, its optimizers and seeds.
+
+    Attributes:
+        name, title: of the preset.
+        scale: "paper", "small" or "quick".
+        variant: name of the variant, "" for none.
+        run: the table that every run shares.
+        entries: the optimizers.
+        seeds: the first one searches the sparse grid; all of them judge the dense one.
+    """
+
+    name: str
+    title: str
+    scale: str
+    variant: str
+    run: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def load(cls, preset: str | Path, *, scale: str = "quick", variant: str = "") -> Sweep:
+        """Read a preset by name, or a user's own by its path; raise SpecError on anything it does not know."""
+        table = read_preset(preset)
+        name = str(table.get("name", preset))
+        known = {"name", "title", "run", "sweep", "variant", "scale"}
+        for key in table:
+            if key not in known:
+                raise unknown(f"table of preset '{name}'", key, known)
+        scales, variants = table.get("scale", {}), table.get("variant", {})
+        if scale not in scales and (scales or scale not in SCALES):
+            raise unknown(f"scale of preset '{name}'", scale, scales or SCALES)
+        if variant and variant not in variants:
+            raise unknown(f"variant of preset '{name}'", variant, variants)
+        chosen = scales.get(scale, {})
+        merged: dict[str, Any] = {"run": table.get("run", {}), "sweep": table.get("sweep", {})}
+        for layer in (variants.get(variant, {}), chosen, chosen.get("variant", {}).get(variant, {})):
+            merged = overlay(merged, {k: v for k, v in layer.items() if k not in ("variant", "title")})
+        for key in merged:
+            if key not in ("run", "sweep"):
+                raise unknown(f"table of preset '{name}'", key, ("run", "sweep", "variant"))
+        search = merged["sweep"]
+        for key in search:
+            if key not in ("seeds", "optim", "lr"):
+                raise unknown(f"setting of preset '{name}': sweep", key, ("seeds", "optim", "lr"))
+        seeds = search.get("seeds", [0])
+        if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) for s in seeds)):
+            raise SpecError(f"sweep.seeds: expected a list of integers, got {seeds!r}")
+        entries = tuple(_entries(search.get("optim", []), search.get("lr")))
+        if not entries:
+            raise SpecError(f"preset '{name}': expected at least one [[sweep.optim]], got none")
+        title = variants.get(variant, {}).get("title", table.get("title", name))
+        sweep = cls(name, title, scale, variant, merged["run"], entries, tuple(seeds))
+        sweep.spec(entries[0], entries[0].grid.exponents[0], seeds[0])  # refuse a bad table now, not at the first run
+        return sweep
+
+    def only(self, labels: tuple[str, ...]) -> Sweep:
+        """Return the sweep with these optimizers alone, in this order."""
+        return Sweep(
+            self.name,
+            self.title,
+            self.scale,
+            self.variant,
+            self.run,
+            tuple(self.entry(label) for label in labels),
+            self.seeds,
+        )
+
+    def entry(self, label: str) -> Entry:
+        """Return the optimizer called `label`."""
+        for entry in self.entries:
+            if entry.label == label:
+                return entry
+        raise unknown(f"optimizer of preset '{self.name}'", label, [e.label for e in self.entries])
+
+    def spec(self, entry: Entry, exponent: float, seed: int) -> RunSpec:
+        """Return the run of one optimizer, step size 10^exponent and seed."""
+        return RunSpec.from_dict({**self.run, "optim": entry.optim, "lr": 10.0**exponent, "seed": seed})
+
+    def propose(self, lookup: Lookup) -> list[RunSpec]:
+        """Return the runs that the search needs next; none when it is finished.
+
+        Args:
+            lookup: the outcome of a finished run, None for one that is not finished.
+        """
+        return [spec for entry in self.entries for spec in self._search(entry, lookup)[1]]
+
+    def best(self, label: str, lookup: Lookup) -> Best | None:
+        """Return the selected step size of one optimizer; None while its search is not finished."""
+        return self._search(self.entry(label), lookup)[0]
+
+    def _search(self, entry: Entry, lookup: Lookup) -> tuple[Best | None, list[RunSpec]]:
+        """The search as far as the finished runs allow: its result, or the runs that it needs next."""
+        grid = entry.grid
+        if grid.refine is None:
+            judged, todo = self._judge(entry, grid.exponents, self.seeds, lookup)
+            return (None, todo) if todo else (select(entry.label, judged), [])
+        sparse, todo = self._judge(entry, grid.exponents, self.seeds[:1], lookup)
+        if todo:
+            return None, todo
+        centre = select(entry.label, sparse).chosen
+        if centre is None:
+            return select(entry.label, sparse), []
+        exponents = [centre.exponent + k / 2 for k in range(-grid.refine, grid.refine + 1)]
+        while True:
+            dense, todo = self._judge(entry, exponents, self.seeds, lookup)
+            if todo:
+                return None, todo
+            best = select(entry.label, dense)
+            if best.chosen is not None or exponents[0] <= grid.exponents[0] - 1:
+                return _warn_at_edge(best, grid), []
+            exponents.insert(0, exponents[0] - 0.5)  # every dense one was unstable: the next smaller
+
+    def _judge(
+        self, entry: Entry, exponents: tuple[float, ...] | list[float], seeds: tuple[int, ...], lookup: Lookup
+    ) -> tuple[list[Candidate], list[RunSpec]]:
+        judged, todo = [], []
+        for exponent in exponents:
+            specs = tuple(self.spec(entry, exponent, seed) for seed in seeds)
+            outcomes = [lookup(spec) for spec in specs]
+            todo += [spec for spec, outcome in zip(specs, outcomes, strict=True) if outcome is None]
+            judged.append(Candidate(exponent, specs, tuple(o for o in outcomes if o is not None)))
+        return judged, todo
+
+    @cached_property
+    def caption(self) -> str:
+        """What a figure says about the scale it was made at."""
+        return "paper's scale" if self.scale == "paper" else f"{self.scale} scale, not the paper's"
+
+
+def select(label: str, candidates: list[Candidate]) -> Best:
+    """Select a step size by the paper's rule; every other candidate is told why it lost."""
+    ordered = sorted(candidates, key=lambda c: c.exponent)
+    ranked = sorted((c for c in ordered if math.isfinite(c.loss)), key=lambda c: c.loss)
+    smallest = ranked[0] if ranked else None
+    chosen = smallest
+    if smallest is not None:
+        fallbacks = [c for c in ordered if c.exponent <= smallest.exponent and c.stable]
+        chosen = fallbacks[-1] if fallbacks else None
+    reasons = tuple(_reason(c, smallest, chosen) for c in ordered)
+    return Best(label, chosen, tuple(ordered), reasons)
+
+
+def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate | None) -> str:
+    diverged = [s.seed for s, o in zip(candidate.specs, candidate.outcomes, strict=True) if o.status == "diverged"]
+    if diverged:
+        first = next(o.last_step for o in candidate.outcomes if o.status == "diverged")
+        return f"diverged at step {first} (seed {diverged[0]})"
+    unstable = f"unstable: peaked at {candidate.peak:.3g} x its initial loss"
+    if candidate is chosen:
+        if candidate is smallest:
+            return "selected: smallest worst-seed final loss"
+        return "selected: next smaller stable step size"
+    if candidate is smallest or (smallest and candidate.exponent < smallest.exponent and not candidate.stable):
+        return unstable
+    assert smallest is not None
+    if candidate.exponent > smallest.exponent and not candidate.stable:
+        return f"{unstable}, and final loss {candidate.loss:.4g} > {smallest.loss:.4g}"
+    return f"final loss {candidate.loss:.4g} > {(chosen or smallest).loss:.4g}"
+
+
+def _warn_at_edge(best: Best, grid: Grid) -> Best:
+    low, high = grid.exponents[0], grid.exponents[-1]
+    if best.chosen is None or low < best.chosen.exponent < high:
+        return best
+    side = "smallest" if best.chosen.exponent <= low else "largest"
+    warning = f"{best.label}: selected lr {best.chosen.lr:.3g} is at the {side} edge of the grid; widen it"
+    return Best(best.label, best.chosen, best.candidates, best.reasons, warning)
+
+
+def _entries(tables: object, shared: object) -> Iterator[Entry]:
+    """The optimizers of a [[sweep.optim]] list; settings given as lists are crossed."""
+    if not isinstance(tables, list):
+        raise SpecError(f"sweep.optim: expected an array of tables, got {tables!r}")
+    for table in tables:
+        settings = {k: v for k, v in table.items() if k not in ("lr", "label")}
+        name = settings.get("name", "?")
+        lr = table.get("lr", shared)
+        if lr is None:
+            raise SpecError(f"sweep.optim {name}: expected lr, got none")
+        axes = [[(k, v) for v in (value if isinstance(value, list) else [value])] for k, value in settings.items()]
+        for combination in itertools.product(*axes):
+            part = Part.parse(dict(combination), "optim")
+            rate = lr
+            if isinstance(lr, Mapping) and set(lr) <= {"+m", "-m"}:
+                rate = lr[_momentum(part)]
+            label = table.get("label", f"{part.name}{_momentum(part)}")
+            yield Entry(label, part, Grid.parse(rate, f"sweep.optim {label}: lr"))
+
+
+def _momentum(part: Part) -> str:
+    """The paper's suffix: "+m" with momentum (Adam: beta1), "-m" without, nothing where neither is a setting."""
+    value = part.params.get("momentum", part.params.get("beta1"))
+    return "" if value is None else "+m" if value > 0 else "-m"
+
+
+def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `top` laid over it, table by table; a table that names another component replaces it whole.
+
+    >>> overlay({"data": {"name": "a", "m": 1}}, {"data": {"m": 2}})
+    {'data': {'name': 'a', 'm': 2}}
+    >>> overlay({"data": {"name": "a", "m": 1}}, {"data": {"name": "b"}})
+    {'data': {'name': 'b'}}
+    """
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
+            old = {"name": old}
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
+            merged[key] = overlay(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    folder = resources.files("heavytail") / "presets"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def read_preset(preset: str | Path) -> dict[str, Any]:
+    """Return the tables of a preset, by name or by the path of a .toml file."""
+    if str(preset).endswith(".toml"):
+        try:
+            text = Path(preset).read_text()
+        except OSError as error:
+            raise DataError(f"cannot read preset {preset}: {error.strerror}") from error
+    else:
+        names = preset_names()
+        if preset not in names:
+            raise unknown("preset", preset, names)
+        text = (resources.files("heavytail") / "presets" / f"{preset}.toml").read_text()
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"preset {preset}: {error}") from error
