@@ -233,6 +233,14 @@ class RunStore:
         if finished:
             shutil.rmtree(folder / ATTEMPT, ignore_errors=True)
 
+    def mark_failed(self, spec: RunSpec, error: str) -> None:
+        """Note why a run failed, beside whatever it had committed."""
+        for folder in (self.folder(spec) / ATTEMPT, self.folder(spec)):
+            record = _record(folder)
+            if record is not None and record["status"] not in ("done", "diverged"):
+                write_json(folder / "status.json", {**record, "status": "failed", "error": error})
+                return
+
     @contextlib.contextmanager
     def lock(self, spec: RunSpec) -> Iterator[None]:
         """Hold the run's folder for this process; waits while another has it. A killed process lets go by itself."""
