@@ -8,6 +8,7 @@ is; a worker that dies takes only its current run with it, which resumes from it
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import queue
@@ -19,15 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
-from heavytail.errors import HeavyTailError
+from heavytail.errors import DataError, HeavyTailError
 from heavytail.spec import RunSpec
 from heavytail.store import RunStore
 
 Propose = Callable[[], list[RunSpec]]
-
-
-class RunFailed(HeavyTailError):
-    """Some runs ended in an error that is not the user's to fix, or their worker died."""
 
 
 class Interrupted(HeavyTailError):
@@ -71,8 +68,42 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def run_all(propose: Propose, store: RunStore, options: Options, display: Display) -> None:
-    """Train until `propose` asks for nothing more.
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be trained, and why: its data are missing, it ran out of memory, its worker died."""
+
+    spec: RunSpec
+    reason: str
+
+
+class _Ledger:
+    """What has failed so far; runs on data that could not be loaded are not tried again one by one."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, Failure] = {}
+        self._no_data: dict[str, Failure] = {}
+
+    def note(self, spec: RunSpec, reason: str, *, data: bool = False) -> None:
+        if data:
+            self._no_data[_data_of(spec)] = Failure(spec, reason)
+        else:
+            self._failed[spec.key] = Failure(spec, f"{spec.describe()}: {reason}")
+
+    def open(self, specs: list[RunSpec], active: set[str] | None = None) -> list[RunSpec]:
+        """Those of the runs that are worth starting, each once."""
+        skip = {*self._failed, *(active or ())}
+        return list({s.key: s for s in specs if _data_of(s) not in self._no_data and s.key not in skip}.values())
+
+    def failures(self) -> list[Failure]:
+        return [*self._no_data.values(), *self._failed.values()]
+
+
+def _data_of(spec: RunSpec) -> str:
+    return json.dumps(spec.data.to_dict(), sort_keys=True)
+
+
+def run_all(propose: Propose, store: RunStore, options: Options, display: Display) -> list[Failure]:
+    """Train until `propose` asks for nothing more; return the runs that could not be trained.
 
     Args:
         propose: the runs that are needed next and not finished, whether or not they are being trained already.
@@ -82,18 +113,17 @@ def run_all(propose: Propose, store: RunStore, options: Options, display: Displa
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, with everything committed.
-        RunFailed: some runs failed; the others are finished.
+        HeavyTailError: a setting is wrong, or the store cannot be written.
     """
     if not propose():
-        return
+        return []
+    ledger = _Ledger()
     with _Stop() as stop:
         work = _run_here if options.num_workers() == 1 else _run_in_workers
-        failures = work(propose, store, options, display, stop)
+        work(propose, store, options, display, stop, ledger)
         if stop.requested:
             raise Interrupted("stopped; everything trained so far is stored, the same command continues")
-    if failures:
-        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        raise RunFailed(f"{failures[0]}{more}; the same command continues")
+    return ledger.failures()
 
 
 class _Stop:
@@ -119,11 +149,12 @@ class _Stop:
         self.requested = True
 
 
-def _run_here(propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop) -> list[str]:
+def _run_here(
+    propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop, ledger: _Ledger
+) -> None:
     from heavytail.train.engine import train
 
-    failed: dict[str, str] = {}
-    while todo := [s for s in propose() if s.key not in failed]:
+    while todo := ledger.open(propose()):
         spec = todo[0]
         display.started(spec)
         try:
@@ -135,16 +166,18 @@ def _run_here(propose: Propose, store: RunStore, options: Options, display: Disp
                 report=lambda p: display.progressed(p.spec, p.step, p.loss),
                 should_stop=lambda: stop.requested,
             )
+        except DataError as error:
+            ledger.note(spec, str(error), data=True)
+            display.finished(spec, "failed")
         except HeavyTailError:
             raise
         except Exception as error:  # one run out of memory must not end a night of others
-            failed[spec.key] = f"{spec.describe()}: {type(error).__name__}: {error}"
+            ledger.note(spec, f"{type(error).__name__}: {error}")
             display.finished(spec, "failed")
-            continue
-        display.finished(spec, history.status)
+        else:
+            display.finished(spec, history.status)
         if stop.requested:
             break
-    return list(failed.values())
 
 
 @dataclass
@@ -161,19 +194,20 @@ class _Message:
     """What a worker says of its current run."""
 
     worker: int
-    kind: Literal["progress", "finished", "failed", "fatal"]
+    kind: Literal["progress", "finished", "no data", "failed", "fatal"]
     text: str = ""
     step: int = 0
     loss: float = 0.0
 
 
-def _run_in_workers(propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop) -> list[str]:
+def _run_in_workers(
+    propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop, ledger: _Ledger
+) -> None:
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     stopping = context.Event()
     threads = max(1, num_cores() // options.num_workers())
     workers: dict[int, _Worker] = {}
-    failed: dict[str, str] = {}
     fatal: str | None = None
     numbers = iter(range(10**9))
 
@@ -188,8 +222,7 @@ def _run_in_workers(propose: Propose, store: RunStore, options: Options, display
         """Give every idle worker a run, starting workers as needed; return whether anything is under way."""
         active = {w.spec.key for w in workers.values() if w.spec is not None}
         if not stop.requested and fatal is None:
-            todo = [s for s in propose() if s.key not in failed and s.key not in active]
-            todo = list({s.key: s for s in todo}.values())
+            todo = ledger.open(propose(), active)
             while len(workers) < min(options.num_workers(), len(active) + len(todo)):
                 start()
             for worker in workers.values():
@@ -209,8 +242,7 @@ def _run_in_workers(propose: Propose, store: RunStore, options: Options, display
                     if not worker.process.is_alive() and messages.empty():
                         del workers[number]
                         if worker.spec is not None:
-                            reason = f"its worker process died (exit code {worker.process.exitcode})"
-                            failed[worker.spec.key] = f"{worker.spec.describe()}: {reason}"
+                            ledger.note(worker.spec, f"its worker process died (exit code {worker.process.exitcode})")
                             display.finished(worker.spec, "failed")
                 continue
             worker = workers[message.worker]
@@ -220,8 +252,8 @@ def _run_in_workers(propose: Propose, store: RunStore, options: Options, display
                 display.progressed(spec, message.step, message.loss)
                 continue
             worker.spec = None
-            if message.kind == "failed":
-                failed[spec.key] = f"{spec.describe()}: {message.text}"
+            if message.kind in ("failed", "no data"):
+                ledger.note(spec, message.text, data=message.kind == "no data")
             elif message.kind == "fatal":
                 fatal = fatal or message.text
             display.finished(spec, message.text if message.kind == "finished" else "failed")
@@ -234,7 +266,6 @@ def _run_in_workers(propose: Propose, store: RunStore, options: Options, display
             worker.process.kill()
     if fatal is not None:
         raise HeavyTailError(fatal)
-    return list(failed.values())
 
 
 def _receive(messages: Any) -> _Message | None:
@@ -275,6 +306,8 @@ def _work(number: int, threads: int, root: Path, options: Options, tasks: Any, m
                 should_stop=should_stop,
             )
             messages.put(_Message(number, "finished", history.status))
+        except DataError as error:
+            messages.put(_Message(number, "no data", str(error)))
         except HeavyTailError as error:
             messages.put(_Message(number, "fatal", str(error)))
         except Exception as error:
