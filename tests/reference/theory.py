@@ -93,9 +93,10 @@ def head_derivatives(W: Array, x: Array, y: NDArray[np.int64]) -> tuple[Array, A
     def loss(weights: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(inputs @ weights.T, targets)
 
-    weights = torch.from_numpy(W)
-    gradient = torch.func.grad(loss)(weights)
-    hessian = torch.func.hessian(loss)(weights)
+    weights = torch.from_numpy(W).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(weights), weights)
+    # Reverse mode twice: torch's forward mode warns of a deprecation of its own.
+    hessian = torch.autograd.functional.hessian(loss, weights)
     return gradient.numpy(), hessian.numpy()
 
 
