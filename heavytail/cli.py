@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import tempfile
 import tomllib
@@ -140,7 +141,7 @@ def status_command(args: argparse.Namespace) -> int:
     for key, table, record in store.records():
         spec = RunSpec.from_dict(table)
         status = record["status"]
-        if status == "running" and not store.locked_key(key):
+        if status == "running" and not store.locked(key):
             status = "interrupted"
         print(f"{key}  {status:12} step {record['step']:>6} of {spec.steps:<6}  {spec.describe()}")
         count += 1
@@ -178,6 +179,9 @@ class _Parser(argparse.ArgumentParser):
             flags = [o for action in self._actions for o in action.option_strings]
             near = difflib.get_close_matches(wrong.split("=")[0], flags, n=1)
             message = f"unknown argument '{wrong}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        elif found := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            argument, wrong, choices = found.groups()
+            message = str(_unknown(argument, wrong, re.findall(r"[\w-]+", choices)))
         self.exit(2, f"heavytail: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
