@@ -1,0 +1,63 @@
+"""Probes: further measurements at chosen steps of a run, which never change its trajectory.
+
+A probe is a recipe with `steps(total)` and `measure(view)`. The engine calls `measure` at W_t in eval mode, without
+gradients, and puts torch's generators back afterwards, so that a run with a probe equals the run without it, bit for
+bit.
+
+Shapes: C classes, D features, M predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from heavytail.data import Data
+from heavytail.registry import Registry
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What a probe sees of a run at one step.
+
+    Attributes:
+        step: t; the model holds W_t.
+        model: in eval mode.
+        data: the data set, its training counts and groups included.
+        pairs: iterates over (features [m, D], targets [m]) of the whole training split, once per call.
+    """
+
+    step: int
+    model: nn.Module
+    data: Data
+    pairs: ViewPairs
+
+    @property
+    def head(self) -> nn.Linear:
+        """The classifier, D -> C."""
+        head = self.model.head
+        assert isinstance(head, nn.Linear)
+        return head
+
+
+class ViewPairs(Protocol):
+    """Calls yield the head's inputs and targets of the training split, chunk by chunk."""
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class Probe(Protocol):
+    """What every probe has."""
+
+    def steps(self, total: int) -> Iterable[int]:
+        """Return the steps to measure at, for a run of `total` steps."""
+
+    def measure(self, view: StepView) -> dict[str, NDArray]:  # type: ignore[type-arg]
+        """Return named arrays; the same names and shapes at every step."""
+
+
+REGISTRY: Registry[Probe] = Registry("probe", __name__)

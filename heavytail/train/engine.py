@@ -1,0 +1,389 @@
+"""The engine: one training loop for full batches and mini-batches (paper, section 2 and appendix A).
+
+Row t of a history holds the losses at W_t. For a full batch they come from the very pass that makes the gradient of
+step t, so observing costs nothing; where dropout or batch normalisation make that pass differ from evaluation, and for
+mini-batches, a separate pass in eval mode measures them (or, with train_stats = "running", the mini-batches' own
+losses are summed between records). The head never forms the logits of more than a chunk of rows.
+
+Shapes: N samples, C classes, D features, M predictions, E recorded steps, T steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from heavytail import __version__
+from heavytail.data import Batch, Data, Split
+from heavytail.errors import SpecError
+from heavytail.head import linear_cross_entropy
+from heavytail.metrics import ClassStats
+from heavytail.probes import Probe, StepView
+from heavytail.registry import registry
+from heavytail.spec import RunSpec, derive_seed
+from heavytail.store import Array, History, RunStore, Status
+from heavytail.train import checkpoint
+
+HOPELESS = 100.0  # a loss this many times the initial one ends the run: softmax regression itself never overflows
+COMMIT_SECONDS = 30.0
+KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued, only below this size
+CACHED_FEATURES = 2**31  # features of a frozen body are kept, rather than recomputed every step, below this many bytes
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: passed to the `report` callback a few times a second."""
+
+    spec: RunSpec
+    step: int
+    loss: float
+
+
+def train(
+    spec: RunSpec,
+    store: RunStore,
+    *,
+    data_dir: Path,
+    device: str = "cpu",
+    report: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> History:
+    """Run what the store does not have of `spec` yet, and return the history.
+
+    Waits while another process trains the same run, and then finds it done. Divergence is a status of the history.
+
+    Args:
+        spec: the run.
+        store: where its history and checkpoints are committed.
+        data_dir: where public data sets are.
+        device: of torch.
+        report: called a few times a second.
+        should_stop: asked before every step; once true, the run is committed as interrupted and returned.
+    """
+    with store.lock(spec):
+        finished = store.load(spec)
+        if finished is not None:
+            return finished
+        try:
+            with torch.random.fork_rng(), _numerics(spec):
+                return _Run(spec, store, data_dir, torch.device(device)).loop(report, should_stop)
+        except Exception as error:
+            store.mark_failed(spec, f"{type(error).__name__}: {error}")
+            raise
+
+
+class _Run:
+    """One run in progress: the objects of the loop and the rows measured so far."""
+
+    def __init__(self, spec: RunSpec, store: RunStore, data_dir: Path, device: torch.device) -> None:
+        self.spec, self.store, self.device = spec.resolved, store, device
+        spec = self.spec
+        dtype = torch.float64 if spec.precision == "float64" else torch.float32
+        self.data = load_data(spec, data_dir)
+        self.model = build_model(spec, self.data).to(device, dtype)
+        self.head: nn.Linear = self.model.head  # type: ignore[assignment]
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = registry("optim").make(spec.optim).build(trainable, spec.lr)
+        weights = registry("loss").make(spec.loss).class_weights(self.data.counts)
+        self.class_weights = None if weights is None else weights.to(device, dtype)
+        torch.manual_seed(derive_seed(spec.seed, "dropout"))
+
+        if spec.batch_size is not None and spec.batch_size > len(self.data.train):
+            raise SpecError(f"batch_size: expected at most {len(self.data.train)} samples, got {spec.batch_size}")
+        self.full_batch = spec.batch_size is None
+        self.noisy = _differs_in_training(self.model)
+        self.body: Callable[[Tensor], Tensor] = self.model.features  # type: ignore[assignment]
+        self.train_split = self.data.train.to(device, dtype)
+        self.test_split = self.data.test.to(device, dtype) if self.data.test is not None else None
+        if self.full_batch and not self.noisy and _frozen_body(self.model):
+            self._keep_features()
+
+        self.probes: dict[str, tuple[Probe, set[int]]] = {}
+        for part in spec.probes:
+            probe = registry("probe").make(part)
+            self.probes[part.name] = (probe, set(probe.steps(spec.steps)))
+        self.running = ClassStats.zeros(self.data.num_classes, device) if spec.train_stats == "running" else None
+        self.rows: dict[str, list[Array]] = {}
+        self.objective: list[Tensor] = []
+        self.start = 0
+        self._resume()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def loop(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
+        spec = self.spec
+        recorded = set(spec.recorded_steps()) - set(self._steps("train"))
+        tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
+        check_every = 1 if self.device.type == "cpu" else 20  # reading a loss waits for the device
+        initial = self.objective[0].item() if self.objective else math.nan
+        committed = reported = time.monotonic()
+        for step in range(self.start, spec.steps + 1):
+            if should_stop():
+                return self._commit("interrupted", step)
+            self._probe(step)
+            if step in tested and self.test_split is not None:
+                self._record("test", step, self._evaluate(self.test_split))
+            last = step == spec.steps
+            stats = self._observe(step, last) if step in recorded else None
+            if last:
+                break
+            loss = self._gradient(step, stats)
+            if stats is not None:
+                self._record("train", step, stats)
+                if stats is self.running:
+                    self.running = ClassStats.zeros(self.data.num_classes, self.device)
+            self.objective.append(loss)
+            if step == 0:
+                initial = loss.item()
+            now = time.monotonic()
+            if step % check_every == 0:
+                value = loss.item()
+                if not math.isfinite(value) or value > HOPELESS * initial:
+                    return self._commit("diverged", step)
+                if report is not None and now - reported > 0.1:
+                    report(Progress(self.spec, step, value))
+                    reported = now
+            self.optimizer.step()
+            if now - committed > COMMIT_SECONDS:
+                self._commit("running", step + 1)
+                committed = now
+        return self._commit("done", spec.steps)
+
+    def _observe(self, step: int, last: bool) -> ClassStats | None:
+        """The sums that the gradient pass of this step is to fill in, if it can; else measure now."""
+        if self.running is not None:
+            if last:
+                self._record("train", step, self.running)
+            return self.running
+        if self.full_batch and not self.noisy and not last:
+            return ClassStats.zeros(self.data.num_classes, self.device)
+        self._record("train", step, self._evaluate(self.train_split))
+        return None
+
+    def _gradient(self, step: int, stats: ClassStats | None) -> Tensor:
+        """Set the gradients to those of the objective at W_t; return the objective."""
+        self.model.train(self.noisy)
+        self.optimizer.zero_grad(set_to_none=True)
+        chunks, targets = self._chunks(step)
+        if self.class_weights is None:
+            normalizer: Tensor | float = float(targets.numel())
+        else:
+            normalizer = self.class_weights[targets].sum()
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for batch in self.train_split.batches(chunks, seed=derive_seed(self.spec.seed, f"transform/{step}")):
+            loss = self._loss(batch, self.class_weights, normalizer, stats if stats is not None else self.running)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _loss(
+        self, batch: Batch, weights: Tensor | None, normalizer: Tensor | float, stats: ClassStats | None
+    ) -> Tensor:
+        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device).flatten()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+            features = self.body(inputs)
+        weight, bias = self.head.weight.to(features.dtype), self.head.bias
+        out = linear_cross_entropy(
+            features,
+            weight,
+            None if bias is None else bias.to(features.dtype),
+            targets,
+            class_weights=weights,
+            normalizer=normalizer,
+        )
+        if stats is not None:
+            stats.update(targets, out.losses, out.correct, out.p_correct)
+        return out.loss
+
+    def _evaluate(self, split: Split) -> ClassStats:
+        """Sums per class over a split, in eval mode."""
+        stats = ClassStats.zeros(self.data.num_classes, self.device)
+        self.model.eval()
+        with torch.no_grad():
+            for batch in split.batches(_cut(len(split), self.spec.microbatch)):
+                self._loss(batch, None, float(batch.targets.numel()), stats)
+        return stats
+
+    def _chunks(self, step: int) -> tuple[list[slice] | list[Tensor], Tensor]:
+        """The micro-batches of one step, as slices or index tensors, and all its targets."""
+        size = self.spec.batch_size
+        targets = self.train_split.targets
+        if size is None:
+            return _cut(len(self.train_split), self.spec.microbatch), targets
+        # The incomplete last mini-batch of an epoch is dropped, so that every update averages over batch_size samples.
+        per_epoch = len(self.train_split) // size
+        epoch, position = divmod(step, per_epoch)
+        order = _permutation(len(self.train_split), derive_seed(self.spec.seed, f"order/{epoch}"))
+        chosen = order[position * size : (position + 1) * size]
+        return [chosen[c] for c in _cut(size, self.spec.microbatch)], targets[chosen.to(targets.device)]
+
+    def _keep_features(self) -> None:
+        """Replace the inputs by the features of a body that does not train: the problem becomes a linear one."""
+        size = self.train_split.targets.numel() * self.head.in_features * self.head.weight.element_size()
+        if size > CACHED_FEATURES:
+            return
+        if self.train_split.inputs.is_floating_point() and self.train_split.inputs.ndim == 2:
+            return  # a linear model: the inputs are the features
+        self.model.eval()
+        with torch.no_grad():
+            for name in ("train_split", "test_split"):
+                split = getattr(self, name)
+                if split is not None:
+                    parts = [self.body(b.inputs) for b in split.batches(_cut(len(split), self.spec.microbatch))]
+                    setattr(self, name, Split(torch.cat(parts), split.targets.flatten()))
+        self.body = _identity
+
+    # -- measurements --------------------------------------------------------------------------------------------
+
+    def _steps(self, split: str) -> list[int]:
+        return [int(s) for s in self.rows.get(f"{split}/step", [])]
+
+    def _record(self, split: str, step: int, stats: ClassStats) -> None:
+        count = stats.count.cpu().numpy()
+        row = {
+            "step": np.int64(step),
+            "loss": np.float64(stats.overall_loss()),
+            "class_loss": stats.mean_loss().cpu().numpy().astype(np.float32),
+            "correct": stats.correct.cpu().numpy().astype(np.int32),
+            "p_correct": stats.mean_p_correct().cpu().numpy().astype(np.float32),
+            "count": count,
+        }
+        for name, value in row.items():
+            self.rows.setdefault(f"{split}/{name}", []).append(np.asarray(value))
+
+    def _probe(self, step: int) -> None:
+        due = {n: p for n, (p, steps) in self.probes.items() if step in steps and step not in self._steps(f"probe/{n}")}
+        if not due:
+            return
+        self.model.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            view = StepView(step, self.model, self.data, self._pairs)
+            for name, probe in due.items():
+                for key, value in {"step": np.int64(step), **probe.measure(view)}.items():
+                    self.rows.setdefault(f"probe/{name}/{key}", []).append(np.asarray(value))
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.train_split.batches(_cut(len(self.train_split), self.spec.microbatch)):
+            yield self.body(batch.inputs.to(self.device)), batch.targets.to(self.device).flatten()
+
+    # -- persistence ---------------------------------------------------------------------------------------------
+
+    def _commit(self, status: Status, step: int) -> History:
+        arrays: dict[str, Array] = {name: np.stack(values) for name, values in self.rows.items()}
+        for split in ("train", "test"):
+            # Exact passes see the same samples every time: one row of counts says it all.
+            if f"{split}/count" in arrays and not (split == "train" and self.running is not None):
+                arrays[f"{split}/count"] = arrays[f"{split}/count"][0]
+        arrays["group"] = self.data.groups().index
+        arrays["objective"] = torch.stack(self.objective).cpu().numpy() if self.objective else np.empty(0)
+        history = History(self.spec, status, arrays, environment(self.device))
+        state = None if status == "diverged" else checkpoint.pack(self.model, self.optimizer, self.running)
+        if status == "done" and state is not None and sum(a.nbytes for a in state.values()) > KEEP_BYTES:
+            state = None
+        self.store.save(history, step=step, checkpoint=state)
+        return self.store.load(self.spec) or history
+
+    def _resume(self) -> None:
+        found = self.store.load_partial(self.spec)
+        if found is None:
+            return
+        history, self.start, arrays = found
+        checkpoint.unpack(arrays, self.model, self.optimizer, self.running)
+        for name, value in history.arrays.items():
+            if name == "objective":
+                self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.device))
+            elif name.endswith("/count") and value.ndim == 1:
+                self.rows[name] = [value] * len(history.arrays[name.replace("count", "step")])
+            elif name != "group":
+                self.rows[name] = list(value)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(part: str, seed: int, data_dir: Path) -> Data:
+    from heavytail.registry import Part
+
+    data: Data = registry("data").make(Part.parse(json.loads(part), "data")).load(seed=seed, data_dir=data_dir)
+    return data
+
+
+def load_data(spec: RunSpec, data_dir: Path) -> Data:
+    """Return the data of a run; the last two data sets are kept, for runs that differ in step size only."""
+    spec = spec.resolved
+    assert spec.data_seed is not None
+    part = json.dumps(spec.data.to_dict(), sort_keys=True)
+    return _load(part, derive_seed(spec.data_seed, "data"), data_dir)
+
+
+def build_model(spec: RunSpec, data: Data) -> nn.Module:
+    """Return the model of a run at its initial point."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(spec.seed, "init"))
+        model: nn.Module = registry("model").make(spec.model).build(data)
+    return model
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a number may depend on besides its spec."""
+    return {
+        "heavytail": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+class _numerics:  # noqa: N801 - a context manager
+    """Set what torch keeps globally for one run, and put it back."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._precision = "high" if spec.precision == "tf32" else "highest"
+
+    def __enter__(self) -> None:
+        self._before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self._precision)
+        torch.set_flush_denormal(True)  # a diverging run is full of denormals, several times slower each
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_float32_matmul_precision(self._before)
+        torch.set_flush_denormal(False)
+
+
+def _cut(total: int, size: int | None) -> list[slice]:
+    size = total if size is None else size
+    return [slice(i, min(i + size, total)) for i in range(0, total, size)]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(total: int, seed: int) -> Tensor:
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+
+
+def _identity(features: Tensor) -> Tensor:
+    return features
+
+
+def _frozen_body(model: nn.Module) -> bool:
+    return all(name.startswith("head.") for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _differs_in_training(model: nn.Module) -> bool:
+    """Whether a pass in training mode differs from one in eval mode: dropout, batch normalisation."""
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    return any(
+        isinstance(m, batch_norm) or (isinstance(m, nn.Dropout) and m.p > 0) or float(getattr(m, "dropout_p", 0)) > 0
+        for m in model.modules()
+    )

@@ -1,0 +1,325 @@
+"""The runner: work through as many runs as a search asks for, several at a time, and survive being stopped.
+
+`propose` is asked again after every finished run, so that the dense grid of one optimizer starts while the sparse grid
+of another is still running. With one worker everything happens in this process; with more, each worker is a process of
+its own (spawned, so that it shares no torch state) with its share of the cores. Ctrl-C lets every run commit where it
+is; a worker that dies takes only its current run with it, which resumes from its last commit the next time.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+from heavytail.errors import DataError, HeavyTailError
+from heavytail.spec import RunSpec
+from heavytail.store import RunStore
+
+Propose = Callable[[], list[RunSpec]]
+
+
+class Interrupted(HeavyTailError):
+    """The user stopped the work; everything trained so far is stored."""
+
+
+class Display(Protocol):
+    """What the runner tells the user while it works."""
+
+    def started(self, spec: RunSpec) -> None: ...
+
+    def progressed(self, spec: RunSpec, step: int, loss: float) -> None: ...
+
+    def finished(self, spec: RunSpec, status: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        data_dir: where public data sets are.
+        device: of torch.
+        workers: processes; None takes one per core on a CPU (small problems gain more from it than from threads), and
+            one on a GPU.
+    """
+
+    data_dir: Path
+    device: str = "cpu"
+    workers: int | None = None
+
+    def num_workers(self) -> int:
+        """Return the number of processes to use."""
+        if self.workers is not None:
+            return self.workers
+        return num_cores() if self.device == "cpu" else 1
+
+
+def num_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be trained, and why: its data are missing, it ran out of memory, its worker died."""
+
+    spec: RunSpec
+    reason: str
+
+
+class _Ledger:
+    """What has failed so far; runs on data that could not be loaded are not tried again one by one."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, Failure] = {}
+        self._no_data: dict[str, Failure] = {}
+
+    def note(self, spec: RunSpec, reason: str, *, data: bool = False) -> None:
+        if data:
+            self._no_data[_data_of(spec)] = Failure(spec, reason)
+        else:
+            self._failed[spec.key] = Failure(spec, f"{spec.describe()}: {reason}")
+
+    def open(self, specs: list[RunSpec], active: set[str] | None = None) -> list[RunSpec]:
+        """Those of the runs that are worth starting, each once."""
+        skip = {*self._failed, *(active or ())}
+        return list({s.key: s for s in specs if _data_of(s) not in self._no_data and s.key not in skip}.values())
+
+    def failures(self) -> list[Failure]:
+        return [*self._no_data.values(), *self._failed.values()]
+
+
+def _data_of(spec: RunSpec) -> str:
+    return json.dumps(spec.data.to_dict(), sort_keys=True)
+
+
+def run_all(propose: Propose, store: RunStore, options: Options, display: Display) -> list[Failure]:
+    """Train until `propose` asks for nothing more; return the runs that could not be trained.
+
+    Args:
+        propose: the runs that are needed next and not finished, whether or not they are being trained already.
+        store: where runs are committed.
+        options: device, data folder, number of workers.
+        display: is told what happens.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, with everything committed.
+        HeavyTailError: a setting is wrong, or the store cannot be written.
+    """
+    if not propose():
+        return []
+    ledger = _Ledger()
+    with _Stop() as stop:
+        work = _run_here if options.num_workers() == 1 else _run_in_workers
+        work(propose, store, options, display, stop, ledger)
+        if stop.requested:
+            raise Interrupted("stopped; everything trained so far is stored, the same command continues")
+    return ledger.failures()
+
+
+class _Stop:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second one is as rude as ever."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> _Stop:
+        try:
+            self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's
+            self._before = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def _run_here(
+    propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop, ledger: _Ledger
+) -> None:
+    from heavytail.train.engine import train
+
+    while todo := ledger.open(propose()):
+        spec = todo[0]
+        display.started(spec)
+        try:
+            history = train(
+                spec,
+                store,
+                data_dir=options.data_dir,
+                device=options.device,
+                report=lambda p: display.progressed(p.spec, p.step, p.loss),
+                should_stop=lambda: stop.requested,
+            )
+        except DataError as error:
+            ledger.note(spec, str(error), data=True)
+            display.finished(spec, "failed")
+        except HeavyTailError:
+            raise
+        except Exception as error:  # one run out of memory must not end a night of others
+            ledger.note(spec, f"{type(error).__name__}: {error}")
+            display.finished(spec, "failed")
+        else:
+            display.finished(spec, history.status)
+        if stop.requested:
+            break
+
+
+@dataclass
+class _Worker:
+    """A process, the queue it takes runs from, and the run it has."""
+
+    process: SpawnProcess
+    tasks: Any
+    spec: RunSpec | None = None
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What a worker says of its current run."""
+
+    worker: int
+    kind: Literal["progress", "finished", "no data", "failed", "fatal"]
+    text: str = ""
+    step: int = 0
+    loss: float = 0.0
+
+
+def _run_in_workers(
+    propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop, ledger: _Ledger
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    stopping = context.Event()
+    threads = max(1, num_cores() // options.num_workers())
+    workers: dict[int, _Worker] = {}
+    fatal: str | None = None
+    numbers = iter(range(10**9))
+
+    def start() -> None:
+        number, tasks = next(numbers), context.Queue()
+        args = (number, threads, store.root, options, tasks, messages, stopping)
+        process = context.Process(target=_work, args=args, daemon=True)
+        process.start()
+        workers[number] = _Worker(process, tasks)
+
+    def hand_out() -> bool:
+        """Give every idle worker a run, starting workers as needed; return whether anything is under way."""
+        active = {w.spec.key for w in workers.values() if w.spec is not None}
+        if not stop.requested and fatal is None:
+            todo = ledger.open(propose(), active)
+            while len(workers) < min(options.num_workers(), len(active) + len(todo)):
+                start()
+            for worker in workers.values():
+                if worker.spec is None and todo:
+                    worker.spec = todo.pop(0)
+                    worker.tasks.put(worker.spec)
+                    display.started(worker.spec)
+        return any(w.spec is not None for w in workers.values())
+
+    try:
+        while hand_out():
+            if stop.requested or fatal is not None:
+                stopping.set()
+            message = _receive(messages)
+            if message is None:
+                for number, worker in list(workers.items()):
+                    if not worker.process.is_alive() and messages.empty():
+                        del workers[number]
+                        if worker.spec is not None:
+                            ledger.note(worker.spec, f"its worker process died (exit code {worker.process.exitcode})")
+                            display.finished(worker.spec, "failed")
+                continue
+            worker = workers[message.worker]
+            spec = worker.spec
+            assert spec is not None
+            if message.kind == "progress":
+                display.progressed(spec, message.step, message.loss)
+                continue
+            worker.spec = None
+            if message.kind in ("failed", "no data"):
+                ledger.note(spec, message.text, data=message.kind == "no data")
+            elif message.kind == "fatal":
+                fatal = fatal or message.text
+            display.finished(spec, message.text if message.kind == "finished" else "failed")
+    finally:
+        stopping.set()
+        for worker in workers.values():
+            worker.tasks.put(None)
+        for worker in workers.values():
+            worker.process.join(timeout=10)
+            worker.process.kill()
+    if fatal is not None:
+        raise HeavyTailError(fatal)
+
+
+def _receive(messages: Any) -> _Message | None:
+    """The next message; None after a while without one, to look after dead workers and Ctrl-C."""
+    try:
+        message: _Message = messages.get(timeout=0.5)
+        return message
+    except queue.Empty:
+        return None
+
+
+def _work(number: int, threads: int, root: Path, options: Options, tasks: Any, messages: Any, stopping: Any) -> None:
+    """A worker's life: take a run, train it, say how it ended."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group: the parent decides
+        signal.signal(signum, signal.SIG_IGN)
+    parent = os.getppid()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    from heavytail.train.engine import Progress, train
+
+    def report(progress: Progress) -> None:
+        messages.put(_Message(number, "progress", step=progress.step, loss=progress.loss))
+
+    def should_stop() -> bool:
+        return stopping.is_set() or os.getppid() != parent  # the parent was killed: do not train for nobody
+
+    store = RunStore(root)
+    while (spec := _take(tasks, parent)) is not None:
+        try:
+            history = train(
+                spec,
+                store,
+                data_dir=options.data_dir,
+                device=options.device,
+                report=report,
+                should_stop=should_stop,
+            )
+            messages.put(_Message(number, "finished", history.status))
+        except DataError as error:
+            messages.put(_Message(number, "no data", str(error)))
+        except HeavyTailError as error:
+            messages.put(_Message(number, "fatal", str(error)))
+        except Exception as error:
+            messages.put(_Message(number, "failed", f"{type(error).__name__}: {error}"))
+
+
+def _take(tasks: Any, parent: int) -> RunSpec | None:
+    """The next run; None when the parent says so or is gone."""
+    while os.getppid() == parent:
+        try:
+            spec: RunSpec | None = tasks.get(timeout=1.0)
+            return spec
+        except queue.Empty:
+            continue
+    return None
