@@ -64,6 +64,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise SpecError(f"lr: expected a positive finite number, got {self.lr}")
+        object.__setattr__(self, "lr", float(self.lr))  # 1 and 1.0 are one step size and one key
         for name, low in (
             ("steps", 1),
             ("eval_every", 1),
@@ -89,6 +90,8 @@ class RunSpec:
             if key in PARTS:
                 values[key] = Part.parse(value, key, default=PARTS[key])
             elif key == "probes":
+                if not isinstance(value, list | tuple):
+                    raise SpecError(f"probes: expected a list, got {value!r}")
                 values[key] = tuple(Part.parse(p, "probe") for p in value)
             else:
                 values[key] = check_type(value, hints[key], key)
