@@ -346,7 +346,7 @@ def _read_arrays(folder: Path, entry: Mapping[str, str], only: tuple[str, ...] |
 def _write_arrays(folder: Path, stem: str, arrays: Mapping[str, Array]) -> dict[str, str]:
     from safetensors.numpy import save
 
-    content = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    content = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
     digest = hashlib.sha256(content).hexdigest()
     name = f"{stem}-{digest[:16]}.safetensors"
     write_atomic(folder / name, content)
