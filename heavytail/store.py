@@ -295,14 +295,14 @@ def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
     probes = [p.to_dict() for p in spec.resolved.probes]
     if any(p not in have["probes"] for p in probes) or spec.train_stats != have["train_stats"]:
         return wanted
-    end = record["step"] if record["status"] == "diverged" else spec.steps
-    missing = {s for s in wanted if s <= end} - set(have["train_steps"])
-    missing |= {s for s in spec.recorded_steps(spec.test_every) if s <= end} - set(have["test_steps"])
+    end = record["step"] if record["status"] == "diverged" else spec.steps + 1
+    missing = {s for s in wanted if s < end} - set(have["train_steps"])
+    missing |= {s for s in spec.recorded_steps(spec.test_every) if s < end} - set(have["test_steps"])
     return sorted(missing)
 
 
 def _diverged(record: Mapping[str, Any], spec: RunSpec) -> bool:
-    return bool(record["status"] == "diverged" and record["step"] < spec.steps)
+    return bool(record["status"] == "diverged" and record["step"] <= spec.steps)
 
 
 def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:
