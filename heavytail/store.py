@@ -151,15 +151,13 @@ class RunStore:
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """Return the final loss and stability of a finished run, None if it is not finished."""
-        if self.missing_steps(spec):
-            return None
         record = _record(self.folder(spec))
-        assert record is not None
+        if record is None or _missing(record, spec):
+            return None
         if _diverged(record, spec):
             return Outcome("diverged", float("inf"), float("inf"), record["step"])
         history = self.load(spec, only=("train/step", "train/loss"))
-        assert history is not None
-        return Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
+        return history and Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
 
     def load(self, spec: RunSpec, *, only: tuple[str, ...] | None = None) -> History | None:
         """Return the history of a finished run, cut to the steps that `spec` asks for; None if any is missing.
@@ -171,12 +169,16 @@ class RunStore:
         Raises:
             StoreError: a file is damaged.
         """
-        if self.missing_steps(spec):
-            return None
         folder = self.folder(spec)
         record = _record(folder)
-        assert record is not None
-        arrays = _read_arrays(folder, record["history"], only)
+        if record is None or _missing(record, spec):
+            return None
+        try:
+            arrays = _read_arrays(folder, record["history"], only)
+        except StoreError:
+            if _record(folder) == record:
+                raise
+            return self.load(spec, only=only)  # another process replaced the run while it was read
         status: Status = "diverged" if _diverged(record, spec) else "done"
         environment = _read_json(folder / "env.json") if only is None else {}
         return History(spec, status, _cut(arrays, spec), environment or {})
