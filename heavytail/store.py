@@ -359,7 +359,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     try:
         table: dict[str, Any] = json.loads(file.read_text())
         return table
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {file}: {error}; delete {file.parent} and run again") from error
