@@ -237,7 +237,7 @@ class RunStore:
         except OSError as error:
             raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
         kept = {entry["file"] for entry in (record["history"], record["checkpoint"]) if isinstance(entry, dict)}
-        for old in folder.glob("*.safetensors*"):
+        for old in (*folder.glob("*.safetensors"), *folder.glob(".*")):  # the latter: of writers killed on the way
             if old.name not in kept:
                 old.unlink(missing_ok=True)
         if finished:
