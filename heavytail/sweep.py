@@ -206,7 +206,8 @@ class Sweep:
 
     def spec(self, entry: Entry, exponent: float, seed: int) -> RunSpec:
         """Return the run of one optimizer, step size 10^exponent and seed."""
-        return RunSpec.from_dict({**self.run, "optim": entry.optim, "lr": 10.0**exponent, "seed": seed})
+        lr = float(f"{10.0**exponent:.12g}")  # a step size given as 0.003 is 0.003 again
+        return RunSpec.from_dict({**self.run, "optim": entry.optim, "lr": lr, "seed": seed})
 
     def propose(self, lookup: Lookup) -> list[RunSpec]:
         """Return the runs that the search needs next; none when it is finished.
