@@ -274,10 +274,9 @@ def select(label: str, candidates: list[Candidate]) -> Best:
 
 
 def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate | None) -> str:
-    diverged = [s.seed for s, o in zip(candidate.specs, candidate.outcomes, strict=True) if o.status == "diverged"]
-    if diverged:
-        first = next(o.last_step for o in candidate.outcomes if o.status == "diverged")
-        return f"diverged at step {first} (seed {diverged[0]})"
+    for spec, outcome in zip(candidate.specs, candidate.outcomes, strict=True):
+        if not math.isfinite(outcome.final_loss):
+            return f"diverged at step {outcome.last_step} (seed {spec.seed})"
     unstable = f"unstable: peaked at {candidate.peak:.3g} x its initial loss"
     if candidate is chosen:
         if candidate is smallest:
