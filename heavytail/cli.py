@@ -58,7 +58,7 @@ def list_command(args: argparse.Namespace) -> int:
     from heavytail.registry import registry
 
     what: dict[str, Iterable[tuple[str, str]]] = {
-        "figures": ((f.id, f.title) for f in figures.all_figures()),
+        "figures": ((name, figures.get_figure(name).title) for name in figures.figure_names()),
         "presets": ((name, str(sweep.read_preset(name).get("title", ""))) for name in sweep.preset_names()),
     }
     for kind in ("data", "model", "optim", "loss", "probe"):
@@ -79,7 +79,7 @@ def reproduce_command(args: argparse.Namespace) -> int:
     from heavytail.progress import display
     from heavytail.reproduce import reproduce
 
-    chosen = [figures.figure(name) for name in args.figures] or figures.all_figures()
+    chosen = [figures.get_figure(name) for name in args.figures or figures.figure_names()]
     out = _writable(args.out or Path("results") / args.scale)
     with display() as shown:
         claims = reproduce(chosen, _store(args), out, scale=args.scale, options=_options(args), display=shown)
@@ -117,8 +117,8 @@ def run_command(args: argparse.Namespace) -> int:
 def sweep_command(args: argparse.Namespace) -> int:
     """Search step sizes for a preset or a user's own problem, and say why each candidate lost."""
     from heavytail.progress import display
-    from heavytail.reproduce import remember, search
     from heavytail.sweep import Sweep
+    from heavytail.train.runner import remember, search
 
     sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant)
     store = _store(args)
@@ -371,7 +371,7 @@ def _print_sweep(sweep: Sweep, lookup: Any) -> None:
 
 def _write_best(sweep: Sweep, store: Any, out: Path) -> None:
     from heavytail.export import write_tables
-    from heavytail.reproduce import remember
+    from heavytail.train.runner import remember
 
     for entry in sweep.entries:
         best = sweep.best(entry.label, remember(store))

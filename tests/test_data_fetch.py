@@ -232,12 +232,13 @@ def test_files_of_an_archive_come_with_one_download(
     refused(tmp_path / "other", "w/c in .*: no such member")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser can write everywhere")
 def test_an_unwritable_folder_is_reported(publish: Publish, tmp_path: Path) -> None:
     """A folder that cannot be written is an error of one line, unless everything is there."""
     publish({"s/a.txt": b"a"})
     fetch.fetch("sample", tmp_path / "full")
     (tmp_path / "full").chmod(0o500)
+    if os.access(tmp_path / "full", os.W_OK):
+        pytest.skip("this user can write everywhere")
     fetch.fetch("sample", tmp_path / "full")
     (tmp_path / "empty").mkdir(0o500)
     refused(tmp_path / "empty", "cannot write to .*empty: Permission denied")
