@@ -99,6 +99,8 @@ class _Run:
 
         if spec.batch_size is not None and spec.batch_size > len(self.data.train):
             raise SpecError(f"batch_size: expected at most {len(self.data.train)} samples, got {spec.batch_size}")
+        if spec.test_every and self.data.test is None:
+            raise SpecError(f"test_every: expected 0, as data '{spec.data.name}' has no test split, got {spec.test_every}")
         self.full_batch = spec.batch_size is None
         self.noisy = _differs_in_training(self.model)
         self.body: Callable[[Tensor], Tensor] = self.model.features  # type: ignore[assignment]
@@ -130,7 +132,8 @@ class _Run:
             if should_stop():
                 return self._commit("interrupted", step)
             self._probe(step)
-            if step in tested and self.test_split is not None:
+            if step in tested:
+                assert self.test_split is not None
                 self._record("test", step, self._evaluate(self.test_split))
             last = step == spec.steps
             stats = self._observe(step, last) if step in recorded else None
