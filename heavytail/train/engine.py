@@ -123,7 +123,7 @@ class _Run:
 
     def loop(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
         spec = self.spec
-        recorded = set(spec.recorded_steps()) - set(self._steps("train"))
+        recorded = set(spec.recorded_steps())
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
         check_every = 1 if self.device.type == "cpu" else 20  # reading a loss waits for the device
         initial = self.objective[0].item() if self.objective else math.nan
@@ -142,8 +142,6 @@ class _Run:
             loss = self._gradient(step, stats)
             if stats is not None:
                 self._record("train", step, stats)
-                if stats is self.running:
-                    self.running = ClassStats.zeros(self.data.num_classes, self.device)
             self.objective.append(loss)
             if step == 0:
                 initial = loss.item()
@@ -162,10 +160,17 @@ class _Run:
         return self._commit("done", spec.steps)
 
     def _observe(self, step: int, last: bool) -> ClassStats | None:
-        """The sums that the gradient pass of this step is to fill in, if it can; else measure now."""
-        if self.running is not None:
-            if last:
+        """The sums that the gradient pass of this step is to fill in, if it can; else record the row now."""
+        known = step in self._steps("train")
+        if self.running is not None and step > 0:
+            if not known:
                 self._record("train", step, self.running)
+            if not last:  # a longer run, continued from here, may go on with this sum
+                self.running = ClassStats.zeros(self.data.num_classes, self.device)
+            return None
+        if known:
+            return None
+        if self.running is not None:
             return self.running
         if self.full_batch and not self.noisy and not last:
             return ClassStats.zeros(self.data.num_classes, self.device)
@@ -251,7 +256,7 @@ class _Run:
         return [int(s) for s in self.rows.get(f"{split}/step", [])]
 
     def _record(self, split: str, step: int, stats: ClassStats) -> None:
-        count = stats.count.cpu().numpy()
+        count = stats.count.cpu().numpy().copy()  # running sums go on
         row = {
             "step": np.int64(step),
             "loss": np.float64(stats.overall_loss()),
