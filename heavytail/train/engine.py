@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,7 +126,6 @@ class _Run:
         recorded = set(spec.recorded_steps())
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
         check_every = 1 if self.device.type == "cpu" else 20  # reading a loss waits for the device
-        initial = self.objective[0].item() if self.objective else math.nan
         committed = reported = time.monotonic()
         for step in range(self.start, spec.steps + 1):
             if should_stop():
@@ -138,26 +137,29 @@ class _Run:
             last = step == spec.steps
             stats = self._observe(step, last) if step in recorded else None
             if last:
-                break
+                return self._commit("diverged" if self._lost(self.rows["train/loss"]) else "done", step)
             loss = self._gradient(step, stats)
             if stats is not None:
                 self._record("train", step, stats)
             self.objective.append(loss)
-            if step == 0:
-                initial = loss.item()
             now = time.monotonic()
             if step % check_every == 0:
-                value = loss.item()
-                if not math.isfinite(value) or value > HOPELESS * initial:
+                if self._lost(self.objective):
                     return self._commit("diverged", step)
                 if report is not None and now - reported > 0.1:
-                    report(Progress(self.spec, step, value))
+                    report(Progress(self.spec, step, loss.item()))
                     reported = now
             self.optimizer.step()
             if now - committed > COMMIT_SECONDS:
                 self._commit("running", step + 1)
                 committed = now
-        return self._commit("done", spec.steps)
+        raise AssertionError("the last step returns")
+
+    @staticmethod
+    def _lost(losses: Sequence[Tensor | Array]) -> bool:
+        """Whether the latest loss is not finite, or hopelessly above the first."""
+        first, latest = losses[0].item(), losses[-1].item()
+        return not math.isfinite(latest) or latest > HOPELESS * first
 
     def _observe(self, step: int, last: bool) -> ClassStats | None:
         """The sums that the gradient pass of this step is to fill in, if it can; else record the row now."""
