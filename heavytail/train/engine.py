@@ -311,7 +311,7 @@ class _Run:
         for name, value in history.arrays.items():
             if name == "objective":
                 self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.device))
-            elif name.endswith("/count") and value.ndim == 1:
+            elif name in ("train/count", "test/count") and value.ndim == 1:
                 self.rows[name] = [value] * len(history.arrays[name.replace("count", "step")])
             elif name != "group":
                 self.rows[name] = list(value)
