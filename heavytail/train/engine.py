@@ -102,6 +102,7 @@ class _Run:
         if spec.test_every and self.data.test is None:
             raise SpecError(f"test_every: expected 0, as data '{spec.data.name}' has no test split, got {spec.test_every}")
         self.full_batch = spec.batch_size is None
+        self.microbatch = spec.microbatch
         self.noisy = _differs_in_training(self.model)
         self.body: Callable[[Tensor], Tensor] = self.model.features  # type: ignore[assignment]
         self.train_split = self.data.train.to(device, dtype)
@@ -219,7 +220,7 @@ class _Run:
         stats = ClassStats.zeros(self.data.num_classes, self.device)
         self.model.eval()
         with torch.no_grad():
-            for batch in split.batches(_cut(len(split), self.spec.microbatch)):
+            for batch in split.batches(_cut(len(split), self.microbatch)):
                 self._loss(batch, None, float(batch.targets.numel()), stats)
         return stats
 
@@ -228,13 +229,13 @@ class _Run:
         size = self.spec.batch_size
         targets = self.train_split.targets
         if size is None:
-            return _cut(len(self.train_split), self.spec.microbatch), targets
+            return _cut(len(self.train_split), self.microbatch), targets
         # The incomplete last mini-batch of an epoch is dropped, so that every update averages over batch_size samples.
         per_epoch = len(self.train_split) // size
         epoch, position = divmod(step, per_epoch)
         order = _permutation(len(self.train_split), derive_seed(self.spec.seed, f"order/{epoch}"))
         chosen = order[position * size : (position + 1) * size]
-        return [chosen[c] for c in _cut(size, self.spec.microbatch)], targets[chosen.to(targets.device)]
+        return [chosen[c] for c in _cut(size, self.microbatch)], targets[chosen.to(targets.device)]
 
     def _keep_features(self) -> None:
         """Replace the inputs by the features of a body that does not train: the problem becomes a linear one."""
@@ -248,9 +249,10 @@ class _Run:
             for name in ("train_split", "test_split"):
                 split = getattr(self, name)
                 if split is not None:
-                    parts = [self.body(b.inputs) for b in split.batches(_cut(len(split), self.spec.microbatch))]
+                    parts = [self.body(b.inputs) for b in split.batches(_cut(len(split), self.microbatch))]
                     setattr(self, name, Split(torch.cat(parts), split.targets.flatten()))
         self.body = _identity
+        self.microbatch = None  # it bounded the memory of the body
 
     # -- measurements --------------------------------------------------------------------------------------------
 
@@ -282,7 +284,7 @@ class _Run:
                     self.rows.setdefault(f"probe/{name}/{key}", []).append(np.asarray(value))
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.train_split.batches(_cut(len(self.train_split), self.spec.microbatch)):
+        for batch in self.train_split.batches(_cut(len(self.train_split), self.microbatch)):
             yield self.body(batch.inputs.to(self.device)), batch.targets.to(self.device).flatten()
 
     # -- persistence ---------------------------------------------------------------------------------------------
