@@ -124,7 +124,7 @@ class _Run:
 
     def loop(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
         spec = self.spec
-        recorded = set(spec.recorded_steps())
+        recorded, known = set(spec.recorded_steps()), set(self._steps("train"))
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
         check_every = 1 if self.device.type == "cpu" else 20  # reading a loss waits for the device
         committed = reported = time.monotonic()
@@ -136,7 +136,7 @@ class _Run:
                 assert self.test_split is not None
                 self._record("test", step, self._evaluate(self.test_split))
             last = step == spec.steps
-            stats = self._observe(step, last) if step in recorded else None
+            stats = self._observe(step, last, step in known) if step in recorded else None
             if last:
                 return self._commit("diverged" if self._lost(self.rows["train/loss"]) else "done", step)
             loss = self._gradient(step, stats)
@@ -162,9 +162,8 @@ class _Run:
         first, latest = losses[0].item(), losses[-1].item()
         return not math.isfinite(latest) or latest > HOPELESS * first
 
-    def _observe(self, step: int, last: bool) -> ClassStats | None:
+    def _observe(self, step: int, last: bool, known: bool) -> ClassStats | None:
         """The sums that the gradient pass of this step is to fill in, if it can; else record the row now."""
-        known = step in self._steps("train")
         if self.running is not None and step > 0:
             if not known:
                 self._record("train", step, self.running)
