@@ -41,7 +41,8 @@ class RunSpec:
         eval_every: losses per class are recorded at every multiple of this step count, and at the last step.
         test_every: the same for the test split; 0 never evaluates it.
         train_stats: "exact" records the losses at W_t over the whole training split (free for full batches);
-            "running" sums the losses of the mini-batches since the previous record, without a pass of its own.
+            "running" sums the losses of the mini-batches since the previous record (row 0 has the first one's), without
+            a pass of its own.
         probes: further measurements along the way.
     """
 
