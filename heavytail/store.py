@@ -157,7 +157,9 @@ class RunStore:
         if _diverged(record, spec):
             return Outcome("diverged", float("inf"), float("inf"), record["step"])
         history = self.load(spec, only=("train/step", "train/loss"))
-        return history and Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
+        if history is None:
+            return None
+        return Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
 
     def load(self, spec: RunSpec, *, only: tuple[str, ...] | None = None) -> History | None:
         """Return the history of a finished run, cut to the steps that `spec` asks for; None if any is missing.

@@ -15,7 +15,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -148,6 +148,7 @@ class Sweep:
     run: Mapping[str, Any]
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...]
+    _specs: dict[tuple[str, float, int], RunSpec] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, preset: str | Path, *, scale: str = "quick", variant: str = "") -> Sweep:
@@ -218,8 +219,12 @@ class Sweep:
 
     def spec(self, entry: Entry, exponent: float, seed: int) -> RunSpec:
         """Return the run of one optimizer, step size 10^exponent and seed."""
-        lr = float(f"{10.0**exponent:.12g}")  # a step size given as 0.003 is 0.003 again
-        return RunSpec.from_dict({**self.run, "optim": entry.optim, "lr": lr, "seed": seed})
+        name = (entry.label, exponent, seed)
+        if name not in self._specs:
+            lr = float(f"{10.0**exponent:.12g}")  # a step size given as 0.003 is 0.003 again
+            table = {**self.run, "optim": entry.optim, "lr": lr, "seed": seed}
+            self._specs[name] = RunSpec.from_dict(table)
+        return self._specs[name]
 
     def propose(self, lookup: Lookup) -> list[RunSpec]:
         """Return the runs that the search needs next; none when it is finished.
