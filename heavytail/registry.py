@@ -8,7 +8,6 @@ one: the registry imports every module of its package the first time a name is l
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pkgutil
 import types
 import typing
@@ -145,10 +144,14 @@ def registry(kind: str) -> Registry[Any]:
     return found
 
 
-@functools.cache
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
 def type_hints(cls: type) -> dict[str, Any]:
     """Return the types of a dataclass's fields; evaluating them takes longer than all the rest of reading a part."""
-    return typing.get_type_hints(cls)
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def check_type(value: object, hint: Any, field: str) -> Any:
