@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 COLOURS = {"gd": "#0072B2", "adam": "#D55E00", "normalized-gd": "#009E73", "sign": "#CC79A7"}
 NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "sign descent"}
 INK = "#3a3a3a"
-_RC = {
+_RC: Any = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
@@ -61,13 +61,13 @@ def optimizer_name(label: str, *, stochastic: bool = False, momentum: bool = Fal
     """Return how an optimizer is written: "Adam", "SGD" for GD on mini-batches; with the suffix "+m" if asked.
 
     >>> optimizer_name("gd+m", stochastic=True, momentum=True)
-    'SGD+m'
+    'SGD +m'
     """
     base, suffix = split_label(label)
     name = NAMES.get(base, base)
     if base == "gd" and stochastic:
         name = "SGD"
-    return name + suffix.replace("-", "−") if momentum else name
+    return f"{name} {suffix}".strip().replace("-", "−") if momentum else name
 
 
 def optimizer_colour(label: str) -> str:
@@ -108,6 +108,11 @@ class Panel:
         self._keep("points", label, x=x, y=y)
         self.axes.plot(x, y, linestyle="none", label=label, **style)
 
+    def steps(self, edges: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
+        """Draw the outline of bars of height y [C] between edges [C + 1]."""
+        self._keep("steps", label, edges=edges, y=y)
+        self.axes.stairs(y, edges, label=label, baseline=None, **style)
+
     def level(self, y: float, label: str) -> None:
         """Draw a dashed horizontal line."""
         self._keep("level", label, y=y)
@@ -117,7 +122,8 @@ class Panel:
         """Write a remark into the middle of the panel, below earlier ones."""
         height = 0.5 - 0.12 * len(self.record["notes"])
         self.record["notes"].append(text)
-        self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", fontsize=7)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", bbox=paper)
 
     def _keep(self, kind: str, label: str, **values: ArrayLike) -> None:
         self.record["series"].append({"kind": kind, "label": label, **{k: np.asarray(v) for k, v in values.items()}})
@@ -168,6 +174,7 @@ class Picture:
         bar = self.figure.colorbar(mapping, ax=[p.axes for p in panels], ticks=ends, aspect=28, pad=0.01)
         bar.ax.set_yticklabels(["frequent", "rare"][: len(ends)])
         bar.ax.invert_yaxis()
+        bar.ax.tick_params(which="both", length=0)
         bar.outline.set_visible(False)
 
     def render(self, kind: Literal["png", "pdf"]) -> bytes:
