@@ -37,7 +37,7 @@ def reproduce(
         options: how to train.
         display: is told what happens.
     """
-    results = Results(store, scale)
+    results = Results(store, scale, data_dir=options.data_dir)
     sweeps = {need: results.sweep(need) for figure in figures for need in figure.needs}
     failures = search(list(sweeps.values()), store, options, display)
     claims: list[Claim] = []

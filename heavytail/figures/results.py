@@ -136,6 +136,7 @@ class Results:
         presets: folder to read presets from; by default those that come with the package.
         reasons: why a sweep, by preset and variant, could not be finished, where that is known.
         figure: the figure that is being made, for the command in an error message.
+        data_dir: the data folder, for figures of the data themselves.
     """
 
     store: RunStore
@@ -143,6 +144,7 @@ class Results:
     presets: Path | None = None
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
     figure: str = ""
+    data_dir: Path | None = None
     _sweeps: dict[Need, Sweep] = field(default_factory=dict, repr=False)
     _searches: dict[tuple[str, str, str], Best] = field(default_factory=dict, repr=False)
     _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)
