@@ -221,12 +221,19 @@ class _Worker:
         with contextlib.suppress(OSError):  # it died while idle: the next thing to be read from it is its end
             self.pipe.send(spec)
 
+    def stop(self, *, patience: float = 0.0) -> None:
+        """End it; one without a run has nothing to lose, and torch takes its time to exit."""
+        self.pipe.close()
+        self.process.join(patience)
+        self.process.kill()
+        self.process.join()
+
     def receive(self) -> _Message:
         try:
             message: _Message = self.pipe.recv()
             return message
         except (EOFError, OSError):
-            self.process.join()
+            self.process.join()  # for its exit code
             return _Message("died", f"its worker process died (exit code {self.process.exitcode})")
 
 
@@ -275,8 +282,9 @@ def _run_in_workers(
             display.progressed(spec, message.step, message.loss)
             return False
         worker.spec = None
-        if message.kind == "died" or message.text == "interrupted":  # it ends itself after an interrupted run
+        if message.kind == "died" or message.text == "interrupted":  # it was asked to end, and has committed
             workers.remove(worker)
+            worker.stop()
         if spec is None:
             return False
         if message.kind == "fatal":
@@ -301,10 +309,8 @@ def _run_in_workers(
     finally:
         for worker in workers:
             worker.process.terminate()
-            worker.pipe.close()
         for worker in workers:
-            worker.process.join(timeout=10)
-            worker.process.kill()
+            worker.stop(patience=10.0 if worker.spec else 0.0)
     if fatal is not None:
         raise HeavyTailError(fatal)
 
