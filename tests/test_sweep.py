@@ -323,8 +323,16 @@ def test_step_sizes_by_momentum(preset: Path) -> None:
         ("steps = 10", "optim = 'gd'\nsteps = 10", "run.optim: the sweep sets it"),
         ("momentum = [0.0, 0.9]", "beta = [0.0, 0.9]", "two optimizers are called 'gd'; give each a label"),
         ("momentum = [0.0, 0.9]", "label = 'x'\nmomentum = [0.0, 0.9]", "two optimizers are called 'x'"),
-        ('name = "adam"\nlr', 'name = "adam"\nlr = { "+m" = 1.0 }\nbeta2', r"unknown setting of sweep.optim adam: lr '\+m'"),
-        ("momentum = [0.0, 0.9]", 'momentum = [0.0, 0.9]\nlr = { "+m" = 1.0 }', r"unknown setting of sweep.optim gd-m: lr '\+m'"),
+        (
+            'name = "adam"\nlr',
+            'name = "adam"\nlr = { "+m" = 1.0 }\nbeta2',
+            r"unknown setting of sweep.optim adam: lr '\+m'",
+        ),
+        (
+            "momentum = [0.0, 0.9]",
+            'momentum = [0.0, 0.9]\nlr = { "+m" = 1.0 }',
+            r"unknown setting of sweep.optim gd-m: lr '\+m'",
+        ),
         ("lr = { decades = [-2, 0] }\n", "", "sweep.optim gd: expected lr, got none"),
         ("[scale.quick.variant.weighted]", "[scale.quick.variant.weigthed]", "'weigthed'; did you mean 'weighted'"),
         ("[run]", "[run", "preset .*mine.toml: "),
