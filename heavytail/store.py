@@ -86,17 +86,25 @@ class History:
             split: "train" or "test".
             groups: [C] group of each class; by default the groups of the run's training targets.
         """
-        index = self.arrays["group"] if groups is None else groups
-        total, count = self._sum_by(index, split, "class_loss")
+        total, count = self.sums(split, "class_loss", self.arrays["group"] if groups is None else groups)
         with np.errstate(invalid="ignore"):
             return np.where(count > 0, total / count, np.nan)
 
-    def _sum_by(self, index: Array, split: str, name: str) -> tuple[Array, Array]:
+    def sums(self, split: str, name: str, index: Array, *, weighted: bool = True) -> tuple[Array, Array]:
+        """Return sums over the classes of each group, and the sample counts, both [E, G].
+
+        Args:
+            split: "train" or "test".
+            name: "class_loss", "p_correct" (means, to be weighted by the counts) or "correct" (counts themselves).
+            index: [C] group of each class.
+            weighted: whether to multiply by the counts.
+        """
         value = self.arrays[f"{split}/{name}"].astype(np.float64)
         count = np.broadcast_to(self.arrays[f"{split}/count"], value.shape).astype(np.float64)
-        member = np.zeros((len(index), int(index.max()) + 1))
-        member[np.arange(len(index)), index] = 1.0
-        return np.where(count > 0, np.nan_to_num(value) * count, 0.0) @ member, count @ member
+        value = np.where(count > 0, np.nan_to_num(value, posinf=np.inf) * (count if weighted else 1.0), 0.0)
+        order = np.argsort(index, kind="stable")
+        starts = np.searchsorted(index[order], np.arange(int(index.max()) + 1))
+        return np.add.reduceat(value[:, order], starts, axis=1), np.add.reduceat(count[:, order], starts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class RunStore:
         if record is None or record["status"] in ("done", "diverged"):
             return "missing"
         status: Status = record["status"]
-        if status == "running" and not self.locked(spec):
+        if status == "running" and not self.locked(spec.key):
             return "interrupted"  # the process that ran it is gone
         return status
 
@@ -254,10 +262,10 @@ class RunStore:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def locked(self, spec: RunSpec) -> bool:
-        """Return whether some process holds the run now."""
+    def locked(self, key: str) -> bool:
+        """Return whether some process holds the run of this key now."""
         try:
-            with open(self.folder(spec) / "lock") as handle:
+            with open(self.root / "runs" / key / "lock") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False

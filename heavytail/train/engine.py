@@ -384,6 +384,5 @@ def _differs_in_training(model: nn.Module) -> bool:
     """Whether a pass in training mode differs from one in eval mode: dropout, batch normalisation."""
     batch_norm = nn.modules.batchnorm._BatchNorm
     return any(
-        isinstance(m, batch_norm) or (isinstance(m, nn.Dropout) and m.p > 0) or float(getattr(m, "dropout_p", 0)) > 0
-        for m in model.modules()
+        isinstance(m, batch_norm) or (isinstance(m, nn.Dropout) and m.p > 0) for m in model.modules()
     )
