@@ -84,7 +84,7 @@ class ImageSplit(Split, ABC):
 
     @abstractmethod
     def pixels(self, chunks: Iterable[slice | Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the indices [B] of each chunk and its images [B, 3, S, S] in 0..255, cropped and flipped."""
+        """Yield the indices [B] of each chunk and its images [B, 3, S, S], cropped, in 0..255, uint8 or float32."""
 
     def batches(self, chunks: Iterable[slice | Tensor], *, seed: int = 0) -> Iterator[Batch]:
         """Yield the samples of each chunk of indices, in order.
@@ -94,9 +94,8 @@ class ImageSplit(Split, ABC):
             seed: of the random crops and flips: the number of the pass, say.
         """
         for index, images in self.pixels(chunks, seed):
-            images = images.to(self.device, torch.promote_types(self.dtype, torch.float32), non_blocking=True)
-            inputs = normalise(images, self.settings.mean, self.settings.std).to(self.dtype)
-            yield Batch(inputs, self.targets[index.to(self.targets.device)])
+            inputs = normalise(images.to(self.device), self.settings.mean, self.settings.std)
+            yield Batch(inputs.to(self.dtype), self.targets[index.to(self.targets.device)])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """Return the split with its batches on a device, their inputs in `dtype`."""
@@ -110,12 +109,12 @@ class MemorySplit(ImageSplit):
     images: Tensor
 
     def pixels(self, chunks: Iterable[slice | Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the indices [B] of each chunk and its images [B, 3, S, S], floating point."""
+        """Yield the indices [B] of each chunk and its images [B, 3, S, S] float32."""
         size = self.settings.size
         everything = torch.arange(len(self))
         for chunk in chunks:
             index = everything[chunk if isinstance(chunk, slice) else chunk.cpu()]
-            images = self.images[chunk].to(torch.promote_types(self.dtype, torch.float32))
+            images = self.images[chunk].float()
             if self.settings.augment:
                 uniforms = np.stack([image_uniforms(self.seed, seed, i) for i in index.tolist()])
                 boxes, flips = random_crops(uniforms, size, size)

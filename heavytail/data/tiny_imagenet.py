@@ -1,4 +1,4 @@
-"""Tiny ImageNet: 200 of ImageNet's classes at 64 x 64 pixels, its stand-in below paper scale (figures 3, 11, 13, 22, 25).
+"""Tiny ImageNet: 200 of ImageNet's classes at 64 x 64 pixels, its stand-in below paper scale (figures 3, 11, 13, 22).
 
 Read from `data_dir`/tiny-imagenet-200, whichever is there: the extracted folder, the tar files with 300 training images
 of each class, or the original zip file with 500. Nothing is extracted: the chosen images are decoded from the archive

@@ -126,10 +126,9 @@ def crop_pixels(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return pixels [B, 3, H, W] in 0..255 as (pixels / 255 - mean) / std, floating point."""
-    scaled = pixels if pixels.is_floating_point() else pixels.float()
-    centre, width = (255 * scaled.new_tensor(v).view(3, 1, 1) for v in (mean, std))
-    return (scaled - centre).div_(width)
+    """Return pixels [B, 3, H, W] in 0..255 as (pixels / 255 - mean) / std, float32."""
+    centre, width = (torch.tensor(v, device=pixels.device).mul(255).view(3, 1, 1) for v in (mean, std))
+    return (pixels - centre).div_(width)
 
 
 def _largest_box(width: int, height: int) -> tuple[int, int, int, int]:
