@@ -117,8 +117,8 @@ def run_command(args: argparse.Namespace) -> int:
 def sweep_command(args: argparse.Namespace) -> int:
     """Search step sizes for a preset or a user's own problem, and say why each candidate lost."""
     from heavytail.progress import display
-    from heavytail.reproduce import remember, search
     from heavytail.sweep import Sweep
+    from heavytail.train.runner import remember, search
 
     sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant)
     store = _store(args)
@@ -153,18 +153,17 @@ def data_command(args: argparse.Namespace) -> int:
     """List, verify or fetch the public data sets."""
     from heavytail.data import fetch
 
-    names = args.names or list(fetch.DATASETS)
     folder = _data_dir(args)
-    bad = 0
-    for name in names:
+    incomplete = 0
+    for name in args.names or fetch.DATASETS:
         if args.action == "fetch":
             fetch.fetch(name, folder)
         states = fetch.status(name, folder)
-        bad += any(state != "present" for state in states.values())
-        print(f"{name}: {fetch.DATASETS[name].title}" if args.action == "list" else name)
-        for file, state in states.items():
-            print(f"  {state:12} {folder / file}")
-    return 1 if args.action == "verify" and bad else 0
+        incomplete += any(status.state != "present" for status in states)
+        print(f"{name}: {fetch.DATASETS[name].note}")
+        for status in states:
+            print(f"  {status.state:12} {status.path}")
+    return 1 if args.action == "verify" and incomplete else 0
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------
@@ -371,7 +370,7 @@ def _print_sweep(sweep: Sweep, lookup: Any) -> None:
 
 def _write_best(sweep: Sweep, store: Any, out: Path) -> None:
     from heavytail.export import write_tables
-    from heavytail.reproduce import remember
+    from heavytail.train.runner import remember
 
     for entry in sweep.entries:
         best = sweep.best(entry.label, remember(store))
