@@ -138,11 +138,13 @@ class FileSplit(ImageSplit):
                     yield torch.tensor(started.popleft(), dtype=torch.int64), torch.cat(parts)
                     assert self._pieces.current is mine, "a split decodes one pass at a time"
                     parts = []
-        finally:
-            if self._pieces.current is mine:  # left early: processes with undelivered images take seconds to end
+        except BaseException:  # a damaged image, or the caller had enough
+            if self._pieces.current is mine:
                 mine.close()
-                for _ in decoded:
+                for _ in decoded:  # a process with images that nobody takes needs seconds to end,
                     pass
+                del decoded, self._loader  # and one that only a kept traceback holds on to ends late
+            raise
 
     @cached_property
     def _pieces(self) -> _Pieces:
