@@ -359,7 +359,7 @@ def test_what_is_asked_of_a_preset_must_exist(preset: Path, tmp_path: Path) -> N
     """Unknown presets, scales and variants name the nearest; a missing file is a DataError."""
     with pytest.raises(SpecError, match=r"unknown scale of preset mine: 'quik'; did you mean 'quick'\?"):
         Sweep.load(preset, scale="quik")
-    with pytest.raises(SpecError, match=r"unknown variant of preset 'mine' 'weight'; did you mean 'weighted'\?"):
+    with pytest.raises(SpecError, match=r"unknown variant of preset mine: 'weight'; did you mean 'weighted'\?"):
         Sweep.load(preset, variant="weight")
     with pytest.raises(SpecError, match="unknown preset 'no-such'"):
         Sweep.load("no-such")
