@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from heavytail.errors import StoreError
 from heavytail.spec import RunSpec
 
+_UMASK = os.umask(0)  # there is no way to ask but to set
+os.umask(_UMASK)
 ATTEMPT = "attempt"  # subfolder of a finished run in which a fresh attempt at it commits until it is finished too
 
 Array = NDArray[Any]
@@ -380,6 +382,7 @@ def write_atomic(file: Path, content: bytes) -> None:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
         os.replace(temporary, file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

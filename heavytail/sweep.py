@@ -375,7 +375,10 @@ def preset_names() -> list[str]:
 
 
 def read_preset(preset: str | Path) -> dict[str, Any]:
-    """Return the tables of a preset, by name or by the path of a .toml file."""
+    """Return the tables of a preset, by name or by the path of a .toml file.
+
+    A preset with `extends = "other"` is laid over that one.
+    """
     if str(preset).endswith(".toml"):
         try:
             text = Path(preset).read_text()
@@ -387,6 +390,9 @@ def read_preset(preset: str | Path) -> dict[str, Any]:
             raise unknown("preset", preset, names)
         text = (resources.files("heavytail") / "presets" / f"{preset}.toml").read_text()
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"preset {preset}: {error}") from error
+    base = table.pop("extends", None)
+    # Only a preset that comes with the package can be extended, and none of those in a circle.
+    return table if base is None else overlay(read_preset(base), table)
