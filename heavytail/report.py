@@ -30,17 +30,19 @@ Row = Mapping[str, Any]
 VERDICTS = ("reproduced", "not reproduced", "not run")
 
 
-def write_figure(figure: Figure, results: Results, out: Path) -> list[Claim]:
+def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | None = None) -> list[Claim]:
     """Draw a figure under OUT/figures, and return its claims; without its runs there is no picture, and a reason.
 
     Args:
         figure: what to make.
         results: finished runs.
         out: folder of the reproduction.
+        missing: why runs could not be finished (no data, out of memory), if that is known; what can be made without
+            them is.
     """
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    claims = figure.claims(results)
+    claims = figure.claims(results, missing)
     record: dict[str, Any] = {
         "figure": figure.id,
         "title": figure.title,
@@ -65,7 +67,7 @@ def write_figure(figure: Figure, results: Results, out: Path) -> list[Claim]:
             "environments": figure.environments(results),
         }
     except MissingRuns as error:
-        record["missing"] = str(error)
+        record["missing"] = missing or str(error)
     for name in (f"{figure.id}.png", f"{figure.id}.pdf", f"{figure.id}-search.png"):
         if name in pictures:
             write_atomic(folder / name, pictures[name])

@@ -11,14 +11,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from heavytail.errors import SpecError, unknown
-from heavytail.registry import Part, check_type, registry
+from heavytail.registry import Part, check_type, registry, type_hints
 
 OBSERVATION = ("steps", "eval_every", "test_every", "train_stats", "probes")
 PARTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
@@ -82,7 +81,7 @@ class RunSpec:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> RunSpec:
         """Read a plain table (TOML, JSON); raise SpecError on unknown, missing or mistyped fields."""
-        hints = typing.get_type_hints(cls)
+        hints = type_hints(cls)
         fields = {f.name for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in table.items():

@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from heavytail.errors import StoreError
 from heavytail.spec import RunSpec
 
+_UMASK = os.umask(0)  # there is no way to ask but to set
+os.umask(_UMASK)
 ATTEMPT = "attempt"  # subfolder of a finished run in which a fresh attempt at it commits until it is finished too
 
 Array = NDArray[Any]
@@ -157,7 +159,9 @@ class RunStore:
         if _diverged(record, spec):
             return Outcome("diverged", float("inf"), float("inf"), record["step"])
         history = self.load(spec, only=("train/step", "train/loss"))
-        return history and Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
+        if history is None:
+            return None
+        return Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
 
     def load(self, spec: RunSpec, *, only: tuple[str, ...] | None = None) -> History | None:
         """Return the history of a finished run, cut to the steps that `spec` asks for; None if any is missing.
@@ -378,6 +382,7 @@ def write_atomic(file: Path, content: bytes) -> None:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
         os.replace(temporary, file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

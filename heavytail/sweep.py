@@ -15,7 +15,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -49,7 +49,7 @@ class Grid:
         if isinstance(value, Mapping):
             for key in value:
                 if key not in ("decades", "exponents", "refine"):
-                    raise unknown(f"setting of {where}", key, ("decades", "exponents", "refine"))
+                    raise unknown(f"setting of {where}:", key, ("decades", "exponents", "refine"))
             refine = value.get("refine")
             if refine is not None and not (isinstance(refine, int) and refine >= 0):
                 raise SpecError(f"{where}.refine: expected an integer >= 0, got {refine!r}")
@@ -148,6 +148,7 @@ class Sweep:
     run: Mapping[str, Any]
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...]
+    _specs: dict[tuple[str, float, int], RunSpec] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, preset: str | Path, *, scale: str = "quick", variant: str = "") -> Sweep:
@@ -157,12 +158,12 @@ class Sweep:
         known = {"name", "title", "run", "sweep", "variant", "scale"}
         for key in table:
             if key not in known:
-                raise unknown(f"table of preset '{name}'", key, known)
+                raise unknown(f"table of preset {name}:", key, known)
         scales, variants = table.get("scale", {}), table.get("variant", {})
         if scale not in scales and (scales or scale not in SCALES):
-            raise unknown(f"scale of preset '{name}'", scale, scales or SCALES)
+            raise unknown(f"scale of preset {name}:", scale, scales or SCALES)
         if variant and variant not in variants:
-            raise unknown(f"variant of preset '{name}'", variant, variants)
+            raise unknown(f"variant of preset {name}:", variant, variants)
         chosen = scales.get(scale, {})
         for key in chosen.get("variant", {}):
             if key not in variants:
@@ -172,11 +173,11 @@ class Sweep:
             merged = overlay(merged, {k: v for k, v in layer.items() if k not in ("variant", "title")})
         for key in merged:
             if key not in ("run", "sweep"):
-                raise unknown(f"table of preset '{name}'", key, ("run", "sweep", "variant"))
+                raise unknown(f"table of preset {name}:", key, ("run", "sweep", "variant"))
         search = merged["sweep"]
         for key in search:
             if key not in ("seeds", "optim", "lr"):
-                raise unknown(f"setting of preset '{name}': sweep", key, ("seeds", "optim", "lr"))
+                raise unknown(f"setting of preset {name}, sweep:", key, ("seeds", "optim", "lr"))
         seeds = search.get("seeds", [0])
         if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) for s in seeds)):
             raise SpecError(f"sweep.seeds: expected a list of integers, got {seeds!r}")
@@ -214,12 +215,16 @@ class Sweep:
         for entry in self.entries:
             if entry.label == label:
                 return entry
-        raise unknown(f"optimizer of preset '{self.name}'", label, [e.label for e in self.entries])
+        raise unknown(f"optimizer of preset {self.name}:", label, [e.label for e in self.entries])
 
     def spec(self, entry: Entry, exponent: float, seed: int) -> RunSpec:
         """Return the run of one optimizer, step size 10^exponent and seed."""
-        lr = float(f"{10.0**exponent:.12g}")  # a step size given as 0.003 is 0.003 again
-        return RunSpec.from_dict({**self.run, "optim": entry.optim, "lr": lr, "seed": seed})
+        name = (entry.label, exponent, seed)
+        if name not in self._specs:
+            lr = float(f"{10.0**exponent:.12g}")  # a step size given as 0.003 is 0.003 again
+            table = {**self.run, "optim": entry.optim, "lr": lr, "seed": seed}
+            self._specs[name] = RunSpec.from_dict(table)
+        return self._specs[name]
 
     def propose(self, lookup: Lookup) -> list[RunSpec]:
         """Return the runs that the search needs next; none when it is finished.
@@ -370,7 +375,10 @@ def preset_names() -> list[str]:
 
 
 def read_preset(preset: str | Path) -> dict[str, Any]:
-    """Return the tables of a preset, by name or by the path of a .toml file."""
+    """Return the tables of a preset, by name or by the path of a .toml file.
+
+    A preset with `extends = "other"` is laid over that one.
+    """
     if str(preset).endswith(".toml"):
         try:
             text = Path(preset).read_text()
@@ -382,6 +390,9 @@ def read_preset(preset: str | Path) -> dict[str, Any]:
             raise unknown("preset", preset, names)
         text = (resources.files("heavytail") / "presets" / f"{preset}.toml").read_text()
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"preset {preset}: {error}") from error
+    base = table.pop("extends", None)
+    # Only a preset that comes with the package can be extended, and none of those in a circle.
+    return table if base is None else overlay(read_preset(base), table)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def store(tmp_path: Path) -> RunStore:
 def pickled(tmp_path: Path) -> Path:
     """A spec with its key worked out, so that a child process need not import torch for it."""
     spec = tiny(steps=10**6)
-    assert spec.key and spec.resolved
+    assert (spec.key, spec.resolved) is not None
     file = tmp_path / "spec.pickle"
     file.write_bytes(pickle.dumps(spec))
     return file
@@ -190,17 +189,12 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 PROBE = Part("no-op")
 
 
-class _NoOp:
-    """Stands in the probe registry for whatever a user adds."""
-
-
 @pytest.fixture(autouse=True)
-def no_op_probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_op_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     from heavytail.probes import REGISTRY
 
     monkeypatch.setitem(REGISTRY._recipes, "no-op", dataclasses.make_dataclass("NoOp", [], frozen=True))
     monkeypatch.setitem(REGISTRY._versions, "no-op", 1)
-    yield
 
 
 @pytest.mark.parametrize(
