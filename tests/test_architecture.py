@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, str] = {
     "data": "registry metrics",
     "models": "registry",
     "optim": "registry",
-    "probes": "registry data head losses metrics analysis",
+    "probes": "registry data head losses metrics analysis theory",
     "analysis": "head losses metrics",
     "monitor": "head metrics store environment",
     "train": "registry spec store sweep data models optim losses head metrics probes environment",

@@ -474,9 +474,7 @@ def test_cached_features_change_nothing(fresh: Callable[[], RunStore], monkeypat
             np.testing.assert_array_equal(states[0][f"model/{name}"], value, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("precision", "tolerance"), [("float32", 1e-5), ("tf32", 1e-2), ("bf16", 0.03)]
-)
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("tf32", 1e-2), ("bf16", 0.03)])
 def test_precisions_agree_with_float64(fresh: Callable[[], RunStore], precision: str, tolerance: float) -> None:
     """Every precision trains the same problem from the same point, to its own accuracy; parameters have its type."""
     changes = SENTENCES | {"model": {**SENTENCES["model"], "dropout": 0.0}, "optim": "gd", "lr": 0.1}

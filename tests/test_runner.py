@@ -177,7 +177,7 @@ if __name__ == "__main__":
 LONG = [tiny(steps=2000, eval_every=500, seed=seed) for seed in range(2)]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_commits_and_the_same_command_continues(tmp_path: Path, workers: int) -> None:
     """SIGINT to the whole process group: every run commits where it is; run again, all end as if never stopped."""
     with python(SCRIPT, tmp_path / "stopped", workers, start_new_session=True, cwd=ROOT) as script:
@@ -223,6 +223,7 @@ def test_a_second_ctrl_c_is_not_waited_for(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
     """Workers whose parent is killed stop by themselves, with their runs committed."""
     with python(SCRIPT, tmp_path, 2, cwd=ROOT) as script:
