@@ -334,6 +334,34 @@ def test_memory_does_not_grow_with_rows() -> None:
     assert seen.largest <= max(chunk * C, C * D, M * D)
 
 
+def test_diverging_weights_make_no_denormals() -> None:
+    """No matrix on the way to the gradients holds a denormal number, which would slow a product a hundredfold."""
+    h = torch.ones(64, 1)
+    W = -torch.linspace(0.0, 200.0, 400)[
+        :, None
+    ]  # shifted logits all over the range where exp leaves float32
+    W.requires_grad_()
+    with _Denormals() as seen:
+        linear_cross_entropy(h, W, None, torch.arange(64) % 5).loss.backward()
+    assert seen.matrices > 0
+    assert not seen.any
+
+
+class _Denormals(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers whether any operation returned a matrix with denormal numbers."""
+
+    matrices = 0
+    any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point() and min(result.shape, default=0) > 1:
+            self.matrices += 1
+            size = result.abs()
+            self.any |= bool(((size > 0) & (size < torch.finfo(result.dtype).tiny)).any())
+        return result
+
+
 class _Allocations(torch.utils._python_dispatch.TorchDispatchMode):
     """Remembers the largest storage that any operation returned."""
 
