@@ -1,0 +1,168 @@
+"""Gradient descent, normalised gradient descent and sign descent, as direction x momentum (figs. 5, 19-21).
+
+One update rule, heavy ball, and three directions d_t make the paper's six non-adaptive optimizers:
+
+    m_t = beta m_{t-1} + d_t,   x_{t+1} = x_t - lr m_t,   d_t = g  |  g / ||g||_2  |  sign(g),
+
+where ||g||_2 runs over all parameters at once, so that normalising changes the length of a step, not where it points.
+With this momentum (PyTorch's, no 1 - beta) a steady direction travels lr/(1 - beta) a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from heavytail.errors import SpecError
+from heavytail.optim import REGISTRY
+
+Gradients: TypeAlias = "list[Tensor] | tuple[Tensor, ...]"
+Direction: TypeAlias = Callable[[Gradients], Gradients]
+
+
+def gradient(grads: Gradients) -> Gradients:
+    """Return the gradients themselves: d = g."""
+    return grads
+
+
+def normalized(grads: Gradients) -> Gradients:
+    """Return d = g / ||g||_2 with the norm over all tensors together; a zero gradient gives a zero direction."""
+    norm = get_total_norm(grads)
+    # Only an exact 0 is replaced: a NaN must stay a NaN, or a diverged run would look like one that stands still.
+    return torch._foreach_div(grads, torch.where(norm == 0, 1.0, norm))
+
+
+def sign(grads: Gradients) -> Gradients:
+    """Return d = sign(g) entry by entry; 0 has sign 0, and so does NaN, as torch.sign has it."""
+    return torch._foreach_sign(grads)
+
+
+class HeavyBall(Optimizer):
+    """Momentum along any direction: m = beta m + d(g), x = x - lr m.
+
+    The norm of a gradient never leaves its device, gradients are left as they were found, and without momentum nothing
+    is stored.
+
+    Args:
+        params: parameters, or parameter groups (each may set its own `lr` and `momentum`).
+        lr: step size, positive.
+        momentum: beta in [0, 1).
+        direction: maps the gradients of all groups together to as many tensors of the same shapes.
+
+    Raises:
+        SpecError: `lr` or `momentum` is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.0,
+        direction: Direction = gradient,
+    ) -> None:
+        check_step_size(lr)
+        check_decay("optim.momentum", momentum)
+        self.direction = direction
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs; the base class would leave the direction behind."""
+        return {**super().__getstate__(), "direction": self.direction}
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step; parameters without a gradient stay where they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        grads = [p.grad for params in groups for p in params if p.grad is not None]
+        if not grads:
+            return loss
+        rest = list(self.direction(grads))
+        for group, params in zip(self.param_groups, groups, strict=True):
+            update, rest = rest[: len(params)], rest[len(params) :]
+            if not params:
+                continue
+            if group["momentum"]:
+                buffers = [self._buffer(p) for p in params]
+                torch._foreach_mul_(buffers, group["momentum"])
+                torch._foreach_add_(buffers, update)
+                update = buffers
+            torch._foreach_add_(params, update, alpha=-group["lr"])
+        return loss
+
+    def _buffer(self, param: Parameter) -> Tensor:
+        state = self.state[param]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(param)
+        buffer: Tensor = state["momentum"]
+        return buffer
+
+
+@dataclass(frozen=True)
+class _DirectionRecipe:
+    """A direction with momentum beta = `momentum`: the paper's "-m" is 0, its "+m" is 0.9."""
+
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_decay("optim.momentum", self.momentum)
+
+    def build(self, params: Iterable[Parameter], lr: float) -> HeavyBall:
+        """Return the optimizer of these parameters with step size `lr`."""
+        return HeavyBall(params, lr, self.momentum, self.direction)
+
+    @staticmethod
+    def direction(grads: Gradients) -> Gradients:
+        """Return d, one tensor for each gradient."""
+        raise NotImplementedError
+
+
+@REGISTRY.register("gd")
+@dataclass(frozen=True)
+class GradientDescent(_DirectionRecipe):
+    """Gradient descent; on minibatches, SGD."""
+
+    direction = staticmethod(gradient)
+
+
+@REGISTRY.register("normalized-gd")
+@dataclass(frozen=True)
+class NormalizedGradientDescent(_DirectionRecipe):
+    """Gradient descent with steps of length `lr` (before momentum)."""
+
+    direction = staticmethod(normalized)
+
+
+@REGISTRY.register("sign")
+@dataclass(frozen=True)
+class SignDescent(_DirectionRecipe):
+    """Sign descent: every entry moves by `lr` (before momentum)."""
+
+    direction = staticmethod(sign)
+
+
+def check_step_size(lr: float) -> None:
+    """Raise SpecError unless the step size is positive and finite."""
+    if not (math.isfinite(lr) and lr > 0):
+        raise SpecError(f"lr: expected a positive finite number, got {lr!r}")
+
+
+def check_decay(field: str, beta: float) -> None:
+    """Raise SpecError unless the decay rate of an exponential average is in [0, 1)."""
+    if not 0 <= beta < 1:
+        raise SpecError(f"{field}: expected a number in [0, 1), got {beta!r}")

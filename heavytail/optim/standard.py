@@ -1,0 +1,41 @@
+"""Adam, PyTorch's own, with the paper's settings as defaults: no weight decay, no schedule.
+
+m_t = beta1 m_{t-1} + (1 - beta1) g,   v_t = beta2 v_{t-1} + (1 - beta2) g^2,
+x_{t+1} = x_t - lr (m_t / (1 - beta1^t)) / (sqrt(v_t / (1 - beta2^t)) + eps)      with t counted from 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Parameter
+
+from heavytail.errors import SpecError
+from heavytail.optim import REGISTRY
+from heavytail.optim.directions import check_decay, check_step_size
+
+
+@REGISTRY.register("adam")
+@dataclass(frozen=True)
+class Adam:
+    """Adam: the paper's "+m" is beta1 = 0.9, its "-m" is beta1 = 0."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_decay("optim.beta1", self.beta1)
+        check_decay("optim.beta2", self.beta2)
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise SpecError(f"optim.eps: expected a finite number >= 0, got {self.eps!r}")
+
+    def build(self, params: Iterable[Parameter], lr: float) -> torch.optim.Adam:
+        """Return the optimizer of these parameters with step size `lr`."""
+        check_step_size(lr)
+        # The fused kernel reads and writes every tensor once: 2.5 to 3 times as fast as foreach on a CPU. The two agree
+        # but for the last bit of one weight in 6 000 after 8 steps, in float32 and in float64.
+        return torch.optim.Adam(params, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)

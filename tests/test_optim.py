@@ -1,0 +1,186 @@
+"""Optimizers against one-number-at-a-time loops, and the properties that the paper's comparison rests on."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+from heavytail.errors import SpecError
+from heavytail.optim import REGISTRY
+from heavytail.optim.directions import HeavyBall, normalized
+from heavytail.registry import Part
+from tests.reference import optim as reference
+
+NUM_CLASSES, NUM_FEATURES, NUM_SAMPLES, STEPS = 6, 5, 24, 50
+DIRECTIONS = ["gd", "normalized-gd", "sign"]
+
+
+def problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs [24, 5], classes [24] of very different frequencies, W [6, 5] and b [6], float64."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(NUM_SAMPLES, NUM_FEATURES, dtype=torch.float64, generator=generator)
+    targets = torch.tensor([0] * 12 + [1] * 6 + [2] * 3 + [3, 4, 5])
+    weight = 0.3 * torch.randn(NUM_CLASSES, NUM_FEATURES, dtype=torch.float64, generator=generator)
+    bias = 0.3 * torch.randn(NUM_CLASSES, dtype=torch.float64, generator=generator)
+    return inputs, targets, weight, bias
+
+
+def run(part: Part, lr: float) -> Tensor:
+    """Return the path [T, 36] of W and b under autograd's gradients."""
+    inputs, targets, weight, bias = problem()
+    params = [Parameter(weight), Parameter(bias)]
+    optimizer = REGISTRY.make(part).build(params, lr)
+    path = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(F.linear(inputs, *params), targets).backward()
+        optimizer.step()
+        path.append(torch.cat([p.detach().flatten() for p in params]))
+    return torch.stack(path)
+
+
+def start_and_gradient() -> tuple[list[float], object]:
+    """Return x_0 and the gradient function of the same problem for the loops."""
+    inputs, targets, weight, bias = problem()
+    X, y = inputs.tolist(), targets.tolist()
+    start = torch.cat([weight.flatten(), bias]).tolist()
+    return start, lambda x: reference.softmax_gradient(x, X, y, NUM_CLASSES)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_direction_with_momentum_follows_the_equations(name: str, momentum: float) -> None:
+    """m = beta m + d, x = x - lr m, with d = g, g/||g|| and sign(g): 50 steps agree with loops to 1e-12."""
+    lr = {"gd": 0.5, "normalized-gd": 0.05, "sign": 0.01}[name]
+    start, gradient = start_and_gradient()
+    expected = torch.tensor(reference.heavy_ball(name, momentum, lr, start, gradient, STEPS), dtype=torch.float64)
+    path = run(Part(name, {"momentum": momentum}), lr)
+    assert (path - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_adam_follows_the_equations(beta1: float) -> None:
+    """Adam with and without momentum agrees with loops over 50 steps to 1e-12."""
+    start, gradient = start_and_gradient()
+    expected = torch.tensor(reference.adam(beta1, 0.999, 1e-8, 0.01, start, gradient, STEPS), dtype=torch.float64)
+    path = run(Part("adam", {"beta1": beta1}), 0.01)
+    assert (path - expected).abs().max() < 1e-12
+
+
+def test_normalizing_uses_one_norm_for_all_groups() -> None:
+    """Over parameter groups, the step without momentum has joint length lr and the direction of -g."""
+    params = [
+        Parameter(torch.zeros(2, dtype=torch.float64)),
+        Parameter(torch.zeros((1, 1), dtype=torch.float64)),
+    ]
+    params[0].grad = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    params[1].grad = torch.tensor([[4.0]], dtype=torch.float64)
+    optimizer = HeavyBall([{"params": [p]} for p in params], 0.5, direction=normalized)
+    optimizer.step()
+    assert params[0].tolist() == pytest.approx([-0.3, 0.0], abs=1e-16)
+    assert params[1].tolist() == [pytest.approx([-0.4], abs=1e-16)]
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_zero_gradient_stays(name: str) -> None:
+    """At a zero gradient nothing moves, and nothing becomes NaN."""
+    param = Parameter(torch.ones(3))
+    optimizer = REGISTRY.make(Part(name)).build([param], 0.1)
+    param.grad = torch.zeros(3)
+    optimizer.step()
+    assert param.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("name", "reached"), [("gd", [False, True, False]), ("normalized-gd", [True, True, True])])
+def test_nan_gradient_shows(name: str, reached: list[bool]) -> None:
+    """A NaN gradient reaches its parameter, and under a joint norm all of them: divergence is not standstill."""
+    param = Parameter(torch.ones(3))
+    optimizer = REGISTRY.make(Part(name)).build([param], 0.1)
+    param.grad = torch.tensor([1.0, math.nan, 1.0])
+    optimizer.step()
+    assert param.isnan().tolist() == reached
+
+
+def test_sign_descent_moves_every_entry_by_lr() -> None:
+    """Without momentum, sign descent moves by exactly lr whatever the gradient's size, and not at all at 0."""
+    param = Parameter(torch.zeros(4, dtype=torch.float64))
+    param.grad = torch.tensor([1e-30, -1e30, 2.0, 0.0], dtype=torch.float64)
+    REGISTRY.make(Part("sign")).build([param], 0.25).step()
+    assert param.tolist() == [-0.25, 0.25, -0.25, 0.0]
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_momentum_costs_nothing_when_off(name: str) -> None:
+    """A momentum buffer exists exactly when momentum is on."""
+    for momentum in (0.0, 0.9):
+        param = Parameter(torch.zeros(3))
+        optimizer = REGISTRY.make(Part(name, {"momentum": momentum})).build([param], 0.1)
+        param.grad = torch.ones(3)
+        optimizer.step()
+        assert len(optimizer.state) == (momentum > 0)
+
+
+def test_groups_keep_their_own_settings() -> None:
+    """Each parameter group steps with its own step size and momentum."""
+    params = [Parameter(torch.zeros(1)), Parameter(torch.zeros(1))]
+    optimizer = HeavyBall([{"params": params[:1]}, {"params": params[1:], "lr": 0.5, "momentum": 0.5}], 0.25)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones(1)
+        optimizer.step()
+    assert [p.item() for p in params] == [-0.5, -1.25]
+
+
+def test_a_copy_keeps_its_direction() -> None:
+    """A deep copy of the optimizer steps as the original does."""
+    param = Parameter(torch.zeros(2))
+    optimizer = HeavyBall([param], 0.1, direction=normalized)
+    twin = copy.deepcopy(optimizer)
+    other = twin.param_groups[0]["params"][0]
+    for p, o in ((param, optimizer), (other, twin)):
+        p.grad = torch.tensor([3.0, 4.0])
+        o.step()
+    assert other is not param
+    assert torch.equal(other, param)
+
+
+def test_closure_is_evaluated_with_gradients_and_returned() -> None:
+    """step(closure) computes gradients inside and returns the loss."""
+    param = Parameter(torch.tensor([2.0]))
+    optimizer = HeavyBall([param], 0.5)
+
+    def closure() -> float:
+        loss = param.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 4.0
+    assert param.item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("gd", {"momentum": 1.0}),
+        ("sign", {"momentum": -0.1}),
+        ("adam", {"beta1": 1.0}),
+        ("adam", {"beta2": -1.0}),
+    ],
+)
+def test_decay_rates_out_of_range_are_refused(name: str, params: dict[str, float]) -> None:
+    """Momentum and Adam's decay rates must be in [0, 1); the message names the field."""
+    with pytest.raises(SpecError, match=r"optim\.\w+: expected a number in \[0, 1\)"):
+        REGISTRY.make(Part(name, params))
+
+
+@pytest.mark.parametrize("eps", [-1e-8, math.nan, math.inf])
+def test_adam_refuses_an_impossible_eps(eps: float) -> None:
+    """Adam's eps is finite and not negative."""
+    with pytest.raises(SpecError, match=r"optim\.eps"):
+        REGISTRY.make(Part("adam", {"eps": eps}))
