@@ -5,15 +5,15 @@ The one place where figures and training meet; neither knows the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from heavytail.figures import Claim, Figure, Need, Results
+from heavytail.environment import environment
+from heavytail.figures import Claim, Figure, Results
 from heavytail.report import write_claims, write_figure, write_report
 from heavytail.spec import RunSpec
-from heavytail.store import Outcome, RunStore
+from heavytail.store import RunStore
 from heavytail.sweep import Sweep
-from heavytail.train.runner import Display, Failure, Options, run_all
+from heavytail.train.runner import Display, Failure, Options, search
 
 
 def reproduce(
@@ -27,6 +27,9 @@ def reproduce(
 ) -> list[Claim]:
     """Make figures under `out`, and return their claims.
 
+    A figure whose data cannot be had, or one of whose runs failed, is not drawn; its claims are "not run", with the
+    reason.
+
     Args:
         figures: what to make.
         store: where runs are.
@@ -35,48 +38,30 @@ def reproduce(
         options: how to train.
         display: is told what happens.
     """
-    sweeps = [need.load(scale) for need in unique_needs(figures)]
-    failures = search(sweeps, store, options, display)
-    results = Results(store, scale, reasons=_reasons(sweeps, failures))
-    claims = [claim for figure in figures for claim in write_figure(figure, results, out)]
+    results = Results(store, scale)
+    sweeps = {need: results.sweep(need) for figure in figures for need in figure.needs}
+    failures = search(list(sweeps.values()), store, options, display)
+    claims: list[Claim] = []
+    for figure in figures:
+        reason = next((why for need in figure.needs if (why := _failed(sweeps[need], failures))), None)
+        if reason is None:
+            claims += write_figure(figure, results, out)
+        else:
+            claims += figure.not_run(scale, reason)
     write_claims(out, claims)
-    write_report(out)
+    write_report(out, figures, claims, environment())
     return claims
 
 
-def unique_needs(figures: list[Figure]) -> list[Need]:
-    """Return what the figures need, each once."""
-    return list(dict.fromkeys(need for figure in figures for need in figure.needs))
+def _failed(sweep: Sweep, failures: list[Failure]) -> str | None:
+    """Why a sweep could not be finished, if it could not."""
+    ours = RunSpec.from_dict({**sweep.run, "optim": sweep.entries[0].optim, "lr": 1.0})
+    shared = ("data", "model", "loss", "batch_size", "precision")
+    for failure in failures:
+        if failure.spec.data == ours.data and (failure.no_data or all(_same(failure.spec, ours, f) for f in shared)):
+            return failure.reason
+    return None
 
 
-def search(sweeps: list[Sweep], store: RunStore, options: Options, display: Display) -> list[Failure]:
-    """Train whatever the step-size searches of these sweeps ask for; return what could not be trained."""
-    lookup = remember(store)
-    return run_all(lambda: [s for sweep in sweeps for s in sweep.propose(lookup)], store, options, display)
-
-
-def remember(store: RunStore) -> Callable[[RunSpec], Outcome | None]:
-    """Return a lookup that reads each finished run once: a finished run stays finished."""
-    known: dict[tuple[str, int], Outcome] = {}
-
-    def lookup(spec: RunSpec) -> Outcome | None:
-        name = (spec.key, spec.steps)
-        if name not in known:
-            outcome = store.outcome(spec)
-            if outcome is None:
-                return None
-            known[name] = outcome
-        return known[name]
-
-    return lookup
-
-
-def _reasons(sweeps: list[Sweep], failures: list[Failure]) -> dict[tuple[str, str], str]:
-    """Why a sweep, by preset and variant, is not finished."""
-    reasons = {}
-    for sweep in sweeps:
-        data = sweep.spec(sweep.entries[0], 0.0, sweep.seeds[0]).data
-        for failure in failures:
-            if failure.spec.data == data:
-                reasons[sweep.name, sweep.variant] = failure.reason
-    return reasons
+def _same(a: RunSpec, b: RunSpec, field: str) -> bool:
+    return bool(getattr(a, field) == getattr(b, field))

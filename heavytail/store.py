@@ -141,7 +141,7 @@ class RunStore:
         if record is None or record["status"] in ("done", "diverged"):
             return "missing"
         status: Status = record["status"]
-        if status == "running" and not self.locked(spec):
+        if status == "running" and not self.locked(spec.key):
             return "interrupted"  # the process that ran it is gone
         return status
 
@@ -262,10 +262,10 @@ class RunStore:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def locked(self, spec: RunSpec) -> bool:
-        """Return whether some process holds the run now."""
+    def locked(self, key: str) -> bool:
+        """Return whether some process holds the run of this key now."""
         try:
-            with open(self.folder(spec) / "lock") as handle:
+            with open(self.root / "runs" / key / "lock") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False

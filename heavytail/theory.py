@@ -299,9 +299,7 @@ def assignment_prediction(
     )
 
 
-def assignment_error(
-    pi: ArrayLike, off_mass: ArrayLike, spread: ArrayLike, radius: ArrayLike
-) -> RowPrediction:
+def assignment_error(pi: ArrayLike, off_mass: ArrayLike, spread: ArrayLike, radius: ArrayLike) -> RowPrediction:
     """Return the most by which eq. 2 can miss the gradient norm and the trace of each row, for any inputs.
 
     With off_k the probability that other classes' samples give to row k, spread_k the scatter of p_ik within

@@ -182,9 +182,7 @@ def test_quadratic_adam_is_torch_adam(beta1: float) -> None:
 def test_quadratic_spread() -> None:
     """Sign descent, and Adam without eps, move all coordinates alike (to 1e-6); gradient descent does not."""
     pi = theory.zipf(100)
-    paths = {
-        name: theory.quadratic_trajectory(pi, name, 0.01, 50, eps=0.0) for name in ("gd", "sign", "adam")
-    }
+    paths = {name: theory.quadratic_trajectory(pi, name, 0.01, 50, eps=0.0) for name in ("gd", "sign", "adam")}
     spread = {name: float(np.ptp(path, axis=1).max()) for name, path in paths.items()}
     assert spread["sign"] == 0.0
     assert spread["adam"] < 1e-6

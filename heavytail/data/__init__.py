@@ -6,7 +6,6 @@ streamed (images, token files) subclasses Split and overrides `batches`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,8 +104,3 @@ class DataRecipe(Protocol):
 
 
 REGISTRY: Registry[DataRecipe] = Registry("data", __name__)
-
-
-def default_data_dir(root: Path) -> Path:
-    """Return where public data sets are looked for: HEAVYTAIL_DATA, else `data` under the root of all runs."""
-    return Path(os.environ.get("HEAVYTAIL_DATA") or root / "data").expanduser()

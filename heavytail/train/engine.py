@@ -13,19 +13,17 @@ from __future__ import annotations
 import functools
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heavytail import __version__
 from heavytail.data import Batch, Data, Split
+from heavytail.environment import environment
 from heavytail.errors import SpecError
 from heavytail.head import linear_cross_entropy
 from heavytail.metrics import ClassStats
@@ -287,7 +285,7 @@ class _Run:
                 arrays[f"{split}/count"] = arrays[f"{split}/count"][0]
         arrays["group"] = self.data.groups().index
         arrays["objective"] = torch.stack(self.objective).cpu().numpy() if self.objective else np.empty(0)
-        history = History(self.spec, status, arrays, environment(self.device))
+        history = History(self.spec, status, arrays, environment(str(self.device)))
         state = None if status == "diverged" else checkpoint.pack(self.model, self.optimizer, self.running)
         if status == "done" and state is not None and sum(a.nbytes for a in state.values()) > KEEP_BYTES:
             state = None
@@ -333,19 +331,6 @@ def build_model(spec: RunSpec, data: Data) -> nn.Module:
     return model
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a number may depend on besides its spec."""
-    return {
-        "heavytail": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-    }
-
-
 class _numerics:  # noqa: N801 - a context manager
     """Set what torch keeps globally for one run, and put it back."""
 
@@ -383,7 +368,4 @@ def _frozen_body(model: nn.Module) -> bool:
 def _differs_in_training(model: nn.Module) -> bool:
     """Whether a pass in training mode differs from one in eval mode: dropout, batch normalisation."""
     batch_norm = nn.modules.batchnorm._BatchNorm
-    return any(
-        isinstance(m, batch_norm) or (isinstance(m, nn.Dropout) and m.p > 0) or float(getattr(m, "dropout_p", 0)) > 0
-        for m in model.modules()
-    )
+    return any(isinstance(m, batch_norm) or (isinstance(m, nn.Dropout) and m.p > 0) for m in model.modules())

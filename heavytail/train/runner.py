@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import Any, Literal, Protocol
 
 from heavytail.errors import DataError, HeavyTailError
 from heavytail.spec import RunSpec
-from heavytail.store import RunStore
+from heavytail.store import Outcome, RunStore
+from heavytail.sweep import Lookup, Sweep
 
 Propose = Callable[[], list[RunSpec]]
 
@@ -74,6 +75,7 @@ class Failure:
 
     spec: RunSpec
     reason: str
+    no_data: bool = False
 
 
 class _Ledger:
@@ -85,7 +87,7 @@ class _Ledger:
 
     def note(self, spec: RunSpec, reason: str, *, data: bool = False) -> None:
         if data:
-            self._no_data[_data_of(spec)] = Failure(spec, reason)
+            self._no_data[_data_of(spec)] = Failure(spec, reason, no_data=True)
         else:
             self._failed[spec.key] = Failure(spec, f"{spec.describe()}: {reason}")
 
@@ -124,6 +126,28 @@ def run_all(propose: Propose, store: RunStore, options: Options, display: Displa
         if stop.requested:
             raise Interrupted("stopped; everything trained so far is stored, the same command continues")
     return ledger.failures()
+
+
+def search(sweeps: Sequence[Sweep], store: RunStore, options: Options, display: Display) -> list[Failure]:
+    """Train whatever the step-size searches of these sweeps ask for; return what could not be trained."""
+    lookup = remember(store)
+    return run_all(lambda: [s for sweep in sweeps for s in sweep.propose(lookup)], store, options, display)
+
+
+def remember(store: RunStore) -> Lookup:
+    """Return a lookup of outcomes that reads each finished run once: a finished run stays finished."""
+    known: dict[tuple[str, int], Outcome] = {}
+
+    def lookup(spec: RunSpec) -> Outcome | None:
+        name = (spec.key, spec.steps)
+        if name not in known:
+            outcome = store.outcome(spec)
+            if outcome is None:
+                return None
+            known[name] = outcome
+        return known[name]
+
+    return lookup
 
 
 class _Stop:

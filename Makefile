@@ -1,0 +1,44 @@
+# Two commands are enough: `make reproduce` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SCALE ?= quick
+OUT ?= results/$(SCALE)
+
+.DEFAULT_GOAL := help
+.PHONY: help dev reproduce test test-slow check bench clean
+
+help:  ## print this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/lab: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[lab]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/lab
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+dev: $(VENV)/dev  ## create .venv with everything that development needs
+
+reproduce: $(VENV)/lab  ## make every figure from embedded data and check its claims (SCALE=quick, OUT=results/quick)
+	$(BIN)/heavytail reproduce --scale $(SCALE) --out $(OUT)
+
+test: $(VENV)/dev  ## run the tests (real data: set HEAVYTAIL_DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not network"
+
+test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
+	$(BIN)/python -m pytest -m "slow and not gpu and not network"
+
+check: $(VENV)/dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev  ## measure speed against named baselines, interleaved in one process
+	$(BIN)/python benchmarks/bench_head.py
+
+clean:  ## remove .venv and results
+	rm -rf $(VENV) results

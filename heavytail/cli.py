@@ -1,0 +1,383 @@
+"""The command line. Thin: every command imports what it needs when it runs, so that --help is immediate.
+
+A user's mistake is one line on stderr and exit status 2; --strict turns a claim that did not hold into status 1; 130 is
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from heavytail import __version__
+from heavytail.errors import HeavyTailError, SpecError, StoreError
+
+if TYPE_CHECKING:
+    from heavytail.figures import Claim
+    from heavytail.sweep import Sweep
+    from heavytail.train.runner import Options
+
+LAB = ("scipy", "matplotlib", "polars", "rich", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
+SCALES = ("paper", "small", "quick")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        _require_lab()
+        status: int = args.command(args)
+        return status
+    except HeavyTailError as error:
+        print(f"heavytail: {' '.join(str(error).split())}", file=sys.stderr)
+        return 130 if type(error).__name__ == "Interrupted" else 2
+    except KeyboardInterrupt:
+        print("heavytail: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def list_command(args: argparse.Namespace) -> int:
+    """Print what there is: figures, presets, components."""
+    from heavytail import figures, sweep
+    from heavytail.registry import registry
+
+    what: dict[str, Iterable[tuple[str, str]]] = {
+        "figures": ((name, figures.get_figure(name).title) for name in figures.figure_names()),
+        "presets": ((name, str(sweep.read_preset(name).get("title", ""))) for name in sweep.preset_names()),
+    }
+    for kind in ("data", "model", "optim", "loss", "probe"):
+        what[kind] = _recipes(kind, registry(kind))
+    if args.what and args.what not in what:
+        raise _unknown("what to list", args.what, what)
+    for kind, rows in what.items():
+        if args.what in (None, kind):
+            print(kind)
+            for name, text in rows:
+                print(f"  {name:24} {text}")
+    return 0
+
+
+def reproduce_command(args: argparse.Namespace) -> int:
+    """Train what is missing, draw, check the claims, report."""
+    from heavytail import figures
+    from heavytail.progress import display
+    from heavytail.reproduce import reproduce
+
+    chosen = [figures.get_figure(name) for name in args.figures or figures.figure_names()]
+    out = _writable(args.out or Path("results") / args.scale)
+    with display() as shown:
+        claims = reproduce(chosen, _store(args), out, scale=args.scale, options=_options(args), display=shown)
+    _print_claims(claims)
+    print(f"report: {out / 'report.html'}")
+    return 1 if args.strict and any(c.verdict == "not reproduced" for c in claims) else 0
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Train one run and write its tables."""
+    from heavytail.export import write_tables
+    from heavytail.progress import display
+    from heavytail.spec import RunSpec
+    from heavytail.train.runner import run_all
+
+    table: dict[str, Any] = {kind: {"name": getattr(args, kind)} for kind in ("data", "model", "optim")}
+    table |= {"lr": args.lr, "steps": args.steps, "seed": args.seed, "eval_every": args.eval_every}
+    if args.batch_size is not None:
+        table["batch_size"] = args.batch_size
+    spec = RunSpec.from_dict(_with_settings(table, args.set))
+    out, store = _writable(args.out), _store(args)
+    spec.resolved  # noqa: B018 - refuse unknown names before anything starts
+    with display() as shown:
+        failures = run_all(lambda: [spec] if store.missing_steps(spec) else [], store, _options(args, 1), shown)
+    if failures:
+        raise HeavyTailError(failures[0].reason)
+    history = store.load(spec)
+    assert history is not None
+    paths = write_tables(history, out)
+    print(f"{history.status}: loss {history.loss[0]:.4f} at step 0, {history.loss[-1]:.4f} at step {history.step[-1]}")
+    print("\n".join(map(str, paths)))
+    return 0
+
+
+def sweep_command(args: argparse.Namespace) -> int:
+    """Search step sizes for a preset or a user's own problem, and say why each candidate lost."""
+    from heavytail.progress import display
+    from heavytail.sweep import Sweep
+    from heavytail.train.runner import remember, search
+
+    sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant)
+    store = _store(args)
+    with display() as shown:
+        failures = search([sweep], store, _options(args), shown)
+    if failures:
+        raise HeavyTailError(failures[0].reason)
+    _print_sweep(sweep, remember(store))
+    if args.out is not None:
+        _write_best(sweep, store, _writable(args.out))
+    return 0
+
+
+def status_command(args: argparse.Namespace) -> int:
+    """Print every stored run and where it stands."""
+    from heavytail.spec import RunSpec
+
+    store = _store(args)
+    count = 0
+    for key, table, record in store.records():
+        spec = RunSpec.from_dict(table)
+        status = record["status"]
+        if status == "running" and not store.locked(key):
+            status = "interrupted"
+        print(f"{key}  {status:12} step {record['step']:>6} of {spec.steps:<6}  {spec.describe()}")
+        count += 1
+    print(f"{count} runs under {store.root}")
+    return 0
+
+
+def data_command(args: argparse.Namespace) -> int:
+    """List, verify or fetch the public data sets."""
+    from heavytail.data import fetch
+
+    names = args.names or list(fetch.DATASETS)
+    folder = _data_dir(args)
+    bad = 0
+    for name in names:
+        if args.action == "fetch":
+            fetch.fetch(name, folder)
+        states = fetch.status(name, folder)
+        bad += any(state != "present" for state in states.values())
+        print(f"{name}: {fetch.DATASETS[name].title}" if args.action == "list" else name)
+        for file, state in states.items():
+            print(f"  {state:12} {folder / file}")
+    return 1 if args.action == "verify" and bad else 0
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+            flags = [o for action in self._actions for o in action.option_strings]
+            near = difflib.get_close_matches(wrong.split("=")[0], flags, n=1)
+            message = f"unknown argument '{wrong}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        elif found := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            argument, wrong, choices = found.groups()
+            message = str(_unknown(argument, wrong, re.findall(r"[\w-]+", choices)))
+        self.exit(2, f"heavytail: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        # A subcommand's parser must report its own unknown flags: it knows which are near.
+        namespace, rest = super().parse_known_args(*args, **kwargs)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return namespace, rest
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="heavytail", description="Heavy-tailed class imbalance: the paper, rerun and checked.")
+    parser.add_argument("--version", action="version", version=f"heavytail {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = add("list", list_command, "list figures, presets and components")
+    sub.add_argument("what", nargs="?", help="figures, presets, data, model, optim, loss or probe")
+
+    sub = add("reproduce", reproduce_command, "make figures of the paper and check their claims")
+    sub.add_argument("figures", nargs="*", metavar="figNN", help="which figures (default: all)")
+    _scale(sub)
+    sub.add_argument("--out", type=Path, help="folder of the results (default: results/SCALE)")
+    sub.add_argument("--strict", action="store_true", help="exit 1 if a claim that was checked does not hold")
+    _where(sub)
+
+    sub = add("run", run_command, "train one run; write its losses per class and per frequency group")
+    for kind, text in (("data", "data set"), ("model", "model"), ("optim", "optimizer")):
+        sub.add_argument(f"--{kind}", required=True, metavar="NAME", help=f"{text} (see: heavytail list)")
+    sub.add_argument("--lr", type=float, required=True, help="step size")
+    sub.add_argument("--steps", type=int, required=True, help="number of updates")
+    sub.add_argument("--batch-size", type=int, help="samples of an update (default: full batch)")
+    sub.add_argument("--eval-every", type=int, default=1, metavar="K", help="record losses every K steps (default: 1)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting, e.g. data.path=x.npz, model.init=zero, optim.momentum=0.9, loss.weights=inverse-sqrt",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder of history.parquet and groups.parquet")
+    _where(sub, workers=False)
+
+    sub = add("sweep", sweep_command, "search step sizes for a preset or your own TOML file")
+    sub.add_argument("file", metavar="FILE.toml", help="a TOML file, or the name of a preset")
+    _scale(sub)
+    sub.add_argument("--variant", default="", help="variant of the preset")
+    sub.add_argument("--out", type=Path, help="folder for the tables of each optimizer's selected run")
+    _where(sub)
+
+    sub = add("status", status_command, "list the stored runs and where they stand")
+    _where(sub, device=False, workers=False)
+
+    sub = add("data", data_command, "list, verify or fetch the public data sets")
+    sub.add_argument("action", choices=("list", "verify", "fetch"))
+    sub.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
+    _where(sub, device=False, workers=False)
+    return parser
+
+
+def _scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scale", choices=SCALES, default="quick", help="quick (default), small or paper")
+
+
+def _where(parser: argparse.ArgumentParser, *, device: bool = True, workers: bool = True) -> None:
+    parser.add_argument("--root", type=Path, help="folder of all runs (default: HEAVYTAIL_ROOT, else the cache folder)")
+    parser.add_argument("--data-dir", type=Path, help="folder of data sets (default: HEAVYTAIL_DATA, else ROOT/data)")
+    if device:
+        parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    if workers:
+        parser.add_argument("--workers", type=int, help="processes (default: one per core on a CPU, one on a GPU)")
+
+
+def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Lay `data.path=x` and the like over a run's table; a value is TOML, or else a string."""
+    from heavytail.sweep import overlay
+
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not (path and equals):
+            raise SpecError(f"--set: expected KEY=VALUE, got '{setting}'")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for key in reversed(path.split(".")):
+            value = {key: value}
+        table = overlay(table, value)
+    return table
+
+
+def _store(args: argparse.Namespace) -> Any:
+    from heavytail.store import RunStore
+
+    return RunStore(_root(args))
+
+
+def _root(args: argparse.Namespace) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(args.root or os.environ.get("HEAVYTAIL_ROOT") or Path(cache) / "heavytail").expanduser()
+
+
+def _data_dir(args: argparse.Namespace) -> Path:
+    return Path(args.data_dir or os.environ.get("HEAVYTAIL_DATA") or _root(args) / "data").expanduser()
+
+
+def _options(args: argparse.Namespace, workers: int | None = None) -> Options:
+    from heavytail.train.runner import Options
+
+    workers = workers or args.workers
+    if workers is not None and workers < 1:
+        raise SpecError(f"--workers: expected an integer >= 1, got {workers}")
+    device = args.device
+    if device is None or device != "cpu":
+        import torch
+
+        available = torch.cuda.is_available()
+        device = device or ("cuda" if available else "cpu")
+        if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not available):
+            raise SpecError(
+                f"--device: expected cpu{' or cuda' if available else ' (there is no GPU)'}, got '{device}'"
+            )
+    return Options(_data_dir(args), device, workers)
+
+
+def _writable(folder: Path) -> Path:
+    """Make an output folder now, so that hours of training do not end in a failure to write."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise StoreError(f"--out: cannot write to {folder}: {error.strerror}") from error
+
+
+def _require_lab() -> None:
+    missing = [name for name in LAB if find_spec(name) is None]
+    if missing:
+        raise HeavyTailError(f"this command needs {', '.join(missing)}: pip install 'heavytail[lab]'")
+
+
+# -- output ----------------------------------------------------------------------------------------------------------
+
+
+def _recipes(kind: str, known: Any) -> Iterable[tuple[str, str]]:
+    for name in known.names():
+        text = (known.recipe(name).__doc__ or "").strip().splitlines()
+        yield name, text[0] if text else ""
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> SpecError:
+    from heavytail.errors import unknown
+
+    return unknown(kind, name, known)
+
+
+def _print_claims(claims: Sequence[Claim]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "claim", "measured", "threshold", "verdict", title="Claims", title_justify="left")
+    colour = {"reproduced": "green", "not reproduced": "red", "not run": "yellow"}
+    for claim in claims:
+        measured = "" if claim.measured is None else f"{claim.measured:.4g}"
+        verdict = f"[{colour[claim.verdict]}]{claim.verdict}[/]"
+        table.add_row(claim.figure, claim.claim, measured, f"{claim.comparison} {claim.threshold}", verdict)
+    Console().print(table)
+    counts = {verdict: sum(c.verdict == verdict for c in claims) for verdict in colour}
+    print(", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
+
+
+def _print_sweep(sweep: Sweep, lookup: Any) -> None:
+    for entry in sweep.entries:
+        best = sweep.best(entry.label, lookup)
+        assert best is not None
+        print(entry.label)
+        for lr, loss, reason in best.table():
+            print(f"  lr {lr:<10.4g} loss {loss:<10.4g} {reason}")
+        if best.warning:
+            print(f"warning: {best.warning}", file=sys.stderr)
+
+
+def _write_best(sweep: Sweep, store: Any, out: Path) -> None:
+    from heavytail.export import write_tables
+    from heavytail.train.runner import remember
+
+    for entry in sweep.entries:
+        best = sweep.best(entry.label, remember(store))
+        assert best is not None
+        if best.chosen is not None:
+            for spec in best.chosen.specs:
+                folder = out / entry.label / f"seed{spec.seed}"
+                folder.mkdir(parents=True, exist_ok=True)
+                write_tables(store.load(spec), folder)

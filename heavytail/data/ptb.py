@@ -1,0 +1,62 @@
+"""Penn Treebank at the word level, and TinyPTB: the paper's small language data (appendix A.1).
+
+N sequences of L = 35 words, C types. The paper prints 9 920 types; its normalisation gives 9 922 on the public files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from heavytail.data import REGISTRY, Data, fetch
+from heavytail.data.text import TextSettings, basic_english, build_vocabulary
+
+
+@dataclass(frozen=True)
+class _Treebank(TextSettings):
+    vocabulary: Literal["full", "seen"] = "full"
+
+    def _load(self, source: str, parts: tuple[str, str], data_dir: Path) -> Data:
+        needed = parts if self.vocabulary == "seen" else ("train", *parts)
+        words = {part: _words(part, data_dir) for part in dict.fromkeys(needed)}
+        train, test = (words[part][: self.max_tokens] for part in parts)
+        known = train if self.vocabulary == "seen" else words["train"]
+        return self._to_data(source, train, test, build_vocabulary(known, self.max_vocab))
+
+
+@REGISTRY.register("ptb")
+@dataclass(frozen=True)
+class PTB(_Treebank):
+    """Penn Treebank: trained on its training split, tested on its validation split.
+
+    Attributes:
+        vocabulary: "full" has the types of the whole training split (C = 9 922); "seen" only those of the text
+            trained on, which at a small `max_tokens` saves classes that never occur.
+        length, max_tokens, max_vocab: see TextSettings.
+    """
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        return self._load("Penn Treebank", ("train", "valid"), data_dir)
+
+
+@REGISTRY.register("tiny-ptb")
+@dataclass(frozen=True)
+class TinyPTB(_Treebank):
+    """TinyPTB: trained on the validation split of Penn Treebank, tested on its test split.
+
+    Small enough for full-batch training. The classes are those of PTB, so that some never occur here.
+
+    Attributes:
+        vocabulary, length, max_tokens, max_vocab: as in PTB.
+    """
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        return self._load("TinyPTB", ("valid", "test"), data_dir)
+
+
+def _words(part: str, data_dir: Path) -> list[str]:
+    """Return the words of a split of the public files."""
+    return basic_english(fetch.read(f"ptb/ptb.{part}.txt", data_dir).decode("utf-8"))

@@ -1,0 +1,81 @@
+"""Python's own standard library as a text: language-like data that need no download.
+
+N sequences of L words, C types. Source code under `basic_english` follows Zipf's law about as closely as PTB does: the
+slope of log frequency on log rank over ranks 10..1 000 is near -1.1. The text differs between Python versions, so the
+version is a setting.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from heavytail.data import REGISTRY, Data
+from heavytail.data.text import TextSettings, basic_english, build_vocabulary
+from heavytail.errors import DataError
+
+_TEST_SHARE = 10  # one word in ten
+
+# Where the text comes from: the modules at the top of the library and these packages. They are the same wherever this
+# version is installed; left out are what is often split off or patched (tkinter, venv), tables (encodings), and tests.
+_PACKAGES = (
+    *("asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "logging"),
+    *("multiprocessing", "re", "sqlite3", "tomllib", "unittest", "urllib", "wsgiref", "xml", "xmlrpc", "zoneinfo"),
+)
+
+
+@REGISTRY.register("stdlib-text")
+@dataclass(frozen=True)
+class StdlibText(TextSettings):
+    """The sources of the standard library: the first nine tenths of the text to train on, the rest to test.
+
+    Attributes:
+        max_tokens: words in both splits together; None takes all of about 1.2 million.
+        max_vocab: as in TextSettings. The defaults leave `<unk>` about 4 % of the words, half of what the most frequent
+            word has.
+        python: the Python version the text is of, for example "3.12.4"; "" stands for the running one.
+        length: see TextSettings.
+    """
+
+    max_tokens: int | None = 50_000
+    max_vocab: int | None = 2_000
+    python: str = ""
+
+    def pinned(self) -> StdlibText:
+        """Return the recipe with the running version named, so that a run's key tells which text it was made of."""
+        return replace(self, python=self.python or platform.python_version())
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data, which nothing random enters; DataError if another Python version is running."""
+        running = platform.python_version()
+        if self.python not in ("", running):
+            raise DataError(f"data.python: this is the text of Python {self.python}, but {running} is running")
+        words = list(islice(_words(Path(sysconfig.get_path("stdlib"))), self.max_tokens))
+        cut = len(words) - len(words) // _TEST_SHARE
+        train, test = words[:cut], words[cut:]
+        source = f"standard library of Python {running}"
+        return self._to_data(source, train, test, build_vocabulary(train, self.max_vocab))
+
+
+def _words(library: Path) -> Iterator[str]:
+    """Yield the words of the library's files in the order of their paths, opening each only when it is reached."""
+    paths = sorted(path.relative_to(library).as_posix() for path in _files(library))
+    if not paths:
+        raise DataError(f"stdlib-text: no Python sources in {library}; this Python keeps its library elsewhere")
+    for path in paths:
+        yield from basic_english((library / path).read_text(encoding="utf-8"))
+
+
+def _files(library: Path) -> Iterator[Path]:
+    for path in library.glob("*.py"):  # a folder may also hold site hooks and build settings, which differ
+        if path.stem in sys.stdlib_module_names and not path.stem.startswith("_"):
+            yield path
+    for package in _PACKAGES:
+        for path in (library / package).rglob("*.py"):
+            if not {"test", "tests"} & set(path.relative_to(library).parts):
+                yield path

@@ -1,0 +1,104 @@
+"""From text to next-word prediction: normalisation, vocabulary, sequences (appendix A.1).
+
+N sequences, L words each, C types. Words of all lines are concatenated without an end-of-line token, and target l of a
+sequence is the word after input l.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from heavytail.data import Data, Split
+from heavytail.errors import SpecError
+
+UNKNOWN = "<unk>"
+
+_NORMALISE = str.maketrans({mark: f" {mark} " for mark in "'.,()!?"} | {'"': "", ";": " ", ":": " "})
+
+
+def basic_english(text: str) -> list[str]:
+    """Return the words of a text, lower-cased, with some punctuation marks as words of their own.
+
+    The normalisation the paper's word-level data sets use: `'` `.` `,` `(` `)` `!` `?` are words, `"` is dropped, `;`
+    and `:` are spaces, and anything else stays as it is.
+
+    >>> basic_english("The <unk> doesn't (yet) rise: 3.5 %!")
+    ['the', '<unk>', 'doesn', "'", 't', '(', 'yet', ')', 'rise', '3', '.', '5', '%', '!']
+    """
+    return text.lower().translate(_NORMALISE).split()
+
+
+def build_vocabulary(words: Iterable[str], max_size: int | None = None) -> dict[str, int]:
+    """Return the class number of each type: `<unk>` is 0, then by count, then in alphabetical order.
+
+    Args:
+        words: the training text.
+        max_size: keep this many types, `<unk>` included.
+
+    >>> build_vocabulary(["to", "be", "or", "not", "to", "be"], max_size=4)
+    {'<unk>': 0, 'be': 1, 'to': 2, 'not': 3}
+    """
+    counts = Counter(words)
+    counts.pop(UNKNOWN, None)
+    types = sorted(counts, key=lambda word: (-counts[word], word))
+    return {word: number for number, word in enumerate([UNKNOWN, *types][:max_size])}
+
+
+def encode(words: Sequence[str], vocabulary: Mapping[str, int]) -> torch.Tensor:
+    """Return the class numbers [T] of the words, int64; a word outside the vocabulary is `<unk>`."""
+    numbers = np.fromiter((vocabulary.get(word, 0) for word in words), np.int64, len(words))
+    return torch.from_numpy(numbers)
+
+
+def cut_sequences(tokens: torch.Tensor, length: int) -> Split:
+    """Return the sequences [N, L] of a token stream [T] and their targets, N = (T - 1) // L; the tail is dropped.
+
+    >>> split = cut_sequences(torch.arange(8), 3)
+    >>> split.inputs.tolist(), split.targets.tolist()
+    ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
+    """
+    used = max(len(tokens) - 1, 0) // length * length
+    # Two views of one stream: overlapping memory is fine, as nothing writes to a split.
+    return Split(tokens[:used].view(-1, length), tokens[1 : used + 1].view(-1, length))
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """The settings that all text data sets share.
+
+    Attributes:
+        length: L, words in a sequence.
+        max_tokens: use only this many words from the start of each split.
+        max_vocab: keep only this many types, `<unk>` included; the others become `<unk>`, which can make it the most
+            frequent class of all - `Data.info["unknown_share"]` tells.
+    """
+
+    length: int = 35
+    max_tokens: int | None = None
+    max_vocab: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise SpecError(f"data.length: expected at least 1, got {self.length}")
+        if self.max_tokens is not None and self.max_tokens <= self.length:
+            raise SpecError(f"data.max_tokens: expected more than data.length = {self.length}, got {self.max_tokens}")
+        if self.max_vocab is not None and self.max_vocab < 2:
+            raise SpecError(f"data.max_vocab: expected at least 2 (<unk> is one), got {self.max_vocab}")
+
+    def _to_data(self, source: str, train: Sequence[str], test: Sequence[str], vocabulary: dict[str, int]) -> Data:
+        """Return the data set of two texts."""
+        stream = encode(train, vocabulary)
+        info: dict[str, Any] = {
+            "source": source,
+            "types": len(vocabulary),
+            "tokens": len(stream),
+            "unknown_share": (stream == 0).double().mean().item(),
+        }
+        splits = cut_sequences(stream, self.length), cut_sequences(encode(test, vocabulary), self.length)
+        return Data(*splits, len(vocabulary), info=info)

@@ -1,0 +1,148 @@
+"""What every data set must do, over the whole registry: a new recipe is tested as soon as it has its line here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from heavytail.data import REGISTRY, Data, Split
+from heavytail.registry import Part
+
+
+def _user_arrays(folder: Path) -> dict[str, Any]:
+    path = folder / "mine.npz"
+    if not path.exists():
+        np.savez(path, X=np.eye(6), y=np.array([0, 0, 0, 1, 1, 3]))
+    return {"path": str(path)}
+
+
+# Small settings of each data set: a table, or a function of a temporary folder that returns one.
+SMALL: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
+    "arrays": _user_arrays,
+    "ptb": {"max_tokens": 2_000},
+    "random-heavy-tail": {"groups": 4},
+    "simple-imbalanced": {"num_classes": 20, "samples": 100},
+    "stdlib-text": {"max_tokens": 2_000},
+    "tiny-ptb": {"max_tokens": 2_000, "vocabulary": "seen"},
+}
+
+# Those that read public files: skipped where HEAVYTAIL_DATA names no folder of them.
+PUBLIC = {"ptb", "tiny-ptb"}
+
+
+Load = Callable[[int], Data]
+
+
+@pytest.fixture(params=REGISTRY.names(), scope="module")
+def load(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """Load one of the data sets, in its small settings and pinned as a run has it, from a seed."""
+    name = request.param
+    if name not in SMALL:
+        pytest.fail(f"data set '{name}' has no small settings: add them to SMALL in {Path(__file__).name}")
+    folder = tmp_path_factory.mktemp("empty")
+    data_dir = request.getfixturevalue("data_dir") if name in PUBLIC else folder / "nothing"
+    settings = SMALL[name]
+    recipe = REGISTRY.make(REGISTRY.resolve(Part(name, settings(folder) if callable(settings) else settings)))
+    return lambda seed: recipe.load(seed=seed, data_dir=data_dir)
+
+
+@pytest.fixture(scope="module")
+def data(load: Load) -> Data:
+    return load(0)
+
+
+def splits(data: Data) -> list[Split]:
+    return [split for split in (data.train, data.test) if split is not None]
+
+
+def whole(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs and targets as `batches` yields them, in chunks of unequal size."""
+    cut = len(split) // 3
+    batches = list(split.batches([slice(0, cut), torch.arange(cut, len(split))]))
+    return torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches])
+
+
+def test_every_entry_is_a_data_set() -> None:
+    """The tables above name no data set that does not exist."""
+    assert set(SMALL) <= set(REGISTRY.names())
+    assert set(SMALL) >= PUBLIC
+
+
+def test_the_same_seed_gives_the_same_data(load: Load, data: Data) -> None:
+    """Loaded twice from one seed, inputs, targets, classes and description are identical."""
+    again = load(0)
+    assert data.num_classes == again.num_classes
+    assert data.info == again.info
+    assert len(splits(data)) == len(splits(again))
+    for a, b in zip(splits(data), splits(again), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(whole(a), whole(b), strict=True))
+
+
+def test_loading_leaves_the_global_generators_alone(load: Load) -> None:
+    """Random data come from their own generators: loading changes no later random number of anybody else."""
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 - the global generator is what is watched
+    random.seed(1)
+    expected = torch.rand(()).item(), np.random.random(), random.random()  # noqa: NPY002
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    load(0)
+    assert (torch.rand(()).item(), np.random.random(), random.random()) == expected  # noqa: NPY002
+
+
+def test_batches_have_inputs_and_targets_that_fit(data: Data) -> None:
+    """Batches hold every sample: int64 classes below C, [N] or [N, L]; inputs are finite numbers, or words."""
+    for split in splits(data):
+        inputs, targets = whole(split)
+        assert len(inputs) == len(targets) == len(split)
+        assert targets.dtype == torch.int64
+        assert targets.min() >= 0
+        assert targets.max() < data.num_classes
+        if inputs.is_floating_point():
+            assert inputs.isfinite().all()
+            assert targets.ndim == 1
+        else:
+            assert inputs.dtype == torch.int64
+            assert inputs.shape == targets.shape
+            assert inputs.min() >= 0
+            assert inputs.max() < data.num_classes
+
+
+def test_to_keeps_labels_and_casts_inputs(data: Data) -> None:
+    """`to` gives floating-point inputs the dtype asked for and leaves class numbers alone."""
+    before, labels = whole(data.train)
+    inputs, targets = whole(data.train.to(torch.device("cpu"), torch.float64))
+    assert inputs.dtype == (torch.float64 if before.is_floating_point() else torch.int64)
+    assert torch.equal(inputs, before.to(inputs.dtype))
+    assert torch.equal(targets, labels)
+
+
+def test_counts_and_groups_are_those_of_the_training_targets(data: Data) -> None:
+    """Counts are the number of training targets of each class; groups cover all classes, and no group is empty."""
+    labels = whole(data.train)[1].flatten().tolist()
+    counts = [0] * data.num_classes
+    for label in labels:
+        counts[label] += 1
+    assert data.counts.tolist() == counts
+    groups = data.groups(5)
+    assert len(groups.index) == data.num_classes
+    shares = [0.0] * groups.num_groups
+    for k, group in enumerate(groups.index):
+        shares[group] += counts[k] / len(labels)
+    assert min(shares) > 0
+    assert np.allclose(groups.share, shares, rtol=1e-12)
+    if data.natural_groups is not None:
+        assert groups.index.tolist() == data.natural_groups.tolist()
+
+
+def test_info_can_be_written_down(data: Data) -> None:
+    """`info` holds plain values, among them the source."""
+    assert isinstance(data.info["source"], str)
+    assert all(isinstance(value, str | int | float | bool) for value in data.info.values())
