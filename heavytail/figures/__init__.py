@@ -1,0 +1,134 @@
+"""Figures: each is a picture and a list of claims, made from finished runs; adding one is one file here.
+
+A file in this folder registers its figures with `register(Figure(...))`; the first look-up imports every file.
+Nothing here trains, and a figure whose runs are missing says which command makes them.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from heavytail.errors import unknown
+from heavytail.figures.claims import Claim, ClaimRule
+from heavytail.figures.results import MissingRuns, Need, Results, Selected
+from heavytail.figures.style import Picture, applied
+
+__all__ = [
+    "Claim",
+    "ClaimRule",
+    "Figure",
+    "MissingRuns",
+    "Need",
+    "Picture",
+    "Results",
+    "Selected",
+    "figure_names",
+    "get_figure",
+    "register",
+]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the paper.
+
+    Attributes:
+        id: "fig04".
+        title: what it shows, a few words.
+        paper: where it is in the paper, "Figure 4, section 3.1".
+        about: what to look for in it, a sentence or two; the caption begins with it.
+        needs: the sweeps it is made from.
+        rules: the claims it must check.
+        plot: draws it.
+    """
+
+    id: str
+    title: str
+    paper: str
+    about: str
+    needs: tuple[Need, ...]
+    rules: tuple[ClaimRule, ...]
+    plot: Callable[[Results], Picture]
+
+    def draw(self, results: Results) -> Picture:
+        """Return the picture, with everything that is plotted written down in it; raises MissingRuns."""
+        with applied():
+            return self.plot(results.for_figure(self.id))
+
+    def claims(self, results: Results) -> list[Claim]:
+        """Return every claim, those whose runs are missing as not run."""
+        results = results.for_figure(self.id)
+        return [rule.check(self.id, results) for rule in self.rules]
+
+    def not_run(self, scale: str, reason: str) -> list[Claim]:
+        """Return every claim as not run, for a reason known before looking (data that cannot be had, say)."""
+        return [rule.not_run(self.id, scale, reason) for rule in self.rules]
+
+    def caption(self, results: Results) -> str:
+        """Return the caption: what to look for, how it was measured, on which data, and at which scale."""
+        sweeps = [results.sweep(need) for need in self.needs]
+        if not sweeps:
+            return self.about
+        seeds = sorted({len(sweep.seeds) for sweep in sweeps})
+        spread = "one seed" if seeds == [1] else f"medians over {' or '.join(map(str, seeds))} seeds"
+        data = ", ".join(dict.fromkeys(_data_name(sweep.run) for sweep in sweeps))
+        return f"{self.about} Step sizes by the paper's search, {spread}; data: {data}; {sweeps[0].caption}."
+
+    def search(self, results: Results) -> list[dict[str, Any]]:
+        """Return the step-size search of every optimizer: all candidates, and why each was chosen or lost."""
+        results, tables = results.for_figure(self.id), []
+        for need in self.needs:
+            for label in results.labels(need):
+                best = results.search(need, label)
+                tables.append(
+                    {
+                        "preset": need.preset,
+                        "variant": need.variant,
+                        "optimizer": label,
+                        "selected": best.chosen.lr if best.chosen else None,
+                        "candidates": [{"lr": lr, "loss": loss, "reason": why} for lr, loss, why in best.table()],
+                        "warning": best.warning,
+                    }
+                )
+        return tables
+
+
+def _data_name(run: Any) -> str:
+    data = run["data"]
+    return str(data if isinstance(data, str) else data["name"])
+
+
+_FIGURES: dict[str, Figure] = {}
+
+
+def register(figure: Figure) -> Figure:
+    """Make a figure known by its id."""
+    assert figure.id not in _FIGURES, f"{figure.id} is registered twice"
+    assert len({rule.id for rule in figure.rules}) == len(figure.rules), f"{figure.id} has two claims of one name"
+    _FIGURES[figure.id] = figure
+    return figure
+
+
+def figure_names() -> list[str]:
+    """Return the ids of all figures, sorted."""
+    _discover()
+    return sorted(_FIGURES)
+
+
+def get_figure(name: str) -> Figure:
+    """Return a figure by its id; raise SpecError with the nearest one if there is none."""
+    _discover()
+    if name not in _FIGURES:
+        raise unknown("figure", name, _FIGURES)
+    return _FIGURES[name]
+
+
+@cache
+def _discover() -> None:
+    for info in pkgutil.iter_modules(__path__):
+        import_module(f"{__name__}.{info.name}")

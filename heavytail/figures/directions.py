@@ -1,0 +1,51 @@
+"""The direction figures: taking the sign matters more than the length of the step or momentum (5, 19, 20 and 21).
+
+Two rows, without and with momentum: the overall loss of GD, Adam, normalised GD and sign descent, then each by group.
+"""
+
+from __future__ import annotations
+
+from heavytail.figures import Figure, register
+from heavytail.figures.claims import direction_rules
+from heavytail.figures.panels import group_losses, loss_label, overall_loss
+from heavytail.figures.results import Need, Results
+from heavytail.figures.style import Picture, optimizer_name
+
+DIRECTIONS = ("gd", "adam", "normalized-gd", "sign")
+MOMENTA = {"-m": "without momentum", "+m": "with momentum"}
+ABOUT = (
+    "Normalised GD, which changes the length of the step alone, stays with GD; sign descent, which changes its "
+    "direction, lowers rare groups as Adam does, with momentum and without (dashed: initial loss)."
+)
+
+
+def direction_figure(name: str, title: str, paper: str, preset: str) -> Figure:
+    """Return the figure of all eight optimizers on one preset."""
+    need = Need(preset, tuple(f"{base}{m}" for m in MOMENTA for base in DIRECTIONS))
+
+    def plot(results: Results) -> Picture:
+        picture = Picture(2, 5, width=2.2, height=2.1)
+        losses = []
+        for row, (m, words) in enumerate(MOMENTA.items()):
+            runs = [results.best(need, f"{base}{m}") for base in DIRECTIONS]
+            losses.append(picture.panel(row, 0, f"overall, {words}", "step", loss_label("train")))
+            overall_loss(losses[-1], runs)
+            for column, run in enumerate(runs, 1):
+                title = optimizer_name(run.label, stochastic=run.stochastic, momentum=True)
+                losses.append(picture.panel(row, column, title, "step", ""))
+                group_losses(losses[-1], run)
+        picture.share_y(losses)
+        picture.group_bar(losses, runs[0].num_groups)
+        return picture
+
+    return Figure(name, title, paper, ABOUT, (need,), direction_rules(need), plot)
+
+
+register(
+    direction_figure("fig05", "Last layer of a simplified transformer, TinyPTB", "Figure 5, section 2.3", "last-layer")
+)
+register(direction_figure("fig19", "Eight optimizers, softmax regression", "Figure 19, appendix E", "linear"))
+register(
+    direction_figure("fig20", "Eight optimizers, one-layer transformer", "Figure 20, appendix E", "one-layer-transformer")
+)
+register(direction_figure("fig21", "Eight optimizers, CNN on MNIST+Barcoded", "Figure 21, appendix E", "cnn"))

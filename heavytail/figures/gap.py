@@ -1,0 +1,70 @@
+"""The gap figures: GD is slow on rare classes, Adam is not (figures 1, 4, 10, 17 and 18).
+
+One row each: how heavy the tail is, the overall loss, and the loss by frequency group under GD and under Adam.
+"""
+
+from __future__ import annotations
+
+from heavytail.figures import Figure, register
+from heavytail.figures.claims import gap_rules
+from heavytail.figures.panels import group_row
+from heavytail.figures.results import Need, Results
+from heavytail.figures.style import Picture
+
+PAIR = ("gd+m", "adam+m")
+
+
+def gap_figure(
+    name: str, title: str, paper: str, preset: str, *claims: str, about: str = "", split: str = "train"
+) -> Figure:
+    """Return the figure of the gap between GD and Adam, both with momentum, on one preset.
+
+    Args:
+        name, title, paper: as in Figure.
+        preset: the problem.
+        claims: names of the gap claims; none for all six.
+        about: replaces the usual caption.
+        split: "train" or "test".
+    """
+    need = Need(preset, PAIR)
+
+    def plot(results: Results) -> Picture:
+        picture = Picture(1, 4)
+        group_row(picture, 0, results, need, split=split)
+        return picture
+
+    usual = "GD lowers the loss of frequent classes and leaves rare ones behind; Adam lowers all (dashed: initial loss)."
+    return Figure(name, title, paper, about or usual, (need,), gap_rules(need, *claims, split=split), plot)
+
+
+register(gap_figure("fig01", "GPT2-Small on WikiText-103", "Figure 1, section 1", "gpt2"))
+register(
+    gap_figure(
+        "fig04",
+        "Softmax regression on random heavy-tailed labels",
+        "Figure 4, section 2.2",
+        "linear",
+        "ordered",
+        "rare-gap",
+        "adam-ahead",
+        "adam-lowers-all",
+        about="The gap needs neither language nor depth: labels drawn independently of the inputs, a linear model.",
+    )
+)
+register(
+    gap_figure(
+        "fig10",
+        "GPT2-Small on WikiText-103, validation loss",
+        "Figure 10, appendix B",
+        "gpt2",
+        "ordered",
+        "rare-gap",
+        "adam-ahead",
+        about="As figure 1, on the validation split (grouped by training frequency).",
+        split="test",
+    )
+)
+register(gap_figure("fig17", "Two-layer transformer on PTB", "Figure 17, appendix D", "two-layer-transformer"))
+register(
+    gap_figure("fig18", "One-layer transformer on TinyPTB, full batch", "Figure 18, appendix D", "one-layer-transformer")
+)

@@ -1,0 +1,143 @@
+"""What the inputs and the horizon change: softmax regression on small synthetic data (figures 15 and 16)."""
+
+from __future__ import annotations
+
+from heavytail.figures import Figure, register
+from heavytail.figures.claims import ClaimRule, group_ratios, order, present, rarest, ratio
+from heavytail.figures.panels import final_group_losses, group_losses, loss_label
+from heavytail.figures.results import Need, Results, Selected
+from heavytail.figures.style import Picture, optimizer_name
+
+SHOWN = 25  # steps, figure 15
+INPUTS = {
+    "inputs N(1, 1)": Need("linear-inputs", ("gd-m", "adam-m"), "aligned"),
+    "inputs N(0, 1)": Need("linear-inputs", ("gd-m", "adam-m"), "orthogonal"),
+}
+ALIGNED, ORTHOGONAL = INPUTS.values()
+LONG = Need("linear-long", ("gd-m",))
+SPREAD, SOLVED = 1.5, 0.05  # figure 15: groups are level within this factor, or all below this share of the initial loss
+
+
+def plot_inputs(results: Results) -> Picture:
+    """Draw figure 15: a row for each kind of inputs, GD and Adam by group, and the loss of every group at the end."""
+    picture = Picture(2, 3)
+    for row, (name, need) in enumerate(INPUTS.items()):
+        runs = [results.best(need, label) for label in results.labels(need)]
+        losses = []
+        for column, run in enumerate(runs):
+            title = f"{name}: {optimizer_name(run.label)}"
+            losses.append(picture.panel(row, column, title, "step", "" if column else loss_label("train")))
+            group_losses(losses[-1], run, until=SHOWN)
+        losses.append(picture.panel(row, 2, f"{name}: last step", "group (1 = most frequent)", ""))
+        final_group_losses(losses[-1], runs)
+        picture.share_y(losses)
+        picture.group_bar(losses, runs[0].num_groups)
+    return picture
+
+
+def level(run: Selected) -> float:
+    """Return how far the groups are from being level or solved, whichever is nearer; at most 1 if they are."""
+    final = present(run)[1]
+    return min(ratio(final.max(), final.min()) / SPREAD, group_ratios(run).max() / SOLVED)
+
+
+def first_group(run: Selected) -> float:
+    """Return the final loss of the most frequent group."""
+    return float(present(run)[1][0])
+
+
+register(
+    Figure(
+        "fig15",
+        "Aligned and near-orthogonal inputs",
+        "Figure 15, appendix C",
+        "With aligned inputs GD leaves rare groups behind; with near-orthogonal ones it fits all groups alike.",
+        (ALIGNED, ORTHOGONAL),
+        (
+            ClaimRule(
+                "aligned-ordered",
+                "N(1, 1) inputs: Spearman correlation of a group's number (1 = most frequent) with GD's final loss on it",
+                ">=",
+                0.9,
+                lambda r: order(r.best(ALIGNED, "gd-m")),
+            ),
+            ClaimRule(
+                "aligned-apart",
+                "N(1, 1) inputs: final loss of GD on the rarest group, relative to the most frequent group's",
+                ">=",
+                2.0,
+                lambda r: ratio(rarest(r.best(ALIGNED, "gd-m")), first_group(r.best(ALIGNED, "gd-m"))),
+            ),
+            ClaimRule(
+                "orthogonal-level",
+                f"N(0, 1) inputs, GD's final losses: the smaller of (largest / smallest group) / {SPREAD} "
+                f"and (largest group / its initial loss) / {SOLVED}",
+                "<=",
+                1.0,
+                lambda r: level(r.best(ORTHOGONAL, "gd-m")),
+            ),
+        ),
+        plot_inputs,
+    )
+)
+
+
+def horizons(results: Results) -> tuple[int, int, int]:
+    """Return the three horizons of figure 16: 1 %, 10 % and 100 % of the run (100, 1 000, 10 000 in the paper)."""
+    steps = int(results.sweep(LONG).run["steps"])
+    return max(steps // 100, 1), max(steps // 10, 1), steps
+
+
+def plot_horizons(results: Results) -> Picture:
+    """Draw figure 16: one run of GD by group, up to each of three horizons."""
+    picture = Picture(1, 3, width=2.9)
+    run = results.best(LONG, "gd-m")
+    losses = []
+    for column, horizon in enumerate(horizons(results)):
+        title = f"first {horizon:,} steps".replace(",", " ")
+        losses.append(picture.panel(0, column, title, "step", "" if column else loss_label("train")))
+        group_losses(losses[-1], run, until=horizon)
+    picture.share_y(losses)
+    picture.group_bar(losses, run.num_groups)
+    return picture
+
+
+def relative_at(results: Results, which: int) -> list[float]:
+    """Return the loss of every group at a horizon (0, 1 or 2), relative to its initial loss."""
+    run = results.best(LONG, "gd-m")
+    return list(group_ratios(run, run.group_loss_at(horizons(results)[which])))
+
+
+register(
+    Figure(
+        "fig16",
+        "One run of GD at three horizons",
+        "Figure 16, appendix C",
+        "GD does learn the rare groups, a hundred times later: their loss first rises, then waits, then falls.",
+        (LONG,),
+        (
+            ClaimRule(
+                "rare-rises",
+                "loss of the rarest group at the first horizon, relative to its initial loss",
+                ">",
+                1.0,
+                lambda r: relative_at(r, 0)[-1],
+            ),
+            ClaimRule(
+                "all-fall",
+                "loss at the last horizon relative to the initial loss, largest over groups",
+                "<",
+                1.0,
+                lambda r: max(relative_at(r, 2)),
+            ),
+            ClaimRule(
+                "rare-waits",
+                "loss of the rarest group at the second horizon, relative to that at the first",
+                ">=",
+                0.5,
+                lambda r: ratio(relative_at(r, 1)[-1], relative_at(r, 0)[-1]),
+            ),
+        ),
+        plot_horizons,
+    )
+)

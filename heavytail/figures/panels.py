@@ -1,0 +1,156 @@
+"""The panels that the figures are made of: histogram, overall loss, loss by frequency group, step-size search.
+
+Shapes: E recorded steps, C classes, G frequency groups. Losses are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from heavytail.figures.results import Need, Results, Selected
+from heavytail.figures.style import Panel, Picture, group_colours, optimizer_colour, optimizer_name, split_label
+from heavytail.sweep import Best
+
+
+def loss_label(split: str) -> str:
+    """Return the name of a loss axis."""
+    return {"train": "training loss (nats)", "test": "validation loss (nats)"}[split]
+
+
+def class_histogram(panel: Panel, run: Selected) -> None:
+    """Draw samples per class against the class's rank, both logarithmic, each frequency group in its colour."""
+    order = np.lexsort((-run.counts, run.group))
+    counts, groups = run.counts[order], run.group[order]
+    rank = np.arange(1, len(counts) + 1)
+    seen = counts > 0
+    floor = counts[seen].min() / 2
+    for g, colour in enumerate(group_colours(run.num_groups)):
+        mine = seen & (groups == g)
+        if mine.any():
+            # half a rank to each side, so that a group of one class has a width
+            edges = np.append(rank[mine] - 0.5, rank[mine][-1] + 0.5)
+            heights = np.append(counts[mine], counts[mine][-1])
+            panel.axes.fill_between(edges, floor, heights, step="post", color=colour, linewidth=0)
+    panel.line(rank[seen], counts[seen], "samples per class", color="black", linewidth=0.8)
+    panel.axes.set(xscale="log", yscale="log", ylim=(floor, None), xlim=(0.5, rank[seen].max() + 0.5))
+
+
+def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = None, momentum: bool = False) -> None:
+    """Draw the overall loss of several optimizers over steps: the median over seeds, shaded from minimum to maximum.
+
+    Args:
+        panel: where.
+        runs: the optimizers.
+        until: last step shown; None for all.
+        momentum: whether names tell "+m" from "-m"; without momentum lines are then dashed.
+    """
+    for run in runs:
+        name = optimizer_name(run.label, stochastic=run.stochastic, momentum=momentum)
+        if run.lr is None:
+            panel.note(f"{name}: no stable step size")
+            continue
+        kept = slice(None) if until is None else run.step <= until
+        step, median, low, high = (values[kept] for values in run.curve())
+        colour = optimizer_colour(run.label)
+        dashed = momentum and split_label(run.label)[1] == "-m"
+        panel.band(step, low, high, name, color=colour, alpha=0.2)
+        panel.line(step, median, name, color=colour, linestyle="--" if dashed else "-")
+    panel.level(runs[0].initial_loss, "initial")
+    if any(run.lr is not None for run in runs):
+        panel.axes.legend(loc="best", handlelength=1.4)
+    panel.axes.set_ylim(bottom=0)
+
+
+def group_losses(panel: Panel, run: Selected, *, until: int | None = None) -> None:
+    """Draw the loss of each frequency group over steps for one optimizer, median over seeds; initial loss dashed."""
+    panel.level(run.initial_loss, "initial")
+    if run.lr is None:
+        panel.note("no stable step size")
+    else:
+        kept = slice(None) if until is None else run.step <= until
+        curves = run.group_curves()[kept]
+        for g, colour in enumerate(group_colours(run.num_groups)):
+            panel.line(run.step[kept], curves[:, g], f"group {g + 1}", color=colour)
+    panel.axes.set_ylim(bottom=0)
+
+
+def final_group_losses(panel: Panel, runs: Sequence[Selected]) -> None:
+    """Draw the final loss of each frequency group for several optimizers, median over seeds; initial loss dashed."""
+    for run in runs:
+        name = optimizer_name(run.label, stochastic=run.stochastic)
+        if run.lr is None:
+            panel.note(f"{name}: no stable step size")
+            continue
+        style = {"color": optimizer_colour(run.label), "marker": "o", "markersize": 3.5}
+        panel.line(np.arange(1, run.num_groups + 1), run.final_group_loss, name, **style)
+    panel.level(runs[0].initial_loss, "initial")
+    panel.axes.legend(loc="best", handlelength=1.4)
+    panel.axes.set_ylim(bottom=0)
+    panel.axes.set_xticks([1, runs[0].num_groups] if runs[0].num_groups > 1 else [1])
+
+
+def step_size_search(panel: Panel, searches: Sequence[Best]) -> None:
+    """Draw the final loss of every step size, maximum over seeds; ringed: selected; crosses on top: diverged."""
+    for best in searches:
+        rates = np.array([c.lr for c in best.candidates])
+        losses = np.array([c.loss for c in best.candidates])
+        colour = optimizer_colour(best.label)
+        name = optimizer_name(best.label, momentum=True)
+        dashed = split_label(best.label)[1] == "-m"
+        finite = np.isfinite(losses)
+        panel.line(rates[finite], losses[finite], name, color=colour, marker=".", linestyle="--" if dashed else "-")
+        if best.chosen is not None:
+            ring = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "color": colour}
+            panel.points([best.chosen.lr], [best.chosen.loss], f"{name}, selected", **ring)
+        if not finite.all():
+            top = panel.axes.get_xaxis_transform()
+            panel.points(rates[~finite], np.full((~finite).sum(), 0.98), f"{name}, diverged", transform=top, marker="x",
+                         color=colour, markersize=4)  # fmt: skip
+    panel.axes.set(xscale="log", yscale="log")
+    handles, labels = panel.axes.get_legend_handles_labels()
+    kept = [(h, text) for h, text in zip(handles, labels, strict=True) if "," not in text]
+    if kept:
+        panel.axes.legend(*zip(*kept, strict=True), loc="best", ncols=math.ceil(len(kept) / 4), handlelength=1.8)
+
+
+def group_row(
+    picture: Picture, row: int, results: Results, need: Need, *, name: str = "", split: str = "train"
+) -> list[Panel]:
+    """Fill a row of four panels: class histogram, overall loss, and the loss by group of the two needed optimizers.
+
+    Args:
+        picture: of four columns.
+        row: which.
+        results: where the runs come from.
+        need: of two optimizers.
+        name: of the data, above the histogram.
+        split: "train" or "test".
+
+    Returns:
+        The three panels with losses.
+    """
+    runs = [results.best(need, label, split) for label in results.labels(need)]
+    title = f"{name}: classes" if name else "classes"
+    class_histogram(picture.panel(row, 0, title, "class, by frequency", "samples"), results.best(need, runs[0].label))
+    losses = [picture.panel(row, 1, "overall", "step", loss_label(split))]
+    overall_loss(losses[0], runs)
+    for column, run in enumerate(runs, 2):
+        title = f"{optimizer_name(run.label, stochastic=run.stochastic)}, by group"
+        losses.append(picture.panel(row, column, title, "step", ""))
+        group_losses(losses[-1], run)
+    picture.share_y(losses)
+    picture.group_bar(losses, runs[0].num_groups)
+    return losses
+
+
+def search_picture(results: Results, needs: Sequence[Need]) -> Picture:
+    """Return the picture of a figure's step-size searches, a panel for each need."""
+    picture = Picture(1, len(needs), width=3.6, height=2.6)
+    for column, need in enumerate(needs):
+        title = " ".join(filter(None, [need.preset, need.variant]))
+        panel = picture.panel(0, column, title, "step size", "final training loss (nats)")
+        step_size_search(panel, [results.search(need, label) for label in results.labels(need)])
+    return picture

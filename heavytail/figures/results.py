@@ -1,0 +1,233 @@
+"""Results: what the figures read, reduced from the run store; nothing here trains.
+
+A figure names the sweeps that it needs; `Results` selects each optimizer's step size by the paper's rule and reduces
+the histories of its seeds to curves per frequency group, so that a [E, C] array is held for one run at a time.
+
+Shapes: S seeds, E recorded steps, C classes, G frequency groups. Losses are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heavytail.errors import HeavyTailError, SpecError, StoreError
+from heavytail.store import History, RunStore
+from heavytail.sweep import Best, Candidate, Sweep
+
+Array = NDArray[Any]
+SPLITS = ("train", "test")
+
+
+class MissingRuns(HeavyTailError):
+    """A figure was asked for before the runs that it needs are finished; the message names the command that runs them."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A sweep that a figure needs.
+
+    Attributes:
+        preset: its name.
+        optim: labels of the optimizers ("gd+m", "adam-m"); empty for all of the preset.
+        variant: of the preset, "" for none.
+    """
+
+    preset: str
+    optim: tuple[str, ...] = ()
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One optimizer at its selected step size, on one split of the data.
+
+    Where no step size was stable, the curves are empty, the final losses infinite, and the initial ones still there.
+
+    Attributes:
+        label: of the optimizer.
+        best: the search that selected its step size.
+        split: "train" or "test".
+        stochastic: whether the runs used mini-batches ("SGD") or not ("GD").
+        step: recorded steps [E].
+        loss: overall loss of every seed [S, E].
+        group_loss: loss of every frequency group [S, E, G], most frequent group first; NaN for one without samples.
+        initial_loss: median over seeds of the overall loss at step 0.
+        initial_group_loss: the same for each group [G].
+        group: frequency group of each class [C].
+        counts: samples of each class [C]; where rows sum mini-batches, those of all rows.
+    """
+
+    label: str
+    best: Best
+    split: str
+    stochastic: bool
+    step: Array
+    loss: Array
+    group_loss: Array
+    initial_loss: float
+    initial_group_loss: Array
+    group: Array
+    counts: Array
+
+    @property
+    def lr(self) -> float | None:
+        """The selected step size, None if none was stable."""
+        return self.best.chosen.lr if self.best.chosen else None
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return len(self.initial_group_loss)
+
+    @property
+    def final_loss(self) -> float:
+        """Median over seeds of the overall loss at the last step."""
+        return float(np.median(self.loss[:, -1])) if self.step.size else float("inf")
+
+    @property
+    def final_group_loss(self) -> Array:
+        """Median over seeds of each group's loss at the last step, [G]."""
+        if not self.step.size:
+            return np.where(np.isnan(self.initial_group_loss), np.nan, np.inf)
+        return np.median(self.group_loss[:, -1], axis=0)
+
+    def curve(self) -> tuple[Array, Array, Array, Array]:
+        """Return steps, and the median, minimum and maximum over seeds of the overall loss; [E] each."""
+        return self.step, np.median(self.loss, axis=0), self.loss.min(axis=0), self.loss.max(axis=0)
+
+    def group_curves(self) -> Array:
+        """Return the median over seeds of each group's loss, [E, G]."""
+        return np.median(self.group_loss, axis=0)
+
+    def group_loss_at(self, step: int) -> Array:
+        """Return the median over seeds of each group's loss at the last recorded step up to `step`, [G]."""
+        if not self.step.size:
+            return self.final_group_loss
+        return self.group_curves()[np.searchsorted(self.step, step, side="right") - 1]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of a store, at one scale.
+
+    Attributes:
+        store: where the runs are.
+        scale: "paper", "small" or "quick".
+        presets: folder to read presets from; by default those that come with the package.
+        figure: the figure that is being made, for the command in an error message.
+    """
+
+    store: RunStore
+    scale: str
+    presets: Path | None = None
+    figure: str = ""
+    _sweeps: dict[Need, Sweep] = field(default_factory=dict, repr=False)
+    _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)
+
+    def for_figure(self, name: str) -> Results:
+        """Return these results, with messages that name a figure; what has been read is shared."""
+        return replace(self, figure=name)
+
+    def sweep(self, need: Need) -> Sweep:
+        """Return a needed sweep, with the needed optimizers alone."""
+        if need not in self._sweeps:
+            preset = need.preset if self.presets is None else self.presets / f"{need.preset}.toml"
+            sweep = Sweep.load(preset, scale=self.scale, variant=need.variant)
+            self._sweeps[need] = sweep.only(need.optim) if need.optim else sweep
+        return self._sweeps[need]
+
+    def labels(self, need: Need) -> tuple[str, ...]:
+        """Return the labels of the needed optimizers."""
+        return need.optim or tuple(entry.label for entry in self.sweep(need).entries)
+
+    def search(self, need: Need, label: str) -> Best:
+        """Return the finished search for an optimizer's step size; raises MissingRuns if it is not finished."""
+        sweep = self.sweep(need)
+        best = sweep.best(label, self.store.outcome)
+        if best is None:
+            todo = len(sweep.only((label,)).propose(self.store.outcome))
+            variant = f" ({need.variant})" if need.variant else ""
+            raise MissingRuns(
+                f"{need.preset}{variant}, {label}: the step-size search is not finished ({todo} runs next); "
+                f"run `heavytail reproduce {self.figure or 'FIGURE'} --scale {self.scale}`"
+            )
+        return best
+
+    def best(self, need: Need, label: str, split: str = "train") -> Selected:
+        """Return one optimizer at its selected step size.
+
+        Args:
+            need: the sweep.
+            label: of the optimizer.
+            split: "train" or "test".
+
+        Raises:
+            MissingRuns: the search is not finished.
+            SpecError: the preset records no losses on this split.
+        """
+        key = (need.preset, need.variant, label)
+        if key not in self._selected:
+            self._selected[key] = _reduce(self.search(need, label), self.store)
+        if split not in self._selected[key]:
+            raise SpecError(f"test_every: preset '{need.preset}' records no losses on '{split}'; expected 1 or more")
+        return self._selected[key][split]
+
+    def histories(self, candidate: Candidate) -> Iterator[History]:
+        """Yield the histories of a candidate step size, seed by seed; for figures that read more than losses."""
+        return _histories(candidate, self.store)
+
+
+def _histories(candidate: Candidate, store: RunStore) -> Iterator[History]:
+    for spec in candidate.specs:
+        history = store.load(spec)
+        assert history is not None, "the search only judges finished runs"
+        yield history
+
+
+def _reduce(best: Best, store: RunStore) -> dict[str, Selected]:
+    """Read the seeds of the chosen step size (of the smallest one, for initial losses, if none was) one by one."""
+    candidate = best.chosen or best.candidates[0]
+    rows: dict[str, list[tuple[Array, Array, Array]]] = {split: [] for split in SPLITS}
+    counts: dict[str, Array] = {}
+    for history in _histories(candidate, store):
+        group = history.arrays["group"]
+        for split in SPLITS:
+            step = history.arrays.get(f"{split}/step")
+            if step is not None and step.size:
+                rows[split].append((step, history.arrays[f"{split}/loss"], history.group_loss(split)))
+                count = history.arrays[f"{split}/count"]
+                counts.setdefault(split, count.sum(axis=0) if count.ndim == 2 else count)
+    return {
+        split: _selected(best, split, seeds, group, counts[split], candidate.specs[0].batch_size is not None)
+        for split, seeds in rows.items()
+        if seeds
+    }
+
+
+def _selected(
+    best: Best, split: str, seeds: list[tuple[Array, Array, Array]], group: Array, counts: Array, stochastic: bool
+) -> Selected:
+    widths = {groups.shape[1] for _, _, groups in seeds}
+    if len(widths) > 1:
+        raise StoreError(f"{best.label}: its seeds have different numbers of frequency groups ({sorted(widths)})")
+    kept = slice(None) if best.chosen else slice(0)  # rows that count: all of them, or none
+    shortest = min(len(step) for step, _, _ in seeds)
+    return Selected(
+        label=best.label,
+        best=best,
+        split=split,
+        stochastic=stochastic,
+        step=seeds[0][0][kept],
+        loss=np.stack([loss[:shortest] for _, loss, _ in seeds]).astype(np.float64)[:, kept],
+        group_loss=np.stack([groups[:shortest] for _, _, groups in seeds])[:, kept],
+        initial_loss=float(np.median([loss[0] for _, loss, _ in seeds])),
+        initial_group_loss=np.median([groups[0] for _, _, groups in seeds], axis=0),
+        group=group,
+        counts=counts,
+    )

@@ -1,0 +1,179 @@
+"""The look of all figures, and the picture that writes down what is plotted in it.
+
+Colours are those of Okabe and Ito, told apart by every common kind of colour vision; groups run from light (most
+frequent) to dark (rarest), which survives a black-and-white print. No global state of pyplot is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+COLOURS = {"gd": "#0072B2", "adam": "#D55E00", "normalized-gd": "#009E73", "sign": "#CC79A7"}
+NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "sign descent"}
+INK = "#3a3a3a"
+_RC = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.5,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+def applied() -> AbstractContextManager[None]:
+    """Return a context in which matplotlib draws in this style; what it was before comes back."""
+    import matplotlib
+
+    context: AbstractContextManager[None] = matplotlib.rc_context(_RC)
+    return context
+
+
+def split_label(label: str) -> tuple[str, str]:
+    """Return the optimizer and the momentum suffix of a label: ("gd", "+m") of "gd+m"."""
+    return (label[:-2], label[-2:]) if label.endswith(("+m", "-m")) else (label, "")
+
+
+def optimizer_name(label: str, *, stochastic: bool = False, momentum: bool = False) -> str:
+    """Return how an optimizer is written: "Adam", "SGD" for GD on mini-batches; with the suffix "+m" if asked.
+
+    >>> optimizer_name("gd+m", stochastic=True, momentum=True)
+    'SGD+m'
+    """
+    base, suffix = split_label(label)
+    name = NAMES.get(base, base)
+    if base == "gd" and stochastic:
+        name = "SGD"
+    return name + suffix.replace("-", "−") if momentum else name
+
+
+def optimizer_colour(label: str) -> str:
+    """Return the colour of an optimizer, grey for one that the paper does not have."""
+    return COLOURS.get(split_label(label)[0], "#777777")
+
+
+def group_colours(num_groups: int) -> list[Any]:
+    """Return the colours of the frequency groups, most frequent (light) to rarest (dark)."""
+    from matplotlib import colormaps
+
+    places = np.linspace(0.12, 1.0, num_groups) if num_groups > 1 else [0.6]
+    return [colormaps["viridis_r"](place) for place in places]
+
+
+class Panel:
+    """One pair of axes of a picture; whatever is drawn through it is kept as numbers in `record`."""
+
+    def __init__(self, axes: Any, title: str, xlabel: str, ylabel: str) -> None:
+        self.axes = axes
+        self.record: dict[str, Any] = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "series": [], "notes": []}
+        axes.set_title(title, loc="left", color="black")
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+
+    def line(self, x: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
+        """Plot y [E] over x [E]."""
+        self._keep("line", label, x=x, y=y)
+        self.axes.plot(x, y, label=label, **style)
+
+    def band(self, x: ArrayLike, low: ArrayLike, high: ArrayLike, label: str, **style: Any) -> None:
+        """Shade between low [E] and high [E]."""
+        self._keep("band", label, x=x, low=low, high=high)
+        self.axes.fill_between(x, low, high, linewidth=0, **style)
+
+    def points(self, x: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
+        """Mark the points (x, y)."""
+        self._keep("points", label, x=x, y=y)
+        self.axes.plot(x, y, linestyle="none", label=label, **style)
+
+    def level(self, y: float, label: str) -> None:
+        """Draw a dashed horizontal line."""
+        self._keep("level", label, y=y)
+        self.axes.axhline(y, color="black", linestyle=(0, (4, 3)), linewidth=0.9, zorder=1.5)
+
+    def note(self, text: str) -> None:
+        """Write a remark into the middle of the panel, below earlier ones."""
+        height = 0.5 - 0.12 * len(self.record["notes"])
+        self.record["notes"].append(text)
+        self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", fontsize=7)
+
+    def _keep(self, kind: str, label: str, **values: ArrayLike) -> None:
+        self.record["series"].append({"kind": kind, "label": label, **{k: np.asarray(v) for k, v in values.items()}})
+
+
+class Picture:
+    """A grid of panels.
+
+    Args:
+        rows, columns: of the grid.
+        width, height: of one panel, in inches.
+    """
+
+    def __init__(self, rows: int, columns: int, *, width: float = 2.5, height: float = 2.25) -> None:
+        from matplotlib.figure import Figure
+
+        self.figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+        self._grid = self.figure.add_gridspec(rows, columns)
+        self.panels: dict[tuple[int, int], Panel] = {}
+
+    def panel(self, row: int, column: int, title: str, xlabel: str, ylabel: str) -> Panel:
+        """Add the panel at a place of the grid."""
+        assert (row, column) not in self.panels, f"panel {row}, {column} is taken"
+        axes = self.figure.add_subplot(self._grid[row, column])
+        self.panels[row, column] = Panel(axes, title, xlabel, ylabel)
+        return self.panels[row, column]
+
+    @property
+    def plotted(self) -> list[dict[str, Any]]:
+        """Every number in the picture: per panel, in reading order, its title, axes, series and notes."""
+        return [self.panels[place].record for place in sorted(self.panels)]
+
+    def share_y(self, panels: Iterable[Panel]) -> None:
+        """Give panels one range of y, and let only the first of each row write its label."""
+        shared = list(panels)
+        limits = [panel.axes.get_ylim() for panel in shared]
+        for panel in shared:
+            panel.axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+    def group_bar(self, panels: Sequence[Panel], num_groups: int) -> None:
+        """Add the key of the frequency groups' colours, to the right of panels."""
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import BoundaryNorm, ListedColormap
+
+        edges = np.arange(num_groups + 1) + 0.5
+        mapping = ScalarMappable(BoundaryNorm(edges, num_groups), ListedColormap(group_colours(num_groups)))
+        ends = [1, num_groups] if num_groups > 1 else [1]
+        bar = self.figure.colorbar(mapping, ax=[p.axes for p in panels], ticks=ends, aspect=28, pad=0.01)
+        bar.ax.set_yticklabels(["frequent", "rare"][: len(ends)])
+        bar.ax.invert_yaxis()
+        bar.outline.set_visible(False)
+
+    def render(self, kind: Literal["png", "pdf"]) -> bytes:
+        """Return the picture as a file's content (PNG at 200 dots per inch); the same numbers give the same bytes."""
+        undated = {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
+        buffer = BytesIO()
+        with applied():
+            self.figure.savefig(buffer, format=kind, dpi=200, metadata=undated)
+        return buffer.getvalue()

@@ -1,0 +1,145 @@
+"""The same models and images with balanced and with heavy-tailed labels (figures 2, 3, 11, 12, 13 and 14)."""
+
+from __future__ import annotations
+
+from heavytail.figures import Figure, register
+from heavytail.figures.claims import ClaimRule, group_ratios, imbalance_rules, progress, ratio
+from heavytail.figures.panels import group_row, loss_label, overall_loss
+from heavytail.figures.results import Need, Results
+from heavytail.figures.style import Picture
+
+PAIR = ("gd+m", "adam+m")
+
+
+def rows_figure(
+    name: str, title: str, paper: str, about: str, rows: dict[str, Need], rules: tuple[ClaimRule, ...]
+) -> Figure:
+    """Return a figure with a row for each data set: its classes, the overall loss, GD and Adam by group."""
+
+    def plot(results: Results) -> Picture:
+        picture = Picture(len(rows), 4)
+        for row, (data, need) in enumerate(rows.items()):
+            group_row(picture, row, results, need, name=data)
+        return picture
+
+    return Figure(name, title, paper, about, tuple(rows.values()), rules, plot)
+
+
+def imbalance_figure(name: str, title: str, paper: str, preset: str) -> Figure:
+    """Return the figure of one vision model on a balanced and on a heavy-tailed subset of ImageNet."""
+    uniform, heavy = Need(preset, PAIR, "uniform"), Need(preset, PAIR, "heavy-tailed")
+    about = "On balanced labels SGD keeps up with Adam; on heavy-tailed ones it falls behind, on rare classes above all."
+    rows = {"uniform": uniform, "heavy-tailed": heavy}
+    return rows_figure(name, title, paper, about, rows, imbalance_rules(uniform, heavy))
+
+
+MNIST, BARCODED, COMBINED = (Need("cnn", PAIR, variant) for variant in ("mnist", "barcoded", ""))
+FULL = Need("simple-vit", PAIR, "full")
+
+register(
+    rows_figure(
+        "fig02",
+        "CNN on MNIST and MNIST+Barcoded",
+        "Figure 2, section 2.1",
+        "GD solves MNIST; with 10 240 rare classes added it fits the digits and makes no progress on the rest.",
+        {"MNIST": MNIST, "MNIST+Barcoded": COMBINED},
+        (
+            ClaimRule(
+                "mnist-solved",
+                "MNIST: final loss relative to the initial loss, the larger of GD and Adam",
+                "<=",
+                0.1,
+                lambda r: max(progress(r.best(MNIST, label)) for label in PAIR),
+            ),
+            ClaimRule(
+                "barcoded-stays",
+                "MNIST+Barcoded: final loss of GD on the barcoded group, relative to its initial loss",
+                ">=",
+                0.9,
+                lambda r: group_ratios(r.best(COMBINED, "gd+m"))[-1],
+            ),
+            ClaimRule(
+                "digits-fall",
+                "MNIST+Barcoded: final loss of GD on the digits, relative to its initial loss",
+                "<=",
+                0.5,
+                lambda r: group_ratios(r.best(COMBINED, "gd+m"))[0],
+            ),
+            ClaimRule(
+                "adam-lowers-both",
+                "MNIST+Barcoded: final loss of Adam relative to the initial loss, the larger of the two groups",
+                "<=",
+                0.5,
+                lambda r: group_ratios(r.best(COMBINED, "adam+m")).max(),
+            ),
+        ),
+    )
+)
+register(
+    imbalance_figure("fig03", "ResNet18 on uniform and heavy-tailed ImageNet", "Figure 3, section 2.1", "resnet18")
+)
+register(
+    imbalance_figure(
+        "fig11", "ResNet18 with LayerNorm instead of BatchNorm", "Figure 11, appendix B", "resnet18-layernorm"
+    )
+)
+register(
+    rows_figure(
+        "fig12",
+        "SimpleViT on the full ImageNet",
+        "Figure 12, appendix B",
+        "On the full, nearly balanced data set SGD and Adam train a vision transformer alike.",
+        {"full": FULL},
+        (
+            ClaimRule(
+                "no-gap",
+                "|L(SGD)/L(Adam) - 1|, final losses",
+                "<=",
+                0.1,
+                lambda r: abs(ratio(r.best(FULL, "gd+m").final_loss, r.best(FULL, "adam+m").final_loss) - 1),
+            ),
+        ),
+    )
+)
+register(
+    imbalance_figure("fig13", "SimpleViT on uniform and heavy-tailed ImageNet", "Figure 13, appendix B", "simple-vit")
+)
+
+SETS = {"MNIST": MNIST, "barcoded only": BARCODED, "MNIST+Barcoded": COMBINED}
+
+
+def plot_balance(results: Results) -> Picture:
+    """Draw figure 14: the overall loss of GD and Adam on each of the three data sets."""
+    picture = Picture(1, len(SETS), width=2.7)
+    for column, (name, need) in enumerate(SETS.items()):
+        panel = picture.panel(0, column, name, "step", "" if column else loss_label("train"))
+        overall_loss(panel, [results.best(need, label) for label in results.labels(need)])
+    return picture
+
+
+register(
+    Figure(
+        "fig14",
+        "It is the imbalance, not the number of classes",
+        "Figure 14, appendix B",
+        "GD trains the CNN on either balanced set, ten classes or 10 240; only on their union does it fall behind.",
+        tuple(SETS.values()),
+        (
+            ClaimRule(
+                "balanced-solved",
+                "final loss of GD relative to the initial loss, the larger of MNIST and barcoded only",
+                "<=",
+                0.05,
+                lambda r: max(progress(r.best(need, "gd+m")) for need in (MNIST, BARCODED)),
+            ),
+            ClaimRule(
+                "combined-stays",
+                "final loss of GD on MNIST+Barcoded, relative to the initial loss",
+                ">=",
+                0.3,
+                lambda r: progress(r.best(COMBINED, "gd+m")),
+            ),
+        ),
+        plot_balance,
+    )
+)
