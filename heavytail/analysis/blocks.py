@@ -1,11 +1,11 @@
-"""Gradient norm and Hessian trace of every row of a softmax head, in one pass over its inputs (section 3, figs 7, 23-27).
+"""Gradient norm and Hessian trace of every row of a softmax head, in one pass (section 3, figures 7 and 23 to 27).
 
 With features h_i, probabilities p_i and targets y_i of n samples, row k of the head has
 
     grad_k = (1/n) sum_i (p_ik - 1[y_i = k]) h_i,        Tr H_kk = (1/n) sum_i p_ik (1 - p_ik) ||h_i||^2,
 
-and with its bias, whose input is 1, one more entry of the gradient and ||h_i||^2 + 1 for ||h_i||^2. Both come out of the
-kernel that trains the head, chunk by chunk: what is kept is one gradient [C, D] and sums over classes, whatever n.
+and with its bias, whose input is 1, one more entry of the gradient and ||h_i||^2 + 1 for ||h_i||^2. Both come out of
+the kernel that trains the head, chunk by chunk: what is kept is one gradient [C, D] and sums over classes, whatever n.
 
 Shapes: C classes, D features, M rows of one pair.
 """
@@ -52,9 +52,7 @@ class HeadBlocks:
         return (self.p_mean - own).clamp(min=0.0)
 
 
-def head_blocks(
-    pairs: Pairs, weight: Tensor, bias: Tensor | None = None, *, include_bias: bool = False
-) -> HeadBlocks:
+def head_blocks(pairs: Pairs, weight: Tensor, bias: Tensor | None = None, *, include_bias: bool = False) -> HeadBlocks:
     """Measure gradient norm, Hessian trace and probabilities of every class.
 
     Args:
@@ -85,7 +83,8 @@ def head_blocks(
         count.index_add_(0, targets, torch.ones_like(p))
         p_sum.index_add_(0, targets, p)
         p_square.index_add_(0, targets, p.square())
-        assert out.curvature is not None and out.curvature.bias is not None
+        assert out.curvature is not None
+        assert out.curvature.bias is not None
         trace += out.curvature.weight
         if include_bias:
             trace += out.curvature.bias

@@ -49,9 +49,7 @@ class Correlation:
     num_dropped: int
 
 
-def loglog(
-    x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confidence: float = 0.95
-) -> Correlation:
+def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confidence: float = 0.95) -> Correlation:
     """Return how y depends on x, on logarithmic axes.
 
     Args:
@@ -83,10 +81,10 @@ def loglog(
         return Correlation(UNDEFINED, UNDEFINED, UNDEFINED, num, dropped)
     r = float(np.corrcoef(u, v)[0, 1])
     rho = float(np.corrcoef(stats.rankdata(u), stats.rankdata(v))[0, 1])
-    slope = r * v.std() / u.std()
+    slope = r * float(v.std() / u.std())
     width = float(stats.norm.ppf(0.5 + confidence / 2))
     # residual variance (1 - r^2) Var(v), with num - 2 degrees of freedom
-    error = v.std() / u.std() * math.sqrt(max(0.0, 1 - r * r) / (num - 2))
+    error = float(v.std() / u.std()) * math.sqrt(max(0.0, 1 - r * r) / (num - 2))
     reach = float(stats.t.ppf(0.5 + confidence / 2, num - 2)) * error
     return Correlation(
         pearson=_fisher(r, width, 1.0, num),

@@ -57,9 +57,7 @@ def sample_classes(counts: ArrayLike, num: int, sampling: Sampling = "log-unifor
     return np.argsort(-counts, kind="stable")[ranks]
 
 
-def hessian_entries(
-    pairs: Pairs, weight: Tensor, bias: Tensor | None, classes: ArrayLike, inputs: ArrayLike
-) -> Tensor:
+def hessian_entries(pairs: Pairs, weight: Tensor, bias: Tensor | None, classes: ArrayLike, inputs: ArrayLike) -> Tensor:
     """Return the Hessian of the mean loss between chosen inputs of chosen rows, off-diagonal blocks included.
 
     Args:
@@ -133,5 +131,5 @@ def _probabilities(pairs: Pairs, weight: Tensor, bias: Tensor | None) -> Iterato
     rows = max(64, _CHUNK_NUMBERS // len(weight))
     with torch.no_grad():
         for features, _ in pairs:
-            for h in features.split(rows):
+            for h in torch.split(features, rows):
                 yield h, F.linear(h, weight, bias).double().softmax(1)

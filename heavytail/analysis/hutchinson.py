@@ -1,7 +1,7 @@
 """Traces of Hessian blocks of a whole network, estimated by Hutchinson's method: a check of the closed forms, and more.
 
 With v uniform on {-1, 1} over *all* parameters, E[v_B . (H v)_B] = Tr H_BB for every block B: one Hessian-vector
-product per v estimates all blocks at once. Products are forward over reverse mode (torch.func) through PyTorch's own
+product per v estimates all blocks at once. Products are reverse mode twice (torch.func) through PyTorch's own
 cross-entropy, and share nothing with the kernel of `heavytail.head` but the model.
 
 Shapes: V vectors, R rows of a parameter (its first dimension).
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call, grad, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heavytail.errors import DataError, SpecError
@@ -52,9 +52,7 @@ class TraceSamples:
         return _estimate(self.rows[name])
 
 
-def sample_traces(
-    model: nn.Module, batches: Batches, *, num_vectors: int = 32, seed: int = 0
-) -> TraceSamples:
+def sample_traces(model: nn.Module, batches: Batches, *, num_vectors: int = 32, seed: int = 0) -> TraceSamples:
     """Draw Hutchinson's estimates of the traces of a model's Hessian blocks, for the mean cross-entropy.
 
     Args:
@@ -108,7 +106,7 @@ def _draw(
             return result
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivatives
-            _, Hv = jvp(grad(value), (params,), (v,))
+            (Hv,) = vjp(grad(value), params)[1](v)  # v^T H, and H is symmetric
         for name, part in Hv.items():
             product[name] += part
         total += targets.numel()
