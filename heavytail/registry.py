@@ -97,7 +97,7 @@ class Registry(Generic[R]):
         checked = {}
         for key, value in part.params.items():
             if key not in fields:
-                raise unknown(f"setting of {self.kind} '{part.name}'", key, fields)
+                raise unknown(f"setting of {self.kind} {part.name}:", key, fields)
             checked[key] = check_type(value, hints[key], f"{self.kind}.{key}")
         for key, field in fields.items():
             if key not in checked and _required(field):

@@ -49,7 +49,7 @@ class Grid:
         if isinstance(value, Mapping):
             for key in value:
                 if key not in ("decades", "exponents", "refine"):
-                    raise unknown(f"setting of {where}", key, ("decades", "exponents", "refine"))
+                    raise unknown(f"setting of {where}:", key, ("decades", "exponents", "refine"))
             refine = value.get("refine")
             if refine is not None and not (isinstance(refine, int) and refine >= 0):
                 raise SpecError(f"{where}.refine: expected an integer >= 0, got {refine!r}")
@@ -159,23 +159,23 @@ class Sweep:
         known = {"name", "title", "run", "sweep", "variant", "scale"}
         for key in table:
             if key not in known:
-                raise unknown(f"table of preset '{name}'", key, known)
+                raise unknown(f"table of preset {name}:", key, known)
         scales, variants = table.get("scale", {}), table.get("variant", {})
         if scale not in scales and (scales or scale not in SCALES):
-            raise unknown(f"scale of preset '{name}'", scale, scales or SCALES)
+            raise unknown(f"scale of preset {name}:", scale, scales or SCALES)
         if variant and variant not in variants:
-            raise unknown(f"variant of preset '{name}'", variant, variants)
+            raise unknown(f"variant of preset {name}:", variant, variants)
         chosen = scales.get(scale, {})
         merged: dict[str, Any] = {"run": table.get("run", {}), "sweep": table.get("sweep", {})}
         for layer in (variants.get(variant, {}), chosen, chosen.get("variant", {}).get(variant, {})):
             merged = overlay(merged, {k: v for k, v in layer.items() if k not in ("variant", "title")})
         for key in merged:
             if key not in ("run", "sweep"):
-                raise unknown(f"table of preset '{name}'", key, ("run", "sweep", "variant"))
+                raise unknown(f"table of preset {name}:", key, ("run", "sweep", "variant"))
         search = merged["sweep"]
         for key in search:
             if key not in ("seeds", "optim", "lr", "probes"):
-                raise unknown(f"setting of preset '{name}': sweep", key, ("seeds", "optim", "lr", "probes"))
+                raise unknown(f"setting of preset {name}, sweep:", key, ("seeds", "optim", "lr", "probes"))
         seeds = search.get("seeds", [0])
         if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) for s in seeds)):
             raise SpecError(f"sweep.seeds: expected a list of integers, got {seeds!r}")
@@ -202,7 +202,7 @@ class Sweep:
         for entry in self.entries:
             if entry.label == label:
                 return entry
-        raise unknown(f"optimizer of preset '{self.name}'", label, [e.label for e in self.entries])
+        raise unknown(f"optimizer of preset {self.name}:", label, [e.label for e in self.entries])
 
     def spec(self, entry: Entry, exponent: float, seed: int) -> RunSpec:
         """Return the run of one optimizer, step size 10^exponent and seed."""

@@ -7,7 +7,7 @@ Nothing here trains, and a figure whose runs are missing says which command make
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -27,8 +27,8 @@ __all__ = [
     "Picture",
     "Results",
     "Selected",
-    "figure_names",
-    "get_figure",
+    "all_figures",
+    "figure",
     "register",
 ]
 
@@ -97,6 +97,14 @@ class Figure:
                 )
         return tables
 
+    def environments(self, results: Results) -> list[Mapping[str, Any]]:
+        """Return what the selected runs were made with, each once."""
+        found: list[Mapping[str, Any]] = []
+        for need in self.needs:
+            for label in results.labels(need):
+                found += [e for e in results.best(need, label).environments if e not in found]
+        return found
+
 
 def _data_name(run: Any) -> str:
     data = run["data"]
@@ -106,21 +114,21 @@ def _data_name(run: Any) -> str:
 _FIGURES: dict[str, Figure] = {}
 
 
-def register(figure: Figure) -> Figure:
+def register(new: Figure) -> Figure:
     """Make a figure known by its id."""
-    assert figure.id not in _FIGURES, f"{figure.id} is registered twice"
-    assert len({rule.id for rule in figure.rules}) == len(figure.rules), f"{figure.id} has two claims of one name"
-    _FIGURES[figure.id] = figure
-    return figure
+    assert new.id not in _FIGURES, f"{new.id} is registered twice"
+    assert len({rule.id for rule in new.rules}) == len(new.rules), f"{new.id} has two claims of one name"
+    _FIGURES[new.id] = new
+    return new
 
 
-def figure_names() -> list[str]:
-    """Return the ids of all figures, sorted."""
+def all_figures() -> list[Figure]:
+    """Return all figures, by id."""
     _discover()
-    return sorted(_FIGURES)
+    return [_FIGURES[name] for name in sorted(_FIGURES)]
 
 
-def get_figure(name: str) -> Figure:
+def figure(name: str) -> Figure:
     """Return a figure by its id; raise SpecError with the nearest one if there is none."""
     _discover()
     if name not in _FIGURES:

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heavytail.errors import unknown
-from heavytail.figures.results import MissingRuns, Need, Results, Selected
+from heavytail.figures.results import Array, MissingRuns, Need, Results, Selected
 
-Array = NDArray[Any]
 Comparison = Literal["<=", ">=", "<", ">", "within"]
 Threshold = float | tuple[float, float]
 Verdict = Literal["reproduced", "not reproduced", "not run"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from heavytail.figures import Figure, register
 from heavytail.figures.claims import ClaimRule, group_ratios, order, present, rarest, ratio
 from heavytail.figures.panels import final_group_losses, group_losses, loss_label
-from heavytail.figures.results import Need, Results, Selected
+from heavytail.figures.results import Array, Need, Results, Selected
 from heavytail.figures.style import Picture, optimizer_name
 
 SHOWN = 25  # steps, figure 15
@@ -15,7 +17,8 @@ INPUTS = {
 }
 ALIGNED, ORTHOGONAL = INPUTS.values()
 LONG = Need("linear-long", ("gd-m",))
-SPREAD, SOLVED = 1.5, 0.05  # figure 15: groups are level within this factor, or all below this share of the initial loss
+# Figure 15: the groups are level within this factor, or all below this share of their initial loss.
+SPREAD, SOLVED = 1.5, 0.05
 
 
 def plot_inputs(results: Results) -> Picture:
@@ -38,7 +41,7 @@ def plot_inputs(results: Results) -> Picture:
 def level(run: Selected) -> float:
     """Return how far the groups are from being level or solved, whichever is nearer; at most 1 if they are."""
     final = present(run)[1]
-    return min(ratio(final.max(), final.min()) / SPREAD, group_ratios(run).max() / SOLVED)
+    return float(np.min([ratio(final.max(), final.min()) / SPREAD, group_ratios(run).max() / SOLVED]))
 
 
 def first_group(run: Selected) -> float:
@@ -56,7 +59,7 @@ register(
         (
             ClaimRule(
                 "aligned-ordered",
-                "N(1, 1) inputs: Spearman correlation of a group's number (1 = most frequent) with GD's final loss on it",
+                "N(1, 1) inputs: Spearman correlation of a group's number with GD's final loss on it",
                 ">=",
                 0.9,
                 lambda r: order(r.best(ALIGNED, "gd-m")),
@@ -102,10 +105,10 @@ def plot_horizons(results: Results) -> Picture:
     return picture
 
 
-def relative_at(results: Results, which: int) -> list[float]:
+def relative_at(results: Results, which: int) -> Array:
     """Return the loss of every group at a horizon (0, 1 or 2), relative to its initial loss."""
     run = results.best(LONG, "gd-m")
-    return list(group_ratios(run, run.group_loss_at(horizons(results)[which])))
+    return group_ratios(run, run.group_loss_at(horizons(results)[which]))
 
 
 register(
@@ -128,7 +131,7 @@ register(
                 "loss at the last horizon relative to the initial loss, largest over groups",
                 "<",
                 1.0,
-                lambda r: max(relative_at(r, 2)),
+                lambda r: relative_at(r, 2).max(),
             ),
             ClaimRule(
                 "rare-waits",

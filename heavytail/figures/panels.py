@@ -34,7 +34,7 @@ def class_histogram(panel: Panel, run: Selected) -> None:
             edges = np.append(rank[mine] - 0.5, rank[mine][-1] + 0.5)
             heights = np.append(counts[mine], counts[mine][-1])
             panel.axes.fill_between(edges, floor, heights, step="post", color=colour, linewidth=0)
-    panel.line(rank[seen], counts[seen], "samples per class", color="black", linewidth=0.8)
+    panel.line(rank[seen], counts[seen], "samples per class", color="black", linewidth=0.8, drawstyle="steps-mid")
     panel.axes.set(xscale="log", yscale="log", ylim=(floor, None), xlim=(0.5, rank[seen].max() + 0.5))
 
 
@@ -60,7 +60,8 @@ def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = 
         panel.line(step, median, name, color=colour, linestyle="--" if dashed else "-")
     panel.level(runs[0].initial_loss, "initial")
     if any(run.lr is not None for run in runs):
-        panel.axes.legend(loc="best", handlelength=1.4)
+        solved = all(run.final_loss < runs[0].initial_loss / 2 for run in runs)  # then the upper right is empty
+        panel.axes.legend(loc="upper right" if solved else "lower left", handlelength=1.4)
     panel.axes.set_ylim(bottom=0)
 
 

@@ -8,7 +8,7 @@ Shapes: S seeds, E recorded steps, C classes, G frequency groups. Losses are in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ SPLITS = ("train", "test")
 
 
 class MissingRuns(HeavyTailError):
-    """A figure was asked for before the runs that it needs are finished; the message names the command that runs them."""
+    """The runs that a figure needs are not finished; the message names the command that runs them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,17 @@ class Need:
     preset: str
     optim: tuple[str, ...] = ()
     variant: str = ""
+
+    def load(self, scale: str, presets: Path | None = None) -> Sweep:
+        """Return the sweep with the needed optimizers alone.
+
+        Args:
+            scale: "paper", "small" or "quick".
+            presets: folder to read the preset from; by default one that comes with the package.
+        """
+        preset = self.preset if presets is None else presets / f"{self.preset}.toml"
+        sweep = Sweep.load(preset, scale=scale, variant=self.variant)
+        return sweep.only(self.optim) if self.optim else sweep
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Selected:
         initial_group_loss: the same for each group [G].
         group: frequency group of each class [C].
         counts: samples of each class [C]; where rows sum mini-batches, those of all rows.
+        environments: versions and devices that the runs were made with, each once.
     """
 
     label: str
@@ -74,6 +86,7 @@ class Selected:
     initial_group_loss: Array
     group: Array
     counts: Array
+    environments: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def lr(self) -> float | None:
@@ -109,7 +122,8 @@ class Selected:
         """Return the median over seeds of each group's loss at the last recorded step up to `step`, [G]."""
         if not self.step.size:
             return self.final_group_loss
-        return self.group_curves()[np.searchsorted(self.step, step, side="right") - 1]
+        found: Array = self.group_curves()[np.searchsorted(self.step, step, side="right") - 1]
+        return found
 
 
 @dataclass(frozen=True)
@@ -120,14 +134,17 @@ class Results:
         store: where the runs are.
         scale: "paper", "small" or "quick".
         presets: folder to read presets from; by default those that come with the package.
+        reasons: why a sweep, by preset and variant, could not be finished, where that is known.
         figure: the figure that is being made, for the command in an error message.
     """
 
     store: RunStore
     scale: str
     presets: Path | None = None
+    reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
     figure: str = ""
     _sweeps: dict[Need, Sweep] = field(default_factory=dict, repr=False)
+    _searches: dict[tuple[str, str, str], Best] = field(default_factory=dict, repr=False)
     _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)
 
     def for_figure(self, name: str) -> Results:
@@ -137,9 +154,7 @@ class Results:
     def sweep(self, need: Need) -> Sweep:
         """Return a needed sweep, with the needed optimizers alone."""
         if need not in self._sweeps:
-            preset = need.preset if self.presets is None else self.presets / f"{need.preset}.toml"
-            sweep = Sweep.load(preset, scale=self.scale, variant=need.variant)
-            self._sweeps[need] = sweep.only(need.optim) if need.optim else sweep
+            self._sweeps[need] = need.load(self.scale, self.presets)
         return self._sweeps[need]
 
     def labels(self, need: Need) -> tuple[str, ...]:
@@ -148,16 +163,17 @@ class Results:
 
     def search(self, need: Need, label: str) -> Best:
         """Return the finished search for an optimizer's step size; raises MissingRuns if it is not finished."""
-        sweep = self.sweep(need)
-        best = sweep.best(label, self.store.outcome)
-        if best is None:
-            todo = len(sweep.only((label,)).propose(self.store.outcome))
-            variant = f" ({need.variant})" if need.variant else ""
-            raise MissingRuns(
-                f"{need.preset}{variant}, {label}: the step-size search is not finished ({todo} runs next); "
-                f"run `heavytail reproduce {self.figure or 'FIGURE'} --scale {self.scale}`"
-            )
-        return best
+        key = (need.preset, need.variant, label)
+        if key not in self._searches:
+            best = self.sweep(need).best(label, self.store.outcome)
+            if best is None:
+                reason = self.reasons.get((need.preset, need.variant), "its step-size search is not finished")
+                raise MissingRuns(
+                    f"{' '.join(filter(None, [need.preset, need.variant]))}, {label}: {reason}; "
+                    f"run `heavytail reproduce {self.figure or 'FIGURE'} --scale {self.scale}`"
+                )
+            self._searches[key] = best
+        return self._searches[key]
 
     def best(self, need: Need, label: str, split: str = "train") -> Selected:
         """Return one optimizer at its selected step size.
@@ -195,8 +211,11 @@ def _reduce(best: Best, store: RunStore) -> dict[str, Selected]:
     candidate = best.chosen or best.candidates[0]
     rows: dict[str, list[tuple[Array, Array, Array]]] = {split: [] for split in SPLITS}
     counts: dict[str, Array] = {}
+    environments: list[Mapping[str, Any]] = []
     for history in _histories(candidate, store):
         group = history.arrays["group"]
+        if history.environment not in environments:
+            environments.append(history.environment)
         for split in SPLITS:
             step = history.arrays.get(f"{split}/step")
             if step is not None and step.size:
@@ -204,15 +223,22 @@ def _reduce(best: Best, store: RunStore) -> dict[str, Selected]:
                 count = history.arrays[f"{split}/count"]
                 counts.setdefault(split, count.sum(axis=0) if count.ndim == 2 else count)
     return {
-        split: _selected(best, split, seeds, group, counts[split], candidate.specs[0].batch_size is not None)
+        split: _selected(
+            best,
+            split,
+            seeds,
+            stochastic=candidate.specs[0].batch_size is not None,
+            group=group,
+            counts=counts[split],
+            environments=tuple(environments),
+        )
         for split, seeds in rows.items()
         if seeds
     }
 
 
-def _selected(
-    best: Best, split: str, seeds: list[tuple[Array, Array, Array]], group: Array, counts: Array, stochastic: bool
-) -> Selected:
+def _selected(best: Best, split: str, seeds: list[tuple[Array, Array, Array]], **shared: Any) -> Selected:
+    """Stack (steps [E], loss [E], group loss [E, G]) of every seed."""
     widths = {groups.shape[1] for _, _, groups in seeds}
     if len(widths) > 1:
         raise StoreError(f"{best.label}: its seeds have different numbers of frequency groups ({sorted(widths)})")
@@ -222,12 +248,10 @@ def _selected(
         label=best.label,
         best=best,
         split=split,
-        stochastic=stochastic,
         step=seeds[0][0][kept],
         loss=np.stack([loss[:shortest] for _, loss, _ in seeds]).astype(np.float64)[:, kept],
         group_loss=np.stack([groups[:shortest] for _, _, groups in seeds])[:, kept],
         initial_loss=float(np.median([loss[0] for _, loss, _ in seeds])),
         initial_group_loss=np.median([groups[0] for _, _, groups in seeds], axis=0),
-        group=group,
-        counts=counts,
+        **shared,
     )

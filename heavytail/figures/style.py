@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 COLOURS = {"gd": "#0072B2", "adam": "#D55E00", "normalized-gd": "#009E73", "sign": "#CC79A7"}
 NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "sign descent"}
 INK = "#3a3a3a"
-_RC = {
+_RC: Any = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
@@ -61,13 +61,13 @@ def optimizer_name(label: str, *, stochastic: bool = False, momentum: bool = Fal
     """Return how an optimizer is written: "Adam", "SGD" for GD on mini-batches; with the suffix "+m" if asked.
 
     >>> optimizer_name("gd+m", stochastic=True, momentum=True)
-    'SGD+m'
+    'SGD +m'
     """
     base, suffix = split_label(label)
     name = NAMES.get(base, base)
     if base == "gd" and stochastic:
         name = "SGD"
-    return name + suffix.replace("-", "−") if momentum else name
+    return f"{name} {suffix}".strip().replace("-", "−") if momentum else name
 
 
 def optimizer_colour(label: str) -> str:
@@ -168,6 +168,7 @@ class Picture:
         bar = self.figure.colorbar(mapping, ax=[p.axes for p in panels], ticks=ends, aspect=28, pad=0.01)
         bar.ax.set_yticklabels(["frequent", "rare"][: len(ends)])
         bar.ax.invert_yaxis()
+        bar.ax.tick_params(which="both", length=0)
         bar.outline.set_visible(False)
 
     def render(self, kind: Literal["png", "pdf"]) -> bytes:

@@ -1,0 +1,304 @@
+"""Claims: thresholds are the ones fixed in advance, and every rule can come out both ways."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from heavytail.errors import SpecError
+from heavytail.figures import Claim, Need, Results, all_figures, figure
+from heavytail.figures.claims import gap_rules, ratio, spearman
+from heavytail.store import RunStore
+from tests.reference.figures import EIGHT, decay, fill, write_presets
+
+GAP = {
+    "rare-stays": (">=", 0.9),
+    "frequent-falls": ("<=", 0.75),
+    "adam-lowers-all": ("<", 1.0),
+    "adam-ahead": ("<=", 0.9),
+    "ordered": (">=", 0.9),
+    "rare-gap": ("<=", 0.8),
+}
+DIRECTION = {
+    "direction-matters-m": ("<=", 0.8),
+    "direction-matters+m": ("<=", 0.8),
+    "normalising-is-less-m": (">", 0.0),
+    "normalising-is-less+m": (">", 0.0),
+    "momentum-is-less": ("<=", 1.0),
+}
+IMBALANCE = {
+    "even-when-uniform": ("within", (0.67, 1.5)),
+    "apart-when-heavy": (">=", 1.3),
+    "rare-apart": (">=", 1.2),
+}
+# What was fixed before any run. A change here is a change of the question, and has to be argued for.
+FIXED = {
+    "fig01": GAP,
+    "fig02": {
+        "mnist-solved": ("<=", 0.1),
+        "barcoded-stays": (">=", 0.9),
+        "digits-fall": ("<=", 0.5),
+        "adam-lowers-both": ("<=", 0.5),
+    },
+    "fig03": IMBALANCE,
+    "fig04": {name: GAP[name] for name in ("ordered", "rare-gap", "adam-ahead", "adam-lowers-all")},
+    "fig05": DIRECTION,
+    "fig10": {name: GAP[name] for name in ("ordered", "rare-gap", "adam-ahead")},
+    "fig11": IMBALANCE,
+    "fig12": {"no-gap": ("<=", 0.1)},
+    "fig13": IMBALANCE,
+    "fig14": {"balanced-solved": ("<=", 0.05), "combined-stays": (">=", 0.3)},
+    "fig15": {"aligned-ordered": (">=", 0.9), "aligned-apart": (">=", 2.0), "orthogonal-level": ("<=", 1.0)},
+    "fig16": {"rare-rises": (">", 1.0), "all-fall": ("<", 1.0), "rare-waits": (">=", 0.5)},
+    "fig17": GAP,
+    "fig18": GAP,
+    "fig19": DIRECTION,
+    "fig20": DIRECTION,
+    "fig21": DIRECTION,
+}
+SWEEPS = sorted({(need.preset, need.variant) for name in FIXED for need in figure(name).needs})
+STEPS = 100
+
+
+def as_in_the_paper(preset, variant, label, lr, seed):
+    """GD leaves rare groups behind, sign descent and Adam do not; on balanced data all are alike."""
+    base = label[:-2]
+    if variant in ("mnist", "barcoded", "uniform", "orthogonal", "full"):
+        return decay(5, [0.2] * 4, STEPS)
+    if preset == "linear-long":
+        return (
+            np.interp(np.arange(STEPS + 1), [0, 1, 10, 100], [5, 5.2, 4.5, 1])[:, None]
+            - [0.7, 0.5, 0.3, 0] * (np.arange(STEPS + 1) > 0)[:, None]
+        )
+    if preset == "cnn":
+        return decay(5, {"gd": [1, 5], "adam": [0.1, 1], "normalized-gd": [1, 4.8], "sign": [0.1, 1.2]}[base], STEPS)
+    ends = {
+        "gd": [1, 2.5, 4, 5.2],
+        "adam": [0.5, 0.8, 1, 1.5],
+        "normalized-gd": [1, 2.4, 3.9, 5],
+        "sign": [0.6, 1, 1.2, 1.8],
+    }
+    return decay(5, ends[base], STEPS)
+
+
+def the_opposite(preset, variant, label, lr, seed):
+    """GD fits rare groups first, Adam and sign descent come out behind, balanced data are no easier."""
+    base = label[:-2]
+    if variant in ("mnist", "barcoded"):
+        return decay(5, [4.9] * 4, STEPS)
+    if variant in ("uniform", "full"):
+        return decay(5, [4.0 if base == "gd" else 1.0] * 4, STEPS)
+    if variant == "orthogonal":
+        return decay(5, [1, 2, 3, 4], STEPS)
+    if preset == "linear-long":
+        t = np.arange(STEPS + 1)
+        rare = np.interp(t, [0, 1, 10, 100], [5, 4, 1, 1])
+        return np.stack([np.interp(t, [0, 100], [5, 5.4]), rare, rare, rare], axis=1)
+    if preset == "cnn":
+        return decay(5, {"gd": [2.6, 0.3], "adam": [3, 3], "normalized-gd": [5, 1], "sign": [0.5, 3]}[base], STEPS)
+    ends = {
+        "gd": [4.5, 4, 3, 1],
+        "adam": [5.2, 5, 4.5, 4],
+        "normalized-gd": [5.9, 5.9, 5.9, 1],
+        "sign": [2, 2, 2, 4],
+    }
+    return decay(5, ends[base], STEPS)
+
+
+def results_of(folder, losses, sweeps=SWEEPS, **options):
+    """Return results over a store in which every run of the sweeps ended with these losses."""
+    write_presets(folder, sweeps, steps=STEPS, seeds=1, rates=[1.0])
+    store = RunStore(folder)
+    fill(store, folder, sweeps, losses, **options)
+    return Results(store, "quick", presets=folder)
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    return results_of(tmp_path_factory.mktemp("paper"), as_in_the_paper)
+
+
+@pytest.fixture(scope="module")
+def opposite(tmp_path_factory):
+    return results_of(tmp_path_factory.mktemp("opposite"), the_opposite)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_thresholds_are_those_fixed_before_any_run(name):
+    """The declared claims of a figure are exactly the agreed ones, with their comparisons and thresholds."""
+    assert {rule.id: (rule.comparison, rule.threshold) for rule in figure(name).rules} == FIXED[name]
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_every_claim_can_be_reproduced(name, paper):
+    """Losses as the paper shows them reproduce every claim of the figure."""
+    claims = figure(name).claims(paper)
+    assert {c.claim: c.verdict for c in claims} == dict.fromkeys(FIXED[name], "reproduced"), claims
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_every_claim_can_fail(name, opposite):
+    """Losses that go the other way reproduce no claim of the figure."""
+    claims = figure(name).claims(opposite)
+    assert {c.claim: c.verdict for c in claims} == dict.fromkeys(FIXED[name], "not reproduced"), claims
+
+
+def test_measured_numbers_are_the_ones_put_in(paper):
+    """Each claim of figures 2, 15, 16 and 18 measures the ratio it says, worked out by hand from the final losses."""
+    measured = {(n, c.claim): c.measured for n in FIXED for c in figure(n).claims(paper)}
+    gd, adam, normalized, sign = 12.7 / 4, 3.8 / 4, 12.3 / 4, 4.6 / 4
+    by_hand = {
+        ("fig18", "rare-stays"): 5.2 / 5,
+        ("fig18", "frequent-falls"): 1 / 5,
+        ("fig18", "adam-lowers-all"): 1.5 / 5,
+        ("fig18", "adam-ahead"): adam / gd,
+        ("fig18", "ordered"): 1.0,
+        ("fig18", "rare-gap"): 1.5 / 5.2,
+        ("fig19", "direction-matters+m"): 1.8 / 5,
+        ("fig19", "normalising-is-less-m"): math.log(normalized / adam) - math.log(sign / adam),
+        ("fig19", "momentum-is-less"): 1.8 / 5.2,
+        ("fig02", "digits-fall"): 1 / 5,
+        ("fig03", "apart-when-heavy"): gd / adam,
+        ("fig14", "combined-stays"): 3 / 5,
+        ("fig15", "aligned-apart"): 5.2,
+        ("fig15", "orthogonal-level"): 1 / 1.5,
+        ("fig16", "rare-rises"): 5.2 / 5,
+        ("fig16", "all-fall"): 1 / 5,
+        ("fig16", "rare-waits"): 4.5 / 5.2,
+    }
+    for key, value in by_hand.items():
+        assert measured[key] == pytest.approx(value, rel=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("measured", "comparison", "threshold", "holds"),
+    [
+        (0.9, "<=", 0.9, True),
+        (0.91, "<=", 0.9, False),
+        (0.9, ">=", 0.9, True),
+        (0.89, ">=", 0.9, False),
+        (1.0, "<", 1.0, False),
+        (0.99, "<", 1.0, True),
+        (0.0, ">", 0.0, False),
+        (0.01, ">", 0.0, True),
+        (0.67, "within", (0.67, 1.5), True),
+        (1.5, "within", (0.67, 1.5), True),
+        (1.51, "within", (0.67, 1.5), False),
+        (0.66, "within", (0.67, 1.5), False),
+        (math.inf, ">=", 0.9, True),
+        (math.inf, "<=", 0.9, False),
+        (-math.inf, "<=", 0.9, True),
+    ],
+)
+def test_verdict(measured, comparison, threshold, holds):
+    """The verdict compares the measured number with the threshold as declared, ends included where it says so."""
+    claim = Claim("fig99", "c", "s", measured, comparison, threshold, "quick")
+    assert claim.verdict == ("reproduced" if holds else "not reproduced")
+
+
+@pytest.mark.parametrize(
+    ("comparison", "threshold"), [("<=", 1.0), (">=", 1.0), ("<", 1.0), (">", 1.0), ("within", (0.0, 1.0))]
+)
+def test_undefined_is_not_reproduced(comparison, threshold):
+    """NaN meets no threshold, and becomes null with its reason in JSON."""
+    claim = Claim("fig99", "c", "s", math.nan, comparison, threshold, "quick")
+    assert claim.verdict == "not reproduced"
+    assert claim.to_dict()["measured"] is None
+    assert "NaN" in claim.to_dict()["reason"]
+
+
+@pytest.mark.parametrize("measured", [None, 0.5, math.inf, math.nan])
+def test_claim_as_a_table(measured):
+    """A claim's table begins with figure, claim, verdict, measured, threshold, scale, and is strict JSON."""
+    table = Claim("fig99", "c", "s", measured, "within", (0.0, 1.0), "small", "because").to_dict()
+    assert list(table)[:6] == ["figure", "claim", "verdict", "measured", "threshold", "scale"]
+    assert json.loads(json.dumps(table, allow_nan=False))["threshold"] == [0.0, 1.0]
+    assert "because" in table["reason"]
+
+
+def test_a_claim_without_its_runs_is_not_run(tmp_path):
+    """With an empty store every claim still appears, with its threshold, and the command that makes its runs."""
+    write_presets(tmp_path, SWEEPS, steps=STEPS, seeds=1)
+    results = Results(RunStore(tmp_path), "quick", presets=tmp_path)
+    for name, rules in FIXED.items():
+        claims = figure(name).claims(results)
+        assert {c.claim: (c.comparison, c.threshold) for c in claims} == rules
+        assert {c.verdict for c in claims} == {"not run"}
+        assert all(f"heavytail reproduce {name} --scale quick" in c.reason for c in claims)
+
+
+def test_claims_whose_runs_are_there_are_checked(tmp_path):
+    """A missing optimizer leaves the claims on the others standing: only those that need it are not run."""
+    present = [label for label in EIGHT if label != "normalized-gd-m"]
+    results = results_of(tmp_path, as_in_the_paper, [("linear", "")], labels=present)
+    verdicts = {c.claim: c.verdict for c in figure("fig19").claims(results)}
+    missing = {"direction-matters-m", "normalising-is-less-m"}
+    assert verdicts == {name: "not run" if name in missing else "reproduced" for name in DIRECTION}
+
+
+def test_a_known_reason_is_told(tmp_path):
+    """Where it is known why a sweep could not be finished, its claims say so."""
+    write_presets(tmp_path, [("linear", "")], steps=STEPS)
+    results = Results(RunStore(tmp_path), "quick", presets=tmp_path, reasons={("linear", ""): "no ImageNet here"})
+    assert all("no ImageNet here" in c.reason for c in figure("fig04").claims(results))
+    assert all(c.reason == "no GPU" and c.verdict == "not run" for c in figure("fig04").not_run("paper", "no GPU"))
+
+
+def test_no_stable_step_size_counts_as_an_infinite_loss(tmp_path):
+    """Claims on an optimizer that always diverged are computed with infinity, not crashed."""
+
+    def losses(preset, variant, label, lr, seed):
+        return None if label == "gd+m" else as_in_the_paper(preset, variant, label, lr, seed)
+
+    results = results_of(tmp_path, losses, [("one-layer-transformer", "")])
+    claims = {c.claim: c for c in figure("fig18").claims(results)}
+    assert claims["adam-ahead"].measured == 0.0
+    assert claims["adam-lowers-all"].verdict == "reproduced"
+    assert claims["rare-stays"].measured == math.inf
+    assert claims["frequent-falls"].verdict == "not reproduced"
+    assert claims["ordered"].verdict == "not reproduced"  # no order among equals
+    assert "infinite" in claims["rare-stays"].to_dict()["reason"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [(1.0, 2.0, 0.5), (0.0, 0.0, 1.0), (1.0, 0.0, math.inf), (0.0, 1.0, 0.0), (1.0, math.inf, 0.0)],
+)
+def test_ratio(a, b, expected):
+    """A ratio of losses is 1 for 0/0, infinite for x/0, and a plain quotient otherwise."""
+    assert ratio(a, b) == expected
+
+
+def test_ratio_of_unknowns():
+    """Two infinite losses, or a NaN, compare as NaN."""
+    assert all(math.isnan(ratio(a, b)) for a, b in [(math.inf, math.inf), (math.nan, 0.0), (1.0, math.nan)])
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12))
+def test_spearman_is_scipys(pairs):
+    """The rank correlation is SciPy's, ties included, and NaN where one side is constant."""
+    x, y = np.array(pairs, dtype=float).T
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert math.isnan(spearman(x, y))
+    else:
+        assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+
+
+def test_a_gap_claim_must_exist():
+    """A misspelt claim is refused with the nearest name."""
+    with pytest.raises(SpecError, match="did you mean 'rare-gap'"):
+        gap_rules(Need("linear"), "rare-gaps")
+
+
+def test_every_claim_has_a_statement():
+    """Every claim of every figure says what it measures, and its threshold fits its comparison."""
+    for made in all_figures():
+        for rule in made.rules:
+            assert len(rule.statement) > 10, (made.id, rule.id)
+            assert isinstance(rule.threshold, tuple) == (rule.comparison == "within"), (made.id, rule.id)
