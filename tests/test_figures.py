@@ -151,7 +151,7 @@ def test_histogram_is_sorted_by_frequency(tmp_path):
     store = RunStore(tmp_path)
     fill(store, tmp_path, [("linear", "")], losses, counts={"linear": [90, 40, 0, 7]})
     record = panel(figure("fig04").draw(Results(store, "quick", presets=tmp_path)), "classes")
-    np.testing.assert_array_equal(series(record, "line", "samples per class")["y"], [90, 40, 7])
+    np.testing.assert_array_equal(series(record, "steps", "samples per class")["y"], [90, 40, 7])
 
 
 def test_mini_batches_make_gd_stochastic(results):

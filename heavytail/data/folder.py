@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -120,23 +120,31 @@ class FileSplit(ImageSplit):
         """
         started: deque[list[int]] = deque()
 
-        def pieces() -> Iterator[list[tuple[int, int]]]:
+        def pieces() -> Generator[list[tuple[int, int]], None, None]:
             for chunk in chunks:
                 index = list(range(*chunk.indices(len(self)))) if isinstance(chunk, slice) else chunk.tolist()
                 started.append(index)
-                for first in range(0, len(index), PIECE):
+                for first in range(0, max(len(index), 1), PIECE):
                     yield [(seed, i) for i in index[first : first + PIECE]]
 
         self._pieces.current = mine = pieces()
-        parts = []
-        for part in self._loader:
-            assert self._pieces.current is mine, "a split decodes one pass at a time"
-            if isinstance(part, str):
-                raise DataError(part)
-            parts.append(part.to(self.device, non_blocking=True))
-            if len(parts) * PIECE >= len(started[0]):
-                yield torch.tensor(started.popleft()), torch.cat(parts)
-                parts = []
+        decoded, parts = iter(self._loader), []
+        try:
+            for part in decoded:
+                if isinstance(part, str):
+                    raise DataError(part)
+                parts.append(part.to(self.device, non_blocking=True))
+                if len(parts) * PIECE >= len(started[0]):
+                    yield torch.tensor(started.popleft(), dtype=torch.int64), torch.cat(parts)
+                    assert self._pieces.current is mine, "a split decodes one pass at a time"
+                    parts = []
+        except BaseException:  # a damaged image, or the caller had enough
+            if self._pieces.current is mine:
+                mine.close()
+                for _ in decoded:  # a process with images that nobody takes needs seconds to end,
+                    pass
+                del decoded, self._loader  # and one that only a kept traceback holds on to ends late
+            raise
 
     @cached_property
     def _pieces(self) -> _Pieces:
@@ -174,14 +182,14 @@ class _Decoder(Dataset[Tensor]):
     seed: int
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> Tensor | str:
+        if not pairs:
+            return torch.empty(0, 3, self.settings.size, self.settings.size, dtype=torch.uint8)
         try:
             return torch.stack([self._decode(*pair) for pair in pairs])
         except DataError as error:  # a raised one would arrive with the worker's traceback in its message
             return str(error)
 
     def _decode(self, epoch: int, index: int) -> Tensor:
-        from PIL import Image
-
         path = self.root / os.fsdecode(self.files[index])
         image = read_rgb(path, str(path))
         box, flip = centre_crop(*image.size), False
@@ -190,9 +198,8 @@ class _Decoder(Dataset[Tensor]):
             boxes, flips = random_crops(uniforms, *image.size)
             box, flip = boxes[0].tolist(), bool(flips[0])
         left, top, width, height = box
-        size = self.settings.size
-        image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + width, top + height))
-        return to_pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image)
+        pixels = to_pixels(image, self.settings.size, (left, top, left + width, top + height))
+        return pixels.flip(2) if flip else pixels
 
 
 def default_workers() -> int:

@@ -115,7 +115,7 @@ class MemorySplit(ImageSplit):
         for chunk in chunks:
             index = everything[chunk if isinstance(chunk, slice) else chunk.cpu()]
             images = self.images[chunk].float()
-            if self.settings.augment:
+            if self.settings.augment and len(index):
                 uniforms = np.stack([image_uniforms(self.seed, seed, i) for i in index.tolist()])
                 boxes, flips = random_crops(uniforms, size, size)
                 images = crop_pixels(

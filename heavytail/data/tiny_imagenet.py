@@ -159,5 +159,4 @@ def _split(
 
 
 def _decode(raw: bytes, name: str, size: int) -> Tensor:
-    image = read_rgb(BytesIO(raw), name)
-    return to_pixels(image if image.size == (size, size) else image.resize((size, size), resample=2))
+    return to_pixels(read_rgb(BytesIO(raw), name), size)

@@ -98,9 +98,15 @@ def read_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
         raise DataError(f"{name}: not a readable image ({reason})") from None
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """Return an RGB image as [3, H, W] uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+def to_pixels(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Tensor:
+    """Return an RGB image, or its part between (left, upper, right, lower), scaled to [3, size, size] uint8.
+
+    Bilinear, smoothed where it shrinks.
+    """
+    from PIL import Image
+
+    scaled = image.resize((size, size), Image.Resampling.BILINEAR, box)  # a copy if nothing is to do
+    return torch.from_numpy(np.array(scaled)).permute(2, 0, 1).contiguous()
 
 
 def crop_pixels(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:

@@ -108,6 +108,11 @@ class Panel:
         self._keep("points", label, x=x, y=y)
         self.axes.plot(x, y, linestyle="none", label=label, **style)
 
+    def steps(self, edges: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
+        """Draw the outline of bars of height y [C] between edges [C + 1]."""
+        self._keep("steps", label, edges=edges, y=y)
+        self.axes.stairs(y, edges, label=label, baseline=None, **style)
+
     def level(self, y: float, label: str) -> None:
         """Draw a dashed horizontal line."""
         self._keep("level", label, y=y)
@@ -130,7 +135,8 @@ class Panel:
         """Write a remark into the middle of the panel, below earlier ones."""
         height = 0.5 - 0.12 * len(self.record["notes"])
         self.record["notes"].append(text)
-        self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", fontsize=7)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", bbox=paper)
 
     def _keep(self, kind: str, label: str, **values: ArrayLike) -> None:
         self.record["series"].append({"kind": kind, "label": label, **{k: np.asarray(v) for k, v in values.items()}})
@@ -163,12 +169,12 @@ class Picture:
         """Every number in the picture: per panel, in reading order, its title, axes, series and notes."""
         return [self.panels[place].record for place in sorted(self.panels)]
 
-    def share_y(self, panels: Iterable[Panel]) -> None:
-        """Give panels one range of y, and let only the first of each row write its label."""
+    def share_y(self, panels: Iterable[Panel], top: float) -> None:
+        """Give panels one range of y, cut off at `top`: a short spike shall not flatten everything else."""
         shared = list(panels)
         limits = [panel.axes.get_ylim() for panel in shared]
         for panel in shared:
-            panel.axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            panel.axes.set_ylim(min(low for low, _ in limits), min(max(high for _, high in limits), top))
 
     def group_bar(self, panels: Sequence[Panel], num_groups: int) -> None:
         """Add the key of the frequency groups' colours, to the right of panels."""
