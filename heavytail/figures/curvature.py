@@ -85,7 +85,9 @@ def scatter(panel: Panel, track: BlockTrack, row: int) -> None:
     scatter_groups(panel, track.grad_norm[row, seen], track.trace[row, seen], track.group[seen])
     halves = frequency_halves(track.count)
     r = [track.relation(row, where).pearson for where in (None, *halves)]
-    panel.corner(f"r {r[0].value:.2f} [{r[0].low:.2f}, {r[0].high:.2f}]\nfrequent {r[1].value:.2f}, rare {r[2].value:.2f}")
+    panel.corner(
+        f"r {r[0].value:.2f} [{r[0].low:.2f}, {r[0].high:.2f}]\nfrequent {r[1].value:.2f}, rare {r[2].value:.2f}"
+    )
 
 
 def same_axes(panels: Sequence[Panel]) -> None:
@@ -146,7 +148,8 @@ def best_agreement(results: Results) -> float:
     if not rows:
         raise MissingRuns(f"nothing was measured from step {WARMED_UP} on")
     both = [
-        (track.relation(i, often).pearson.value, loglog(track.count, track.trace[i], often).spearman.value) for i in rows
+        (track.relation(i, often).pearson.value, loglog(track.count, track.trace[i], often).spearman.value)
+        for i in rows
     ]
     return max(map(min, both))
 

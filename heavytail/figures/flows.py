@@ -63,7 +63,9 @@ register(
         "descent move all coordinates alike. Computed, not trained.",
         (),
         (
-            ClaimRule("gd-closed-form", "largest |w_k(t) - (1 - alpha pi_k)^t| of GD", "<=", 1e-12, lambda r: gd_error()),
+            ClaimRule(
+                "gd-closed-form", "largest |w_k(t) - (1 - alpha pi_k)^t| of GD", "<=", 1e-12, lambda r: gd_error()
+            ),
             ClaimRule(
                 "sign-alike",
                 "sign descent: largest difference between coordinates, relative to their size",
@@ -159,7 +161,9 @@ def plot_flows(results: Results) -> Picture:
     picture = Picture(1, 3, width=2.8)
     for column, (label, name) in enumerate((("gd", "gradient"), ("sign", "sign"))):
         t, loss, pi, _ = simulation(results, label)
-        panel = picture.panel(0, column, f"{name} flow and descent", "time (step size x steps)", "" if column else "loss (nats)")
+        panel = picture.panel(
+            0, column, f"{name} flow and descent", "time (step size x steps)", "" if column else "loss (nats)"
+        )
         classes = np.unique(np.geomspace(1, len(pi), 6).round().astype(int)) - 1
         expected = closed_form(label, t, pi)
         for k, colour in zip(classes, group_colours(len(classes)), strict=True):

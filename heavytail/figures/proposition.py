@@ -64,7 +64,9 @@ class Blocks:
                 arrays[inputs + "predicted_grad_norm"][0], arrays[inputs + "predicted_trace"][0]
             ),
             measured=theory.RowPrediction(arrays[blocks + "grad_norm"], arrays[blocks + "trace"]),
-            predicted=theory.assignment_prediction(pi, p, arrays[inputs + "mean_norm"][0], arrays[inputs + "sq_norm"][0]),
+            predicted=theory.assignment_prediction(
+                pi, p, arrays[inputs + "mean_norm"][0], arrays[inputs + "sq_norm"][0]
+            ),
             stray=np.maximum(arrays[blocks + "p_mean"] - own, 0.0) / own,
         )
 
@@ -117,9 +119,9 @@ def over_time(panel: Panel, blocks: Blocks, values: Array) -> None:
 
 
 def plot(results: Results) -> Picture:
-    """Draw eq. 1, eq. 2 for both blocks at its best step, its ratio over time, and its assumption over time."""
+    """Draw eq. 1, eq. 2 for both blocks at the end, its ratio over time, and its assumption over time."""
     blocks = Blocks.read(results)
-    row = blocks.best_row
+    row = len(blocks.step) - 1
     when = f"t = {blocks.step[row]}"
     picture = Picture(1, 5, width=2.4, height=2.4)
     panel = picture.panel(0, 0, "eq. 1: gradient norm, W = 0", "predicted", "measured")
@@ -143,8 +145,8 @@ register(
         "prop2",
         "Predicted and measured blocks of the head",
         "Proposition 2",
-        "Eq. 1 is exact at W = 0; eq. 2 approaches the measured blocks as samples are assigned to their class, frequent "
-        "classes first.",
+        "Eq. 1 is exact at W = 0. Eq. 2 holds as far as classes get their probability from their own samples alone, "
+        "which the last panel measures.",
         (ADAM,),
         (
             ClaimRule(
