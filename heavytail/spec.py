@@ -75,6 +75,9 @@ class RunSpec:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SpecError(f"{name}: expected an integer >= {low}, got {value}")
+        names = [probe.name for probe in self.probes]
+        if len(names) != len(set(names)):
+            raise SpecError(f"probes: expected each name once, got {', '.join(names)}")
         if self.train_stats == "running" and self.batch_size is None:
             raise SpecError("train_stats: 'running' needs a batch_size; a full batch always gives exact losses")
 

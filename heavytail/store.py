@@ -298,7 +298,7 @@ def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
     if record is None or record["history"] is None:
         return wanted
     have = record["observed"]
-    probes = [p.to_dict() for p in spec.resolved.probes]
+    probes = json.loads(json.dumps([p.to_dict() for p in spec.resolved.probes]))  # as stored: tuples are lists
     if any(p not in have["probes"] for p in probes) or spec.train_stats != have["train_stats"]:
         return wanted
     end = record["step"] if record["status"] == "diverged" else spec.steps + 1

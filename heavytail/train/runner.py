@@ -137,10 +137,10 @@ def search(sweeps: Sequence[Sweep], store: RunStore, options: Options, display: 
 
 def remember(store: RunStore) -> Lookup:
     """Return a lookup of outcomes that reads each finished run once: a finished run stays finished."""
-    known: dict[tuple[str, int], Outcome] = {}
+    known: dict[tuple[str, int, str], Outcome] = {}
 
     def lookup(spec: RunSpec) -> Outcome | None:
-        name = (spec.key, spec.steps)
+        name = (spec.key, spec.steps, repr(spec.probes))
         if name not in known:
             outcome = store.outcome(spec)
             if outcome is None:
