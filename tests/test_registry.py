@@ -82,7 +82,10 @@ def test_make_checks_and_converts() -> None:
         ({"height": 3, "floors": 2.0}, r"thing\.floors: expected int, got 2\.0"),
         ({"height": 3, "floors": True}, r"thing\.floors: expected int, got True"),
         ({"height": 3, "lift": 1}, r"thing\.lift: expected bool, got 1"),
-        ({"height": 3, "roof": "gable"}, r"unknown thing\.roof 'gable'; did you mean 'gabled'\? \(known: flat, gabled\)"),
+        (
+            {"height": 3, "roof": "gable"},
+            r"unknown thing\.roof 'gable'; did you mean 'gabled'\? \(known: flat, gabled\)",
+        ),
         ({"height": 3, "roof": 1}, r"thing\.roof: expected one of flat, gabled, got 1"),
         ({"height": 3, "colours": "red"}, r"thing\.colours: expected tuple\[str, \.\.\.\], got 'red'"),
         ({"height": 3, "colours": ["red", 1]}, r"thing\.colours: expected str, got 1"),

@@ -100,9 +100,8 @@ class _Run:
         if spec.batch_size is not None and spec.batch_size > len(self.data.train):
             raise SpecError(f"batch_size: expected at most {len(self.data.train)} samples, got {spec.batch_size}")
         if spec.test_every and self.data.test is None:
-            raise SpecError(
-                f"test_every: expected 0, as data '{spec.data.name}' has no test split, got {spec.test_every}"
-            )
+            missing = f"data '{spec.data.name}' has no test split"
+            raise SpecError(f"test_every: expected 0, as {missing}, got {spec.test_every}")
         self.full_batch = spec.batch_size is None
         self.microbatch = spec.microbatch
         self.noisy = _differs_in_training(self.model)
