@@ -106,7 +106,7 @@ def test_a_probed_run_is_found_finished(tmp_path: Path) -> None:
 
 
 def test_probes_measure_the_head(tmp_path: Path) -> None:
-    """At step 0 the probes hold the blocks, entries and mirrored blocks of the initial head by automatic differentiation."""
+    """At step 0 the probes hold what automatic differentiation says of the initial head, its mirror image and zero."""
     spec = tiny(precision="float64", probes=[p.to_dict() for p in PROBES])
     arrays = train(spec, RunStore(tmp_path), data_dir=tmp_path).arrays
     data = load_data(spec, tmp_path)

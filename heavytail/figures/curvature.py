@@ -42,10 +42,17 @@ class BlockTrack:
     def read(cls, results: Results, need: Need, label: str, probe: str = BLOCKS) -> BlockTrack:
         """Return what a probe measured along the selected run; raises MissingRuns without it."""
         history = results.probed(need, label)
-        values = [history.arrays[f"probe/{probe}/{name}"] for name in ("step", "grad_norm", "trace", "p_correct")]
         count = history.arrays["train/count"]
-        count = count.sum(axis=0) if count.ndim == 2 else count
-        return cls(label, history.spec.batch_size is not None, *values, count, history.arrays["group"])
+        return cls(
+            label=label,
+            stochastic=history.spec.batch_size is not None,
+            step=history.arrays[f"probe/{probe}/step"],
+            grad_norm=history.arrays[f"probe/{probe}/grad_norm"],
+            trace=history.arrays[f"probe/{probe}/trace"],
+            p_correct=history.arrays[f"probe/{probe}/p_correct"],
+            count=count.sum(axis=0) if count.ndim == 2 else count,
+            group=history.arrays["group"],
+        )
 
     @property
     def name(self) -> str:
@@ -225,8 +232,8 @@ register(
         "fig23",
         "Gradient norm and Hessian trace along the paths of GD and Adam",
         "Figure 23",
-        "Where samples are assigned to their class, the two are proportional: all classes under Adam, the frequent ones "
-        "under GD.",
+        "Where samples are assigned to their class, the two are proportional: all classes under Adam, the frequent "
+        "ones under GD.",
         (LINEAR,),
         (
             ClaimRule(
@@ -293,8 +300,8 @@ register(
         "fig27",
         "The same along the mirrored paths",
         "Figure 27",
-        "At -W_t, where samples are assigned to wrong classes, gradient norm and Hessian trace are not proportional: it "
-        "takes training, not only large weights.",
+        "At -W_t, where samples are assigned to wrong classes, gradient norm and Hessian trace are not proportional: "
+        "it takes training, not only large weights.",
         (LINEAR,),
         (
             ClaimRule(

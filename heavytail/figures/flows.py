@@ -39,7 +39,7 @@ def plot_quadratic(results: Results) -> Picture:
         for k, colour in zip(SHOWN, group_colours(len(SHOWN)), strict=True):
             panels[-1].line(np.arange(STEPS + 1), w[:, k - 1], f"k = {k}", color=colour)
     panels[1].axes.legend(loc="lower left", ncols=2, handlelength=1.0, columnspacing=1.0)
-    picture.share_y(panels)
+    picture.share_y(panels, top=1.05)
     return picture
 
 
@@ -122,7 +122,8 @@ def ode_error(label: str, results: Results) -> float:
             # one column of W: w[0] in the row of its class, w[1] in each other, of probability p
             p = 1.0 / (c - 1.0 + np.exp(w[0] - w[1]))
             pull = share * p * np.array([c - 1.0, -1.0])
-            return np.sign(pull) if label == "sign" else pull
+            change: Array = np.sign(pull) if label == "sign" else pull
+            return change
 
         w = solve_ivp(velocity, (0.0, t[-1]), [0.0, 0.0], "DOP853", t[rows], rtol=1e-12, atol=1e-14).y
         loss = np.log1p((c - 1.0) * np.exp(w[1] - w[0]))

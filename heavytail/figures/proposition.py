@@ -16,7 +16,7 @@ import numpy as np
 from heavytail import theory
 from heavytail.figures import Figure, register
 from heavytail.figures.claims import ClaimRule
-from heavytail.figures.curvature import same_axes, scatter_groups
+from heavytail.figures.curvature import scatter_groups
 from heavytail.figures.results import Array, MissingRuns, Need, Results
 from heavytail.figures.style import Panel, Picture, group_colours
 
@@ -158,8 +158,8 @@ register(
             ),
             ClaimRule(
                 "eq2-ratio",
-                "largest relative distance of (gradient norm / trace) from eq. 2 over classes with c pi_k >= 20, at the "
-                "best measured step of Adam",
+                "largest relative distance of (gradient norm / trace) from eq. 2 over classes with c pi_k >= 20, at "
+                "the best measured step of Adam",
                 "<=",
                 0.2,
                 eq2_error,

@@ -67,3 +67,10 @@ def network_traces(model: torch.nn.Module, inputs: Tensor, targets: Tensor) -> d
             ]
             diagonals[name] = torch.stack(entries).view_as(parameter).detach()
     return diagonals
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's r by its definition, a term at a time."""
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    xy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+    return float(xy / (sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y)) ** 0.5)
