@@ -128,9 +128,8 @@ class _Run:
         if spec.batch_size is not None and spec.batch_size > len(self.data.train):
             raise SpecError(f"batch_size: expected at most {len(self.data.train)} samples, got {spec.batch_size}")
         if spec.test_every and self.data.test is None:
-            raise SpecError(
-                f"test_every: expected 0, as data '{spec.data.name}' has no test split, got {spec.test_every}"
-            )
+            missing = f"data '{spec.data.name}' has no test split"
+            raise SpecError(f"test_every: expected 0, as {missing}, got {spec.test_every}")
         self.full_batch = spec.batch_size is None
         self.microbatch = group.portion(spec.batch_size or len(self.data.train), spec.microbatch)
         self.noisy = differs_in_training(self.model)
@@ -253,7 +252,7 @@ class _Run:
         self, batch: Batch, weights: Tensor | None, normalizer: Tensor | float, stats: ClassStats | None
     ) -> Tensor:
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device).flatten()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+        with self._autocast():
             features = self.body(inputs)
             out = linear_cross_entropy(  # its products are in bfloat16, too
                 features,
@@ -266,6 +265,9 @@ class _Run:
         if stats is not None:
             stats.update(targets, out.losses, out.correct, out.p_correct)
         return out.loss
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
 
     def _evaluate(self, split: Split) -> ClassStats:
         """Sums per class over a split, in eval mode."""
@@ -298,7 +300,7 @@ class _Run:
         if self.train_split.inputs.is_floating_point() and self.train_split.inputs.ndim == 2:
             return  # a linear model: the inputs are the features
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             for name in ("train_split", "test_split"):
                 split = getattr(self, name)
                 if split is not None:
@@ -338,7 +340,9 @@ class _Run:
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.train_split.batches(_cut(len(self.train_split), self.microbatch)):
-            yield self.body(batch.inputs.to(self.device)), batch.targets.to(self.device).flatten()
+            with self._autocast():
+                features = self.body(batch.inputs.to(self.device))
+            yield features, batch.targets.to(self.device).flatten()
 
     # -- persistence ---------------------------------------------------------------------------------------------
 
