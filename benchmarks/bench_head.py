@@ -150,9 +150,7 @@ def main() -> None:
             growth = {n: [peak_growth(s, n, args.threads) for s in sizes] for n in MEMORY_CONTENDERS}
             memory[shape.name] = growth
             own = [4e-6 * s.M * s.D * s.features_need_gradient for s in sizes]
-            print(
-                f"{shape.name:>18}", *(f"{a:7.0f} {b:8.0f}" for a, b in (*growth.values(), own)), flush=True
-            )
+            print(f"{shape.name:>18}", *(f"{a:7.0f} {b:8.0f}" for a, b in (*growth.values(), own)), flush=True)
     if args.json:
         save(args.json, {"times": times, "memory_mb": memory})
 

@@ -34,9 +34,7 @@ class Timing:
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[base], strict=True))
 
 
-def interleave(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2
-) -> Timing:
+def interleave(contenders: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2) -> Timing:
     """Time the contenders round-robin, every second round in reverse order.
 
     Args:

@@ -129,6 +129,13 @@ class RunSpec:
         text = json.dumps(table, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
+    @cached_property
+    def measured(self) -> list[dict[str, Any]]:
+        """What the probes are, with their versions, as plain JSON: what a stored run is compared with."""
+        tables = [{**p.to_dict(), "version": registry("probe").version(p.name)} for p in self.resolved.probes]
+        plain: list[dict[str, Any]] = json.loads(json.dumps(tables))  # tuples are lists, as they will be read
+        return plain
+
     def recorded_steps(self, every: int | None = None) -> list[int]:
         """Return the steps at which losses are recorded: multiples of `every` (default eval_every), and the last."""
         every = self.eval_every if every is None else every

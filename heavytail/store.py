@@ -232,7 +232,7 @@ class RunStore:
                     "train_steps": history.arrays.get("train/step", np.empty(0, np.int64)).tolist(),
                     "test_steps": history.arrays.get("test/step", np.empty(0, np.int64)).tolist(),
                     "train_stats": spec.train_stats,
-                    "probes": [p.to_dict() for p in spec.resolved.probes],
+                    "probes": spec.measured,
                 },
                 "history": _write_arrays(folder, "history", history.arrays) if history.arrays else None,
                 "checkpoint": _write_arrays(folder, "checkpoint", checkpoint) if checkpoint is not None else None,
@@ -298,8 +298,7 @@ def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
     if record is None or record["history"] is None:
         return wanted
     have = record["observed"]
-    probes = json.loads(json.dumps([p.to_dict() for p in spec.resolved.probes]))  # as stored: tuples are lists
-    if any(p not in have["probes"] for p in probes) or spec.train_stats != have["train_stats"]:
+    if any(p not in have["probes"] for p in spec.measured) or spec.train_stats != have["train_stats"]:
         return wanted
     end = record["step"] if record["status"] == "diverged" else spec.steps + 1
     missing = {s for s in wanted if s < end} - set(have["train_steps"])

@@ -252,12 +252,8 @@ def test_extreme_logits(scale: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.losses, expected, rtol=2e-7, atol=1e-25)
     assert out.correct.tolist() == [True, False, False, True]
     grad_h, grad_W = _gradients(out.loss, h, W)
-    torch.testing.assert_close(
-        grad_W[:, 0], torch.tensor([2.0, 0.0, -2.0], dtype=dtype), rtol=1e-6, atol=1e-20
-    )
-    torch.testing.assert_close(
-        grad_h[1:3, 0] / scale, torch.tensor([2.0, -2.0], dtype=dtype), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(grad_W[:, 0], torch.tensor([2.0, 0.0, -2.0], dtype=dtype), rtol=1e-6, atol=1e-20)
+    torch.testing.assert_close(grad_h[1:3, 0] / scale, torch.tensor([2.0, -2.0], dtype=dtype), rtol=1e-6, atol=0)
     assert out.curvature is not None
     assert all(torch.isfinite(x).all() for x in (grad_h, *(c for c in out.curvature if c is not None)))
 

@@ -138,12 +138,14 @@ class Results:
         scale: "paper", "small" or "quick".
         presets: folder to read presets from; by default those that come with the package.
         figure: the figure that is being made, for the command in an error message.
+        data_dir: the data folder, for figures of the data themselves.
     """
 
     store: RunStore
     scale: str
     presets: Path | None = None
     figure: str = ""
+    data_dir: Path | None = None
     _sweeps: dict[Need, Sweep] = field(default_factory=dict, repr=False)
     _searches: dict[tuple[str, str, str], Best] = field(default_factory=dict, repr=False)
     _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)

@@ -157,12 +157,13 @@ class Picture:
         self._grid = self.figure.add_gridspec(rows, columns)
         self.panels: dict[tuple[int, int], Panel] = {}
 
-    def panel(self, row: int, column: int, title: str, xlabel: str, ylabel: str) -> Panel:
-        """Add the panel at a place of the grid."""
-        assert (row, column) not in self.panels, f"panel {row}, {column} is taken"
+    def panel(self, row: int, column: int | slice, title: str, xlabel: str, ylabel: str) -> Panel:
+        """Add the panel at a place of the grid, or over several of its columns."""
+        place = (row, column.start if isinstance(column, slice) else column)
+        assert place not in self.panels, f"panel {place} is taken"
         axes = self.figure.add_subplot(self._grid[row, column])
-        self.panels[row, column] = Panel(axes, title, xlabel, ylabel)
-        return self.panels[row, column]
+        self.panels[place] = Panel(axes, title, xlabel, ylabel)
+        return self.panels[place]
 
     @property
     def plotted(self) -> list[dict[str, Any]]:

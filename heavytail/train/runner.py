@@ -19,12 +19,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from heavytail.errors import DataError, HeavyTailError
 from heavytail.spec import RunSpec
 from heavytail.store import Outcome, RunStore
 from heavytail.sweep import Lookup, Sweep
+
+if TYPE_CHECKING:
+    from heavytail.train.distributed import Group
 
 Propose = Callable[[], list[RunSpec]]
 
@@ -52,11 +55,20 @@ class Options:
         device: of torch.
         workers: processes; None takes one per core on a CPU (small problems gain more from it than from threads), and
             one on a GPU.
+        compiled: whether models go through torch.compile.
+        group: the processes that train every run together, if torchrun started several.
     """
 
     data_dir: Path
     device: str = "cpu"
     workers: int | None = None
+    compiled: bool = False
+    group: Group | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.group is None or self.group.rank == 0
 
     def num_workers(self) -> int:
         """Return the number of processes to use."""
@@ -190,6 +202,8 @@ def _run_here(
                 device=options.device,
                 report=lambda p: display.progressed(p.spec, p.step, p.loss),
                 should_stop=lambda: stop.requested,
+                compiled=options.compiled,
+                **({} if options.group is None else {"group": options.group}),
             )
         except DataError as error:
             ledger.note(spec, str(error), data=True)
@@ -351,6 +365,7 @@ def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
                 device=options.device,
                 report=report,
                 should_stop=should_stop,
+                compiled=options.compiled,
             )
             say(_Message("finished", history.status))
         except DataError as error:
