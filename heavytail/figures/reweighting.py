@@ -13,7 +13,7 @@ from heavytail.figures.style import Picture
 
 # Name -> preset, with the variants "weighted-sqrt" and "weighted-inverse". Another problem is another line.
 PROBLEMS = {
-    "PTB": "two-layer-transformer",
+    "transformer": "two-layer-transformer",
     "linear": "linear",
 }
 PLAIN = ("gd+m", "adam+m")
