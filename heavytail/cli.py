@@ -387,9 +387,10 @@ def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
         try:
             for row in cost.rows([results.sweep(need)], _data_dir(args)):
                 name = " ".join(filter(None, [row.sweep.name, row.sweep.variant]))
+                remark = "  (data not here)" if row.cost.nominal else ""
                 print(
                     f"{name:40} {row.entry.label:16} {row.runs:5} {row.spec.steps:7} {row.cost.parameters:11,} "
-                    f"{row.operations:10.2g} {row.cost.memory / 2**30:6.2f} GB{'  (data not here)' if row.cost.nominal else ''}"
+                    f"{row.operations:10.2g} {row.cost.memory / 2**30:6.2f} GB{remark}"
                 )
                 total += row.operations
                 hours += row.gpu_hours(args.gpu)
