@@ -14,6 +14,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -375,27 +376,29 @@ def _print_claims(claims: Sequence[Claim]) -> None:
 def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
     from heavytail import cost
     from heavytail.errors import DataError
-    from heavytail.figures import Results
+    from heavytail.figures import Need, Results
 
     results = Results(_store(args), args.scale)
-    needs = dict.fromkeys(need for figure in chosen for need in figure.needs)
+    wanted: dict[Need, dict[str, None]] = {}  # each optimizer of each problem once, whichever figures need it
+    for need in (need for figure in chosen for need in figure.needs):
+        wanted.setdefault(replace(need, optim=()), {}).update(dict.fromkeys(results.labels(need)))
     speed, total, hours = cost.speed(), 0.0, 0.0
     print(
         f"{'problem':40} {'optimizer':16} {'runs':>5} {'steps':>7} {'parameters':>11} {'operations':>10} {'memory':>9}"
     )
-    for need in needs:
+    for need, labels in wanted.items():
+        name = " ".join(filter(None, [need.preset, need.variant]))
         try:
-            for row in cost.rows([results.sweep(need)], _data_dir(args)):
-                name = " ".join(filter(None, [row.sweep.name, row.sweep.variant]))
-                note = "  (data not here)" if row.cost.nominal else ""
+            for row in cost.rows(results.sweep(replace(need, optim=tuple(labels))), _data_dir(args)):
+                remark = "  (data not here)" if row.cost.nominal else ""
                 print(
                     f"{name:40} {row.entry.label:16} {row.runs:5} {row.spec.steps:7} {row.cost.parameters:11,} "
-                    f"{row.operations:10.2g} {row.cost.memory / 2**30:6.2f} GB{note}"
+                    f"{row.operations:10.2g} {row.cost.memory / 2**30:6.2f} GB{remark}"
                 )
                 total += row.operations
                 hours += row.gpu_hours(args.gpu)
-        except (SpecError, DataError) as error:
-            print(f"{need.preset} {need.variant}: not counted: {error}")
+        except DataError as error:
+            print(f"{name:40} not counted: {error}")
     here = total / (speed * cost.UTILISATION)
     share = f"{cost.UTILISATION:.0%}"
     print(f"all runs, if no step size diverges early: {total:.3g} floating-point operations")
