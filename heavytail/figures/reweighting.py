@@ -13,7 +13,7 @@ from heavytail.figures.style import Picture
 
 # Name -> preset, with the variants "weighted-sqrt" and "weighted-inverse". Another problem is another line.
 PROBLEMS = {
-    "PTB": "two-layer-transformer",
+    "transformer": "two-layer-transformer",
     "linear": "linear",
 }
 PLAIN = ("gd+m", "adam+m")
@@ -47,7 +47,7 @@ def plot(results: Results) -> Picture:
             xlabel = "step" if row == len(named) else ""
             losses.append(picture.panel(row, column, f"{name}: {title}", xlabel, "" if column else loss_label("train")))
             group_losses(losses[-1], run)
-        picture.share_y(losses)
+        picture.share_y(losses, 2 * runs["gd+m"].initial_loss)
     return picture
 
 
