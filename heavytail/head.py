@@ -1,22 +1,24 @@
 """The softmax head as an instrument: loss, gradients, row results and curvature in one pass over the rows.
 
 Every model of the paper ends in a linear classifier, and everything the paper measures is a function of its
-features h, weight W, bias b and targets y (sections 3 and 4): with p_i = softmax(W h_i + b), l_i = -log p_i[y_i],
+features h, weight W, bias b and targets y (sections 3 and 4): with p_i = softmax(W h_i + b) and
+l_i = -log p_i[y_i],
 
     loss = sum_i w[y_i] l_i / normalizer,    grad W_k = sum_i w[y_i] (p_ik - 1[y_i = k]) h_i / normalizer,
     n Tr H_kk = sum_i p_ik (1 - p_ik) ||h_i||^2, the Hessian trace of row k of the plain loss.
 
-The forward pass takes some hundred rows at a time and forms their share of the gradients while their logits are
-in cache: logits never exist whole, and the backward pass has nothing left to compute. What else makes it fast,
-and exact:
+The forward pass takes some hundred rows at a time and forms their share of the gradients while their logits
+are in cache: logits never exist whole, and the backward pass has nothing left to compute. What else makes
+it fast, and exact:
 
-* Exponentials stay unnormalised; a row's factor w / (normalizer Z) goes to the smaller side of each product.
-* The target's own exponential stays out of its row's sum. With `rest` the sum of the others, 1 - p[y] = rest / Z,
-  and l = log1p(rest) for a target that leads its row: both stay exact on samples that are almost fitted, where
-  1 - softmax and log_softmax round to 0.
-* Shifted logits are clamped from below, at -60 in float32. exp(-95) is a denormal number, which takes a hundred
-  times as long to form as exp(-60), and so does every product it enters. A probability below exp(-60) = 1e-26
-  changes no sum of order one, and the loss is taken from logits that are not clamped.
+* Exponentials stay unnormalised; a row's factor w / (normalizer Z) goes to the smaller side of each
+  product.
+* The target's own exponential stays out of its row's sum. With `rest` the sum of the others, 1 - p[y] =
+  rest / Z, and l = log1p(rest) for a target that leads its row: both stay exact on samples that are almost
+  fitted, where 1 - softmax and log_softmax round to 0.
+* Shifted logits are clamped from below, at -60 in float32. exp(-95) is a denormal number, which takes a
+  hundred times as long to form as exp(-60), and so does every product it enters. A probability below
+  exp(-60) = 1e-26 changes no sum of order one, and the loss is taken from logits that are not clamped.
 
 Shapes: M rows (samples or predicted tokens), C classes, D features, R rows of one chunk.
 """
@@ -89,11 +91,11 @@ def linear_cross_entropy(
         features: inputs of the head [M, D].
         weight: W [C, D].
         bias: b [C], or None.
-        targets: class of each row [M] int64. Classes out of range are found on the CPU; on a GPU, where a look
-            would wait for the device at every call, they surface as a device-side assertion.
+        targets: class of each row [M] int64. Classes out of range are found on the CPU; on a GPU, where
+            looking would wait for the device at every call, they surface as a device-side assertion.
         class_weights: weight of each class in `loss` [C]; by default all 1.
-        normalizer: divisor of the weighted sum; by default the summed weights of these rows, so that `loss` is
-            a mean (NaN over no rows). Accumulating over micro-batches, pass the whole batch's.
+        normalizer: divisor of the weighted sum; by default the summed weights of these rows, so that `loss`
+            is a mean (NaN over no rows). Accumulating over micro-batches, pass the whole batch's.
         ignore_index: value in `targets` of rows that count nowhere.
         curvature: whether to return the sums of `Curvature`.
         chunk_rows: rows in a chunk; by default chosen for shape and device.
@@ -127,7 +129,9 @@ class _Rows(NamedTuple):
     """What is known of the rows before their logits."""
 
     targets: Tensor  # [M, 1], a class even where ignored
-    factor: Tensor  # [M, 1], of the row's loss: w[y] / normalizer, or in half precision w[y] / max w
+    weight: Tensor  # [M, 1], w[y], 0 where ignored
+    normalizer: float | Tensor
+    factor: Tensor  # [M, 1], of the row's gradient: w[y] / normalizer, or in half precision w[y] / max w
     unit: Tensor | None  # [], half precision: max w / normalizer
     valid: Tensor | None  # [M, 1] bool, None if no row can be ignored
 
@@ -145,18 +149,18 @@ def _prepare_rows(
         y = torch.where(valid, y, 0)
     if class_weights is None:
         class_weights = torch.ones((), device=y.device)
-        factor = torch.ones(y.shape, dtype=_working(dtype), device=y.device)
+        weight = torch.ones(y.shape, dtype=_working(dtype), device=y.device)
     else:
-        factor = class_weights.to(_working(dtype))[y]
+        weight = class_weights.to(_working(dtype))[y]
     if valid is not None:
-        factor = factor * valid
+        weight = weight * valid
     if normalizer is None:
-        normalizer = factor.sum()
+        normalizer = weight.sum()
     if dtype == _working(dtype):
-        return _Rows(y, factor / normalizer, None, valid)
+        return _Rows(y, weight, normalizer, weight / normalizer, None, valid)
     # Float16 cannot hold 1/M; the rows' factors stay near 1, and the rest meets the loss scale in backward.
     largest = class_weights.amax().float()
-    return _Rows(y, factor / largest, largest / normalizer, valid)
+    return _Rows(y, weight, normalizer, weight / largest, largest / normalizer, valid)
 
 
 def _one_pass(
@@ -200,9 +204,7 @@ def _one_pass(
         if sums is not None:
             others = logits.scatter_(1, y, 0.0)
             sums.add(others, own_exp, rest, h, y, None if rows.valid is None else rows.valid[part])
-    loss = (rows.factor * losses).sum()
-    if rows.unit is not None:
-        loss = loss * rows.unit
+    loss = (rows.weight * losses).sum() / rows.normalizer
     p_correct = torch.exp(-losses)
     if rows.valid is not None:
         losses, correct, p_correct = losses * rows.valid, correct & rows.valid, p_correct * rows.valid
@@ -296,7 +298,7 @@ class _KnownGradients(torch.autograd.Function):
             )
         unit, *gradients = ctx.saved_tensors
         scale = grad_outputs[0] if unit is None else grad_outputs[0] * unit
-        # The scale is nearly always 1, and skipping it saves a pass; to know, one would have to wait for a GPU.
+        # The scale is nearly always 1, and skipping it saves a pass; on a GPU, to know is to wait for it.
         if scale.device.type != "cpu" or scale.item() != 1.0:
             gradients = [None if g is None else g * scale for g in gradients]
         cast = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]

@@ -1,0 +1,244 @@
+"""Per-class sums and frequency groups: what every loss plot of the paper is made of (section 2).
+
+Sums and counts travel and can be added, over batches, chunks or processes; means are formed once, at the
+edge. The mean of a class without samples is NaN, never 0.
+
+Shapes: M rows (samples or predicted tokens), C classes, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from heavytail.errors import SpecError
+
+__all__ = ["ClassStats", "FrequencyGroups"]
+
+
+@dataclass(frozen=True, eq=False)
+class FrequencyGroups:
+    """A partition of the classes by training frequency; make one with `from_counts` or `from_index`.
+
+    Attributes:
+        index: group of each class, 0 for the most frequent; every group 0..G-1 has a class [C] int64.
+        share: share of the training samples in each group [G] float64.
+    """
+
+    index: NDArray[np.int64]
+    share: NDArray[np.float64]
+
+    @classmethod
+    def from_counts(cls, counts: ArrayLike, num_groups: int = 10) -> FrequencyGroups:
+        """Cut the classes, most frequent first, into groups that hold about the same number of samples.
+
+        A class belongs to the group in which its first sample falls, one without samples to the last group.
+        Groups left empty by a class with more than 1/G of the samples are dropped, so there may be fewer.
+
+        Args:
+            counts: training samples of each class [C] int.
+            num_groups: groups to cut into, G.
+
+        Raises:
+            SpecError: if counts are not integers, are negative or all 0, or if `num_groups` is below 1.
+
+        >>> FrequencyGroups.from_counts([1, 7, 1, 1], num_groups=3).index  # the second third is all class 1
+        array([1, 0, 1, 1])
+        """
+        n_k = _as_counts(counts)
+        if num_groups < 1:
+            raise SpecError(f"num_groups: expected at least 1, got {num_groups}")
+        order = np.argsort(-n_k, kind="stable")
+        before = np.cumsum(n_k[order]) - n_k[order]
+        group = np.empty(len(n_k), np.int64)
+        group[order] = num_groups * before // n_k.sum()  # in integers: a cut on a class boundary is exact
+        group[n_k == 0] = group[n_k > 0].max()
+        return cls.from_index(group, n_k)
+
+    @classmethod
+    def from_index(cls, index: ArrayLike, counts: ArrayLike) -> FrequencyGroups:
+        """Use given groups, such as the natural ones of the synthetic data; gaps in the numbers are closed.
+
+        Args:
+            index: group of each class, in the order of the groups [C] int.
+            counts: training samples of each class [C] int.
+
+        Raises:
+            SpecError: if the lengths differ or either is not made of integers of at least 0.
+        """
+        n_k = _as_counts(counts)
+        given = _as_integers("index", index)
+        if given.shape != n_k.shape:
+            raise SpecError(f"index: expected one group for each of {len(n_k)} classes, got {given.shape}")
+        group = np.unique(given, return_inverse=True)[1].astype(np.int64)
+        samples = np.zeros(group.max() + 1, np.int64)
+        np.add.at(samples, group, n_k)
+        share = samples / samples.sum()
+        for array in (group, share):
+            array.setflags(write=False)
+        return cls(group, share)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups, G."""
+        return len(self.share)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C."""
+        return len(self.index)
+
+    def sum(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Return the sums over each group's classes [..., G] of values [..., C]."""
+        array = self._per_class("values", values)
+        order = np.argsort(self.index, kind="stable")
+        starts = np.searchsorted(self.index[order], np.arange(self.num_groups))
+        sums: NDArray[np.float64] = np.add.reduceat(array[..., order], starts, axis=-1)
+        return sums
+
+    def mean(self, values: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
+        """Return the sample-weighted means over each group's classes [..., G] of class means [..., C].
+
+        Args:
+            values: mean of each class [..., C]; those of classes without samples, such as NaN, are left out.
+            counts: samples behind each mean [C]; not necessarily those that made the groups.
+
+        Returns:
+            Means [..., G], NaN where a group has no samples.
+        """
+        n_k = self._per_class("counts", counts)
+        array = self._per_class("values", values)
+        sums = self.sum(np.where(n_k > 0, array, 0.0) * n_k)
+        totals = self.sum(n_k)
+        means = np.full(sums.shape, np.nan)
+        np.divide(sums, totals, out=means, where=totals > 0)
+        return means
+
+    def _per_class(self, name: str, values: ArrayLike) -> NDArray[np.float64]:
+        array = np.asarray(values, np.float64)
+        if array.ndim == 0 or array.shape[-1] != self.num_classes:
+            raise SpecError(f"{name}: expected [..., {self.num_classes}], got {list(array.shape)}")
+        return array
+
+
+@dataclass(eq=False)
+class ClassStats:
+    """Sums over the rows of each class, on one device; `a + b` merges two.
+
+    Attributes:
+        count: rows of each class [C] int64.
+        loss_sum: their losses, summed [C] float64 (nats).
+        correct: how many of them were predicted right [C] int64.
+        p_correct_sum: probabilities of their own class, summed [C] float64.
+    """
+
+    count: Tensor
+    loss_sum: Tensor
+    correct: Tensor
+    p_correct_sum: Tensor
+
+    @classmethod
+    def zeros(cls, num_classes: int, device: torch.device | str | None = None) -> ClassStats:
+        """Return the statistics of no rows."""
+        whole = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
+        real = torch.zeros(2, num_classes, dtype=torch.float64, device=device)
+        return cls(whole[0], real[0], whole[1], real[1])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C."""
+        return len(self.count)
+
+    def update(
+        self,
+        targets: Tensor,
+        losses: Tensor,
+        correct: Tensor,
+        p_correct: Tensor,
+        *,
+        ignore_index: int | None = None,
+    ) -> None:
+        """Add rows, as `linear_cross_entropy` returns them, in place and without waiting for the device.
+
+        Args:
+            targets: class of each row [...] int64.
+            losses: loss of each row [...].
+            correct: whether each row was predicted right [...] bool.
+            p_correct: probability of each row's class [...].
+            ignore_index: value in `targets` of rows that are left out.
+
+        Raises:
+            SpecError: if the shapes differ.
+        """
+        for name, value in (("losses", losses), ("correct", correct), ("p_correct", p_correct)):
+            if value.shape != targets.shape:
+                raise SpecError(
+                    f"{name}: expected {list(targets.shape)} like targets, got {list(value.shape)}"
+                )
+        index, one = targets.reshape(-1), torch.ones_like(targets.reshape(-1))
+        rows = [x.detach().reshape(-1) for x in (losses, correct, p_correct)]
+        if ignore_index is not None:
+            valid = index != ignore_index
+            index, one = index * valid, one * valid
+            rows = [torch.where(valid, x, 0) for x in rows]
+        for total, value in zip(
+            (self.count, self.loss_sum, self.correct, self.p_correct_sum), (one, *rows), strict=True
+        ):
+            total.index_add_(0, index, value.to(total.dtype))
+
+    def __add__(self, other: ClassStats) -> ClassStats:
+        """Return the statistics of both sets of rows."""
+        if other.num_classes != self.num_classes:
+            raise SpecError(f"num_classes: expected {self.num_classes} to add, got {other.num_classes}")
+        return self._map(lambda mine, theirs: mine + theirs, other)
+
+    def reduce(self, groups: FrequencyGroups) -> ClassStats:
+        """Return the statistics of each group, with G in the place of C."""
+        if groups.num_classes != self.num_classes:
+            raise SpecError(f"groups: expected {self.num_classes} classes, got {groups.num_classes}")
+        index = torch.tensor(groups.index, device=self.count.device)
+        return self._map(lambda mine: mine.new_zeros(groups.num_groups).index_add_(0, index, mine))
+
+    def mean_loss(self) -> Tensor:
+        """Return the mean loss of each class, NaN where it has no rows [C] float64 (nats)."""
+        return self.loss_sum / self.count
+
+    def accuracy(self) -> Tensor:
+        """Return the share of each class that was predicted right, NaN where it has no rows [C] float64."""
+        return self.correct.double() / self.count
+
+    def mean_p_correct(self) -> Tensor:
+        """Return the mean probability of the own class, NaN where it has no rows [C] float64."""
+        return self.p_correct_sum / self.count
+
+    def overall_loss(self) -> float:
+        """Return the mean loss over all rows, NaN if there are none (nats)."""
+        return float(self.loss_sum.sum() / self.count.sum())
+
+    def overall_accuracy(self) -> float:
+        """Return the share of all rows that was predicted right, NaN if there are none."""
+        return float(self.correct.sum() / self.count.sum())
+
+    def _map(self, function: Callable[..., Tensor], *others: ClassStats) -> ClassStats:
+        return ClassStats(*(function(*(getattr(s, f.name) for s in (self, *others))) for f in fields(self)))
+
+
+def _as_integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise SpecError(f"{name}: expected integers [C], got {array.dtype} {list(array.shape)}")
+    if len(array) and array.min() < 0:
+        raise SpecError(f"{name}: expected at least 0, got {array.min()}")
+    return array.astype(np.int64)
+
+
+def _as_counts(values: ArrayLike) -> NDArray[np.int64]:
+    counts = _as_integers("counts", values)
+    if not counts.any():
+        raise SpecError("counts: expected at least one sample, got none")
+    return counts

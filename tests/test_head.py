@@ -1,0 +1,392 @@
+"""The chunked softmax head against loops, against PyTorch, and at the edges of float32."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from heavytail.errors import SpecError
+from heavytail.head import HeadOutput, linear_cross_entropy
+from tests.reference.head import softmax_head
+
+
+def _problem(
+    M: int, C: int, D: int, *, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features, weight, bias, each requiring a gradient, and targets."""
+    g = torch.Generator().manual_seed(seed)
+    h, W, b = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((M, D), (C, D), (C,)))
+    inputs = [(x * scale).to(dtype).requires_grad_() for x in (h, W, b)]
+    return inputs[0], inputs[1], inputs[2], torch.randint(C, (M,), generator=g)
+
+
+def _gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, inputs))
+
+
+def _assert_reference(h: Tensor, W: Tensor, b: Tensor, y: Tensor, tol: float, **options: Any) -> HeadOutput:
+    """Compare everything the head yields with loops in float64."""
+    out = linear_cross_entropy(h, W, b, y, curvature=True, **options)
+    arrays = [x.detach().double().numpy() for x in (h, W, b)]
+    weights = options.get("class_weights")
+    expected = softmax_head(
+        *arrays,
+        y.tolist(),
+        None if weights is None else weights.double().numpy(),
+        options.get("normalizer"),
+        options.get("ignore_index"),
+    )
+    assert out.correct.tolist() == expected.correct
+    assert out.curvature is not None
+    got = [out.loss, out.losses, out.p_correct, *_gradients(out.loss, h, W, b), *out.curvature]
+    wanted = [expected.loss, expected.losses, expected.p_correct, *expected[4:]]
+    for value, truth in zip(got, wanted, strict=True):
+        size = max(1e-300, float(np.abs(truth).max(initial=0.0)))
+        np.testing.assert_allclose(value.detach().double().numpy(), truth, rtol=0.0, atol=tol * size)
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(2, 7),
+    st.integers(1, 9),
+    st.integers(1, 10),
+    st.booleans(),
+    st.booleans(),
+    st.none() | st.floats(0.1, 100.0),
+    st.integers(0, 2**20),
+)
+def test_everything_is_the_reference(
+    M: int, C: int, D: int, chunk: int, weighted: bool, ignoring: bool, normalizer: float | None, seed: int
+) -> None:
+    """For any shape, chunk and option: results, gradients and curvature agree with float64 loops to 1e-12."""
+    h, W, b, y = _problem(M, C, D, seed=seed)
+    options: dict[str, Any] = {"normalizer": normalizer, "chunk_rows": chunk}
+    if weighted:
+        options["class_weights"] = torch.linspace(0.5, 3.0, C, dtype=torch.float64)
+    if ignoring:
+        options["ignore_index"] = -100
+        y[1::2] = -100  # the first row stays
+    _assert_reference(h, W, b, y, 1e-12, **options)
+
+
+@pytest.mark.parametrize(("C", "D"), [(40, 5), (5, 40)])
+def test_float32_is_right_to_its_precision(C: int, D: int) -> None:
+    """float32 agrees with loops in float64 on either side of the choice of what to scale."""
+    _assert_reference(*_problem(50, C, D, dtype=torch.float32), 2e-6, chunk_rows=16)
+
+
+def test_it_is_cross_entropy() -> None:
+    """Loss and gradients are those of F.cross_entropy(F.linear(...)) to 1e-10 in float64, weighted too."""
+    h, W, b, y = _problem(300, 60, 20)
+    weights = torch.rand(60, dtype=torch.float64)
+    y[::7] = 59
+    plain = F.cross_entropy(F.linear(h, W, b), y, weight=weights, ignore_index=59)
+    out = linear_cross_entropy(h, W, b, y, class_weights=weights, ignore_index=59)
+    for got, expected in zip(
+        [out.loss, *_gradients(out.loss, h, W, b)], [plain, *_gradients(plain, h, W, b)], strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_default_chunks_cover_all_rows() -> None:
+    """The chunk size chosen for a shape, here with a shorter last chunk, changes nothing but rounding."""
+    h, W, b, y = _problem(1001, 5000, 3, dtype=torch.float32)
+    whole = linear_cross_entropy(h, W, b, y, chunk_rows=1001)
+    parts = linear_cross_entropy(h, W, b, y)
+    torch.testing.assert_close(parts.losses, whole.losses)
+    for got, expected in zip(_gradients(parts.loss, h, W, b), _gradients(whole.loss, h, W, b), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_gradients_flow_through_a_body() -> None:
+    """Numerical differentiation agrees through a body, with a factor behind the loss."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 4, generator=g, dtype=torch.float64)
+    A, W = (torch.randn(n, 4, generator=g, dtype=torch.float64).requires_grad_() for n in (4, 5))
+    b = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(5, (6,), generator=g)
+
+    def loss(A: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return 3.0 * linear_cross_entropy(torch.tanh(x @ A.t()), W, b, y, chunk_rows=4).loss.square()
+
+    assert torch.autograd.gradcheck(loss, (A, W, b))
+
+
+@pytest.mark.parametrize("bits", range(8))
+def test_only_needed_gradients_are_given(bits: int) -> None:
+    """Any of features, weight and bias may be frozen, without a change to the others."""
+    inputs = _problem(20, 6, 4)
+    y = inputs[3]
+    full = _gradients(linear_cross_entropy(*inputs).loss, *inputs[:3])
+    h, W, b = (x.detach().requires_grad_(bool(bits >> i & 1)) for i, x in enumerate(inputs[:3]))
+    loss = linear_cross_entropy(h, W, b, y).loss
+    assert loss.requires_grad == (bits > 0)
+    if bits:
+        loss.backward()
+    for x, expected in zip((h, W, b), full, strict=True):
+        assert x.grad is None if not x.requires_grad else torch.equal(x.grad, expected)
+
+
+def test_no_grad_gives_the_same_numbers() -> None:
+    """Evaluation under no_grad yields the numbers of training, and no graph."""
+    h, W, b, y = _problem(30, 8, 4)
+    training = linear_cross_entropy(h, W, b, y, curvature=True)
+    with torch.no_grad():
+        evaluation = linear_cross_entropy(h, W, b, y, curvature=True)
+    assert not evaluation.loss.requires_grad
+    assert torch.equal(evaluation.loss, training.loss)
+    assert torch.equal(evaluation.losses, training.losses)
+    assert evaluation.curvature is not None
+    assert training.curvature is not None
+    assert torch.equal(evaluation.curvature.weight, training.curvature.weight)
+
+
+@pytest.mark.parametrize(("C", "D"), [(40, 5), (5, 40)])
+def test_curvature_does_not_change_the_trajectory(C: int, D: int) -> None:
+    """Asking for the curvature leaves loss and gradients the same bit for bit."""
+    h, W, b, y = _problem(70, C, D, dtype=torch.float32)
+    off, on = (linear_cross_entropy(h, W, b, y, curvature=c, chunk_rows=32) for c in (False, True))
+    assert off.curvature is None
+    assert torch.equal(off.loss, on.loss)
+    for a, c in zip(_gradients(off.loss, h, W, b), _gradients(on.loss, h, W, b), strict=True):
+        assert torch.equal(a, c)
+
+
+def test_without_bias() -> None:
+    """A head without bias is one with a bias of zero, and has no bias curvature."""
+    h, W, b, y = _problem(20, 6, 4)
+    with_zero = linear_cross_entropy(h, W, torch.zeros_like(b), y, curvature=True)
+    without = linear_cross_entropy(h, W, None, y, curvature=True)
+    assert torch.equal(without.loss, with_zero.loss)
+    assert without.curvature is not None
+    assert with_zero.curvature is not None
+    assert without.curvature.bias is None
+    torch.testing.assert_close(without.curvature.weight, with_zero.curvature.weight)
+
+
+def test_at_zero_weight_everything_is_known() -> None:
+    """At W = 0: loss log C, grad_k = xbar / C - pi_k xbar^k, trace (1/C)(1 - 1/C) mean ||h||^2."""
+    M, C, D = 512, 256, 3
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(M, D, generator=g)
+    y = (torch.rand(M, generator=g) ** 4 * C).long()  # heavy-tailed
+    W = torch.zeros(C, D, requires_grad=True)
+    out = linear_cross_entropy(h, W, None, y, curvature=True)
+    assert out.loss.item() == pytest.approx(math.log(C), rel=1e-6)
+    own = torch.zeros(C, D, dtype=torch.float64).index_add_(0, y, h.double())
+    expected = (h.double().sum(0) / C - own) / M
+    torch.testing.assert_close(_gradients(out.loss, W)[0].double(), expected, rtol=1e-5, atol=1e-8)
+    trace = (1 / C) * (1 - 1 / C) * h.double().square().sum()
+    assert out.curvature is not None
+    torch.testing.assert_close(out.curvature.weight.double(), trace.expand(C), rtol=2e-6, atol=0.0)
+
+
+def test_micro_batches_add_up() -> None:
+    """Losses and gradients of micro-batches with the batch's normalizer sum to those of the batch."""
+    h, W, b, y = _problem(50, 9, 4)
+    weights = torch.rand(9, dtype=torch.float64) + 0.1
+    whole = linear_cross_entropy(h, W, b, y, class_weights=weights)
+    expected = _gradients(whole.loss, h, W, b)
+    normalizer = weights[y].sum()
+    total = 0.0
+    for rows in torch.arange(50).split(16):
+        part = linear_cross_entropy(h[rows], W, b, y[rows], class_weights=weights, normalizer=normalizer)
+        part.loss.backward()
+        total += part.loss.item()
+    assert total == pytest.approx(whole.loss.item(), rel=1e-13)
+    for x, gradient in zip((h, W, b), expected, strict=True):
+        torch.testing.assert_close(x.grad, gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_no_rows() -> None:
+    """No rows contribute nothing under a fixed normalizer; their own mean is NaN."""
+    h, W, b, y = _problem(0, 4, 3)
+    out = linear_cross_entropy(h, W, b, y, normalizer=5.0, curvature=True)
+    assert out.loss.item() == 0.0
+    assert [list(x.shape) for x in out[1:4]] == [[0], [0], [0]]
+    for x, gradient in zip((h, W, b), _gradients(out.loss, h, W, b), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(x))
+    assert out.curvature is not None
+    assert not out.curvature.weight.any()
+    assert math.isnan(linear_cross_entropy(h, W, b, y).loss.item())
+
+
+def test_retained_graph_gives_the_same_gradient_again() -> None:
+    """Accumulating into a parameter does not reach the gradients a retained graph still holds."""
+    h, W, b, y = _problem(20, 6, 4)
+    out = linear_cross_entropy(h, W, b, y)
+    for _ in range(3):
+        out.loss.backward(retain_graph=True)
+    once = _gradients(linear_cross_entropy(h, W, b, y).loss, h, W, b)
+    for x, gradient in zip((h, W, b), once, strict=True):
+        torch.testing.assert_close(x.grad, 3 * gradient)
+
+
+def test_second_derivatives_are_refused() -> None:
+    """create_graph, which would silently lose the second derivative, is an error."""
+    h, W, b, y = _problem(5, 3, 2)
+    with pytest.raises(SpecError, match="create_graph"):
+        torch.autograd.grad(linear_cross_entropy(h, W, b, y).loss, W, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e8])
+def test_extreme_logits(scale: float, dtype: torch.dtype) -> None:
+    """Logits in the thousands and beyond give the exact losses and finite, exact gradients."""
+    W = torch.tensor([[scale], [0.0], [-scale]], dtype=dtype, requires_grad=True)
+    h = torch.tensor([[1.0], [1.0], [-1.0], [0.0]], dtype=dtype, requires_grad=True)
+    out = linear_cross_entropy(h, W, None, torch.tensor([0, 2, 0, 1]), normalizer=1.0, curvature=True)
+    expected = torch.tensor([0.0, 2 * scale, 2 * scale, math.log(3.0)], dtype=dtype)
+    torch.testing.assert_close(out.losses, expected, rtol=2e-7, atol=1e-25)
+    assert out.correct.tolist() == [True, False, False, True]
+    grad_h, grad_W = _gradients(out.loss, h, W)
+    torch.testing.assert_close(
+        grad_W[:, 0], torch.tensor([2.0, 0.0, -2.0], dtype=dtype), rtol=1e-6, atol=1e-20
+    )
+    torch.testing.assert_close(
+        grad_h[1:3, 0] / scale, torch.tensor([2.0, -2.0], dtype=dtype), rtol=1e-6, atol=0
+    )
+    assert out.curvature is not None
+    assert all(torch.isfinite(x).all() for x in (grad_h, *(c for c in out.curvature if c is not None)))
+
+
+@pytest.mark.parametrize("margin", [10.0, 30.0, 50.0])
+def test_fitted_samples_keep_their_digits(margin: float) -> None:
+    """Where PyTorch's float32 rounds to 0, loss and gradient keep their relative precision."""
+    W = torch.tensor([[margin], [0.0], [0.0]], requires_grad=True)
+    out = linear_cross_entropy(torch.ones(1, 1), W, None, torch.tensor([0]))
+    rest = 2 * math.exp(-margin)
+    assert out.loss.item() == pytest.approx(math.log1p(rest), rel=1e-6)
+    assert _gradients(out.loss, W)[0][0].item() == pytest.approx(-rest / (1 + rest), rel=1e-6)
+
+
+@pytest.mark.parametrize("distance", [65.0, 95.0, 200.0])
+def test_clamping_moves_gradients_below_rounding_only(distance: float) -> None:
+    """Probabilities under the clamp are off by 1e-26 at most, 19 digits below a row's sum of 1."""
+    g = torch.Generator().manual_seed(0)
+    h = torch.ones(40, 1)
+    W = torch.randn(30, 1, generator=g)
+    W[10:] -= distance
+    y = torch.randint(30, (40,), generator=g)
+    W.requires_grad_()
+    exact = W.detach().double().requires_grad_()
+    F.cross_entropy(F.linear(h.double(), exact), y).backward()
+    linear_cross_entropy(h, W, None, y).loss.backward()
+    assert exact.grad is not None
+    assert W.grad is not None
+    torch.testing.assert_close(W.grad.double(), exact.grad, rtol=1e-5, atol=1e-25)
+
+
+def test_ties_count_as_correct() -> None:
+    """A target that shares the largest logit is correct, as is every target at W = 0."""
+    out = linear_cross_entropy(torch.ones(3, 2), torch.zeros(3, 2), None, torch.arange(3))
+    assert out.correct.all()
+
+
+def test_divergence_is_visible() -> None:
+    """Overflow and NaN in the inputs end up in the loss, as they do in PyTorch: nothing is clipped away."""
+    for bad in (math.nan, math.inf):
+        h, W, b, y = _problem(4, 3, 2, dtype=torch.float32)
+        with torch.no_grad():
+            W[1, 0] = bad
+        out = linear_cross_entropy(h, W, b, y)
+        assert math.isnan(out.loss.item())
+        assert torch.isnan(_gradients(out.loss, W)[0]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_float32_gradients(dtype: torch.dtype) -> None:
+    """Under autocast, results are float32 and as exact as the type, even for factors out of its range."""
+    head = nn.Linear(16, 30)
+    h = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = torch.arange(500) % 30
+    weights = torch.logspace(0, 6, 30)  # 1 / pi of a heavy tail: more than float16 can hold
+    options: dict[str, Any] = {"class_weights": weights, "normalizer": 1e9, "chunk_rows": 128}
+    with torch.autocast("cpu", dtype=dtype):
+        out = linear_cross_entropy(h, head.weight, head.bias, y, curvature=True, **options)
+    exact = linear_cross_entropy(h.double(), head.weight.double(), head.bias.double(), y, **options)
+    assert {out.loss.dtype, out.losses.dtype} == {torch.float32}
+    inputs = (h, head.weight, head.bias)
+    eps = torch.finfo(dtype).eps
+    assert out.loss.item() == pytest.approx(exact.loss.item(), rel=eps)
+    for got, expected in zip(_gradients(out.loss, *inputs), _gradients(exact.loss, *inputs), strict=True):
+        assert got.dtype == torch.float32
+        assert (got - expected).abs().max() <= 4 * eps * expected.abs().max()
+
+
+def test_memory_does_not_grow_with_rows() -> None:
+    """The head allocates nothing larger than chunk x C, C x D or M x D: logits never exist whole."""
+    M, C, D, chunk = 640, 90, 3, 32
+    h, W, b, y = _problem(M, C, D, dtype=torch.float32)
+    with _Allocations() as seen:
+        linear_cross_entropy(h, W, b, y, chunk_rows=chunk, curvature=True).loss.backward()
+    assert seen.largest <= max(chunk * C, C * D, M * D)
+
+
+class _Allocations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers the largest storage that any operation returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(x, Tensor):
+                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
+        return result
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"features": torch.zeros(4, 3, 2)},
+            "features: expected floating point [M, D], got float32 [4, 3, 2]",
+        ),
+        (
+            {"features": torch.zeros(4, 2, dtype=torch.int64)},
+            "features: expected floating point [M, D], got int64",
+        ),
+        ({"weight": torch.zeros(3, 5)}, "weight: expected floating point [3, 2], got float32 [3, 5]"),
+        (
+            {"weight": torch.zeros(3, 2).double()},
+            "weight: expected the features' torch.float32, got torch.float64",
+        ),
+        ({"bias": torch.zeros(4)}, "bias: expected floating point [3], got float32 [4]"),
+        ({"class_weights": torch.zeros(2)}, "class_weights: expected floating point [3], got float32 [2]"),
+        ({"targets": torch.zeros(4)}, "targets: expected int64 [4], got float32 [4]"),
+        ({"targets": torch.zeros(5, dtype=torch.int64)}, "targets: expected int64 [4], got int64 [5]"),
+        ({"targets": torch.tensor([0, 1, 3, 2])}, "targets: expected classes 0 to 2, got 3"),
+        ({"targets": torch.tensor([0, -1, 2, 2])}, "targets: expected classes 0 to 2, got -1"),
+        (
+            {"targets": torch.tensor([0, -1, -7, 2]), "ignore_index": -1},
+            "targets: expected classes 0 to 2, got -7",
+        ),
+        ({"normalizer": 0.0}, "normalizer: expected a positive number, got 0.0"),
+        ({"normalizer": math.nan}, "normalizer: expected a positive number, got nan"),
+        ({"normalizer": torch.ones(2)}, "normalizer: expected floating point [], got float32 [2]"),
+        ({"chunk_rows": 0}, "chunk_rows: expected at least 1, got 0"),
+    ],
+)
+def test_errors_name_the_field(change: dict[str, Any], message: str) -> None:
+    """What does not fit is named, with what was expected and what was given."""
+    good: dict[str, Any] = {
+        "features": torch.zeros(4, 2),
+        "weight": torch.zeros(3, 2),
+        "bias": torch.zeros(3),
+        "targets": torch.zeros(4, dtype=torch.int64),
+    }
+    linear_cross_entropy(**good)
+    with pytest.raises(SpecError, match=re.escape(message)):
+        linear_cross_entropy(**(good | change))

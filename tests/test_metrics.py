@@ -1,0 +1,200 @@
+"""Frequency groups and class statistics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heavytail.errors import SpecError
+from heavytail.metrics import ClassStats, FrequencyGroups
+from tests.reference import metrics as reference
+
+counts_lists = st.lists(st.integers(0, 50), min_size=1, max_size=30).filter(any)
+
+
+def test_groups_by_hand() -> None:
+    """20 samples in 4 groups of 5: the class of 11 spans groups 0 to 2, so that no class starts in 1."""
+    groups = FrequencyGroups.from_counts([1, 11, 0, 3, 3, 2], num_groups=4)
+    # ranked: class 1 (0 samples before it), 3 (11), 4 (14), 5 (17), 0 (19); class 2 has none
+    # start quarter:      0                  2       2       3       3
+    assert groups.index.tolist() == [2, 0, 2, 1, 1, 2]
+    assert groups.share.tolist() == [11 / 20, 6 / 20, 3 / 20]
+    assert (groups.num_groups, groups.num_classes) == (3, 6)
+
+
+def test_a_class_on_a_cut_starts_the_next_group() -> None:
+    """Ten equal classes fill ten groups exactly: no rounding moves one across a cut."""
+    assert FrequencyGroups.from_counts([7] * 10).index.tolist() == list(range(10))
+    assert FrequencyGroups.from_counts([3] * 49, num_groups=49).index.tolist() == list(range(49))
+
+
+@given(counts_lists, st.integers(1, 12))
+def test_groups_are_the_reference(counts: list[int], num_groups: int) -> None:
+    """Groups agree with exact fractions for any counts, zeros and ties included."""
+    groups = FrequencyGroups.from_counts(counts, num_groups)
+    assert groups.index.tolist() == reference.frequency_groups(counts, num_groups)
+    assert groups.share.sum() == pytest.approx(1.0)
+    assert (groups.share > 0).all()
+
+
+def test_natural_groups_keep_their_order() -> None:
+    """Given groups are used as they are, gaps in their numbers closed."""
+    groups = FrequencyGroups.from_index([4, 1, 4, 0], counts=[1, 2, 3, 4])
+    assert groups.index.tolist() == [2, 1, 2, 0]
+    assert groups.share.tolist() == [0.4, 0.2, 0.4]
+
+
+@given(counts_lists, st.integers(1, 12), st.randoms(use_true_random=False))
+def test_group_means_are_the_reference(counts: list[int], num_groups: int, random: object) -> None:
+    """Means weigh classes by samples; NaN at classes without any does not spread."""
+    groups = FrequencyGroups.from_counts(counts, num_groups)
+    rng = np.random.default_rng(random.getrandbits(32))  # type: ignore[attr-defined]
+    here = rng.integers(0, 3, len(counts))  # another split, whose groups may be empty
+    values = np.where(here > 0, rng.normal(size=(2, len(counts))), np.nan)
+    means = groups.mean(values, here)
+    assert means.shape == (2, groups.num_groups)
+    for row, mean in zip(values, means, strict=True):
+        expected = reference.group_means(
+            row.tolist(), here.tolist(), groups.index.tolist(), groups.num_groups
+        )
+        np.testing.assert_allclose(mean, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_overall_mean_is_the_share_weighted_group_mean() -> None:
+    """The overall loss is the sample-weighted mean of the group losses."""
+    counts = np.array([50, 30, 9, 9, 1, 1])
+    values = np.array([0.1, 0.7, 2.0, 3.0, 5.0, 6.0])
+    groups = FrequencyGroups.from_counts(counts, 5)
+    overall = (groups.share * groups.mean(values, counts)).sum()
+    assert overall == pytest.approx((values * counts).sum() / 100, rel=1e-14)
+
+
+def test_a_diverged_class_shows_in_its_group() -> None:
+    """NaN at a class that has samples is not hidden."""
+    groups = FrequencyGroups.from_counts([5, 5], 2)
+    assert np.isnan(groups.mean([1.0, math.nan], [5, 5])).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_groups", "message"),
+    [
+        ([1, -1], 2, "counts: expected at least 0, got -1"),
+        ([1.0, 2.0], 2, "counts: expected integers"),
+        ([1.0, math.nan], 2, "counts: expected integers"),
+        ([[1, 2]], 2, "counts: expected integers"),
+        ([0, 0], 2, "counts: expected at least one sample"),
+        ([1, 2], 0, "num_groups: expected at least 1, got 0"),
+    ],
+)
+def test_bad_counts_are_named(counts: list[int], num_groups: int, message: str) -> None:
+    """Counts that are no counts are refused with the reason."""
+    with pytest.raises(SpecError, match=message):
+        FrequencyGroups.from_counts(counts, num_groups)
+
+
+def test_lengths_must_agree() -> None:
+    """Anything per class has one entry per class."""
+    groups = FrequencyGroups.from_counts([3, 2, 1], 2)
+    with pytest.raises(SpecError, match="index: expected one group for each of 3 classes"):
+        FrequencyGroups.from_index([0, 1], [3, 2, 1])
+    with pytest.raises(SpecError, match=r"values: expected \[..., 3\], got \[2\]"):
+        groups.sum([1.0, 2.0])
+    with pytest.raises(SpecError, match=r"counts: expected \[..., 3\], got \[4\]"):
+        groups.mean([1.0, 2.0, 3.0], [1, 1, 1, 1])
+    with pytest.raises(SpecError, match="groups: expected 2 classes, got 3"):
+        ClassStats.zeros(2).reduce(groups)
+    with pytest.raises(SpecError, match="num_classes: expected 2 to add, got 3"):
+        ClassStats.zeros(2) + ClassStats.zeros(3)
+    with pytest.raises(SpecError, match=r"losses: expected \[4\] like targets, got \[3\]"):
+        ClassStats.zeros(2).update(*(torch.zeros(n, dtype=torch.int64) for n in (4, 3, 4, 4)))
+
+
+def _rows(generator: torch.Generator, *shape: int, num_classes: int) -> tuple[torch.Tensor, ...]:
+    targets = torch.randint(num_classes, shape, generator=generator)
+    losses = torch.randn(shape, generator=generator).exp()
+    return targets, losses, torch.rand(shape, generator=generator) < 0.5, torch.exp(-losses)
+
+
+def _assert_same(one: ClassStats, other: ClassStats) -> None:
+    assert torch.equal(one.count, other.count)
+    assert torch.equal(one.correct, other.correct)
+    torch.testing.assert_close(one.loss_sum, other.loss_sum, rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(one.p_correct_sum, other.p_correct_sum, rtol=1e-14, atol=0.0)
+
+
+def test_sums_are_the_reference() -> None:
+    """Sums and counts of each class agree with loops, whatever the leading shape."""
+    C = 7
+    targets, losses, correct, p_correct = _rows(torch.Generator().manual_seed(0), 6, 11, num_classes=C)
+    stats = ClassStats.zeros(C + 1)  # the last class never occurs
+    stats.update(targets, losses, correct, p_correct)
+    y = targets.flatten().tolist()
+    for got, values in (
+        (stats.count, torch.ones_like(targets)),
+        (stats.loss_sum, losses),
+        (stats.correct, correct),
+        (stats.p_correct_sum, p_correct),
+    ):
+        expected = reference.class_sums(y, values.double().flatten().tolist(), C + 1)
+        np.testing.assert_allclose(got, expected, rtol=1e-14)
+    assert torch.isnan(torch.stack([stats.mean_loss(), stats.accuracy(), stats.mean_p_correct()])[:, C]).all()
+    assert stats.overall_loss() == pytest.approx(losses.double().mean().item(), rel=1e-14)
+    assert stats.overall_accuracy() == pytest.approx(correct.double().mean().item(), rel=1e-7)
+
+
+def test_updates_and_sums_commute() -> None:
+    """Two batches into one are the sum of two, and the operands of a sum stay as they were."""
+    generator = torch.Generator().manual_seed(1)
+    both, parts = ClassStats.zeros(5), [ClassStats.zeros(5), ClassStats.zeros(5)]
+    for part in parts:
+        rows = _rows(generator, 40, num_classes=5)
+        part.update(*rows)
+        both.update(*rows)
+    before = parts[0].count.clone()
+    _assert_same(parts[0] + parts[1], both)
+    assert torch.equal(parts[0].count, before)
+
+
+def test_ignored_rows_count_nowhere() -> None:
+    """Rows with the ignored target change nothing, not even when their loss is NaN."""
+    targets, losses, correct, p_correct = _rows(torch.Generator().manual_seed(2), 30, num_classes=4)
+    keep = torch.arange(30) % 3 > 0
+    expected, got = ClassStats.zeros(4), ClassStats.zeros(4)
+    expected.update(targets[keep], losses[keep], correct[keep], p_correct[keep])
+    losses[~keep] = math.nan
+    got.update(torch.where(keep, targets, -100), losses, correct, p_correct, ignore_index=-100)
+    _assert_same(got, expected)
+
+
+def test_reduce_groups_the_sums() -> None:
+    """Means of reduced statistics are the groups' sample-weighted means of the class means."""
+    rows = _rows(torch.Generator().manual_seed(3), 200, num_classes=9)
+    stats = ClassStats.zeros(9)
+    stats.update(*rows)
+    groups = FrequencyGroups.from_counts(stats.count.numpy(), 4)
+    reduced = stats.reduce(groups)
+    assert reduced.num_classes == groups.num_groups
+    np.testing.assert_allclose(
+        reduced.mean_loss(), groups.mean(stats.mean_loss().numpy(), stats.count.numpy()), rtol=1e-13
+    )
+    assert reduced.count.sum() == 200
+    assert reduced.overall_loss() == pytest.approx(stats.overall_loss(), rel=1e-13)
+
+
+def test_long_sums_keep_their_digits() -> None:
+    """A million equal float32 losses have exactly that mean: sums are float64."""
+    losses = torch.full((1_000_000,), 0.1)
+    stats = ClassStats.zeros(1)
+    stats.update(torch.zeros(1_000_000, dtype=torch.int64), losses, losses > 0, losses)
+    assert stats.overall_loss() == pytest.approx(losses[0].item(), rel=1e-9)
+
+
+def test_no_rows_have_no_mean() -> None:
+    """The mean over nothing is NaN, not 0."""
+    assert math.isnan(ClassStats.zeros(3).overall_loss())
+    assert math.isnan(ClassStats.zeros(3).overall_accuracy())
