@@ -253,7 +253,8 @@ class Monitor:
         totals = groups.sum(count)
 
         def mean(sums: Array) -> Array:
-            return np.divide(groups.sum(sums), totals, out=np.full(len(totals), np.nan), where=totals > 0)
+            means: Array = np.divide(groups.sum(sums), totals, out=np.full(len(totals), np.nan), where=totals > 0)
+            return means
 
         if unjudged[0]:
             correct = np.full_like(correct, np.nan)
@@ -343,8 +344,7 @@ class Monitor:
 
     def _total(self, rows: list[Tensor], sync: bool) -> Array:
         """Stack rows of [C] and add them over all ranks, in float64, which holds whole numbers to 2^53."""
-        total: Array = add_over_ranks(torch.stack(rows), sync).cpu().numpy()
-        return total
+        return np.asarray(add_over_ranks(torch.stack(rows), sync).cpu().numpy(), np.float64)
 
     def _cut_groups(self, seen: Array | None, sync: bool) -> tuple[FrequencyGroups, str]:
         """The groups; `seen` [C], where it is known over all ranks already, saves asking them again."""
