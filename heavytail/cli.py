@@ -58,7 +58,7 @@ def list_command(args: argparse.Namespace) -> int:
     from heavytail.registry import registry
 
     what: dict[str, Iterable[tuple[str, str]]] = {
-        "figures": ((name, figures.get_figure(name).title) for name in figures.figure_names()),
+        "figures": ((f.id, f.title) for f in figures.all_figures()),
         "presets": ((name, str(sweep.read_preset(name).get("title", ""))) for name in sweep.preset_names()),
     }
     for kind in ("data", "model", "optim", "loss", "probe"):
@@ -79,7 +79,7 @@ def reproduce_command(args: argparse.Namespace) -> int:
     from heavytail.progress import display
     from heavytail.reproduce import reproduce
 
-    chosen = [figures.get_figure(name) for name in args.figures or figures.figure_names()]
+    chosen = [figures.figure(name) for name in args.figures] or figures.all_figures()
     out = _writable(args.out or Path("results") / args.scale)
     with display() as shown:
         claims = reproduce(chosen, _store(args), out, scale=args.scale, options=_options(args), display=shown)
@@ -153,18 +153,17 @@ def data_command(args: argparse.Namespace) -> int:
     """List, verify or fetch the public data sets."""
     from heavytail.data import fetch
 
-    names = args.names or list(fetch.DATASETS)
     folder = _data_dir(args)
-    bad = 0
-    for name in names:
+    incomplete = 0
+    for name in args.names or fetch.DATASETS:
         if args.action == "fetch":
             fetch.fetch(name, folder)
         states = fetch.status(name, folder)
-        bad += any(state != "present" for state in states.values())
-        print(f"{name}: {fetch.DATASETS[name].title}" if args.action == "list" else name)
-        for file, state in states.items():
-            print(f"  {state:12} {folder / file}")
-    return 1 if args.action == "verify" and bad else 0
+        incomplete += any(status.state != "present" for status in states)
+        print(f"{name}: {fetch.DATASETS[name].note}")
+        for status in states:
+            print(f"  {status.state:12} {status.path}")
+    return 1 if args.action == "verify" and incomplete else 0
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------

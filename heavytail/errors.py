@@ -34,6 +34,6 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> SpecError:
     """
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    hint = f"; did you mean '{near[0]}'?" if near else ""
     listing = ", ".join(names) if names else "none"
     return SpecError(f"unknown {kind} '{name}'{hint} (known: {listing})")

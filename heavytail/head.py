@@ -258,9 +258,7 @@ class _CurvatureSums:
     def __init__(self, weight: Tensor, has_bias: bool) -> None:
         self.sums = weight.new_zeros(1 + has_bias, len(weight), dtype=_working(weight.dtype))
 
-    def add(
-        self, others: Tensor, own: Tensor, rest: Tensor, h: Tensor, y: Tensor, valid: Tensor | None
-    ) -> None:
+    def add(self, others: Tensor, own: Tensor, rest: Tensor, h: Tensor, y: Tensor, valid: Tensor | None) -> None:
         """Add a chunk; `others` [R, C], the exponentials with the target's at 0, is overwritten."""
         s = torch.linalg.vector_norm(h, dim=1, keepdim=True, dtype=rest.dtype).square_()
         if len(self.sums) == 2:
@@ -281,9 +279,7 @@ class _KnownGradients(torch.autograd.Function):
     """A scalar whose gradients are there already: backward only scales them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, loss: Tensor, unit: Tensor | None, sums: _GradientSums, *inputs: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, unit: Tensor | None, sums: _GradientSums, *inputs: Tensor | None) -> Tensor:
         # Saved, not just kept: autograd lets go of them before it hands them out, so that a parameter adopts
         # its gradient without a copy; with a retained graph, which still needs them, it copies.
         ctx.save_for_backward(unit, sums.features, sums.matrix, sums.bias)
@@ -293,9 +289,7 @@ class _KnownGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise SpecError(
-                "create_graph: expected False, linear_cross_entropy is differentiable once, got True"
-            )
+            raise SpecError("create_graph: expected False, linear_cross_entropy is differentiable once, got True")
         unit, *gradients = ctx.saved_tensors
         scale = grad_outputs[0] if unit is None else grad_outputs[0] * unit
         # The scale is nearly always 1, and skipping it saves a pass; on a GPU, to know is to wait for it.

@@ -177,9 +177,7 @@ class ClassStats:
         """
         for name, value in (("losses", losses), ("correct", correct), ("p_correct", p_correct)):
             if value.shape != targets.shape:
-                raise SpecError(
-                    f"{name}: expected {list(targets.shape)} like targets, got {list(value.shape)}"
-                )
+                raise SpecError(f"{name}: expected {list(targets.shape)} like targets, got {list(value.shape)}")
         index, one = targets.reshape(-1), torch.ones_like(targets.reshape(-1))
         rows = [x.detach().reshape(-1) for x in (losses, correct, p_correct)]
         if ignore_index is not None:

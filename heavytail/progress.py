@@ -66,7 +66,7 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._finished:
+        if self._finished > 1:
             print(f"{self._finished} runs trained", file=sys.stderr, flush=True)
 
     def started(self, spec: RunSpec) -> None:
@@ -78,7 +78,7 @@ class Lines:
 
     def finished(self, spec: RunSpec, status: str) -> None:
         """Print what ended."""
-        self._finished += 1
+        self._finished += status != "failed"
         self._say(f"{self._finished} runs trained; {spec.describe()}: {status}")
 
     def _say(self, text: str) -> None:

@@ -93,11 +93,11 @@ class Registry(Generic[R]):
         """Return the recipe with the part's settings, each checked against its field's type."""
         recipe = self.recipe(part.name)
         fields = {f.name: f for f in dataclasses.fields(recipe) if f.init}  # type: ignore[arg-type]
-        hints = typing.get_type_hints(recipe)
+        hints = type_hints(recipe)
         checked = {}
         for key, value in part.params.items():
             if key not in fields:
-                raise unknown(f"setting of {self.kind} '{part.name}'", key, fields)
+                raise unknown(f"setting of {self.kind} {part.name}:", key, fields)
             checked[key] = check_type(value, hints[key], f"{self.kind}.{key}")
         for key, field in fields.items():
             if key not in checked and _required(field):
@@ -142,6 +142,16 @@ def registry(kind: str) -> Registry[Any]:
     """Return the registry of a kind of component; importing it (and torch with it) only now."""
     found: Registry[Any] = import_module(_WHERE[kind]).REGISTRY
     return found
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def type_hints(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; evaluating them takes longer than all the rest of reading a part."""
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def check_type(value: object, hint: Any, field: str) -> Any:

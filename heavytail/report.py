@@ -30,30 +30,33 @@ Row = Mapping[str, Any]
 VERDICTS = ("reproduced", "not reproduced", "not run")
 
 
-def write_figure(figure: Figure, results: Results, out: Path) -> list[Claim]:
+def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | None = None) -> list[Claim]:
     """Draw a figure under OUT/figures, and return its claims; without its runs there is no picture, and a reason.
 
     Args:
         figure: what to make.
         results: finished runs.
         out: folder of the reproduction.
+        missing: why its runs cannot be had, if that is known already.
     """
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    claims = figure.claims(results)
+    claims = figure.not_run(results.scale, missing) if missing else figure.claims(results)
     record: dict[str, Any] = {
         "figure": figure.id,
         "title": figure.title,
         "paper": figure.paper,
         "scale": results.scale,
         "caption": figure.caption(results),
-        "missing": None,
+        "missing": missing,
         "panels": [],
         "search": [],
         "environments": [],
     }
     pictures: dict[str, bytes] = {}
     try:
+        if missing:
+            raise MissingRuns(missing)
         picture = figure.draw(results)
         pictures = {f"{figure.id}.{kind}": picture.render(kind) for kind in ("png", "pdf")}
         if figure.needs:

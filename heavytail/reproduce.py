@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heavytail.environment import environment
 from heavytail.figures import Claim, Figure, Results
 from heavytail.report import write_claims, write_figure, write_report
 from heavytail.spec import RunSpec
@@ -44,12 +43,9 @@ def reproduce(
     claims: list[Claim] = []
     for figure in figures:
         reason = next((why for need in figure.needs if (why := _failed(sweeps[need], failures))), None)
-        if reason is None:
-            claims += write_figure(figure, results, out)
-        else:
-            claims += figure.not_run(scale, reason)
+        claims += write_figure(figure, results, out, missing=reason)
     write_claims(out, claims)
-    write_report(out, figures, claims, environment())
+    write_report(out)
     return claims
 
 

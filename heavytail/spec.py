@@ -11,14 +11,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from heavytail.errors import SpecError, unknown
-from heavytail.registry import Part, check_type, registry
+from heavytail.registry import Part, check_type, registry, type_hints
 
 OBSERVATION = ("steps", "eval_every", "test_every", "train_stats", "probes")
 PARTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
@@ -41,7 +40,8 @@ class RunSpec:
         eval_every: losses per class are recorded at every multiple of this step count, and at the last step.
         test_every: the same for the test split; 0 never evaluates it.
         train_stats: "exact" records the losses at W_t over the whole training split (free for full batches);
-            "running" sums the losses of the mini-batches since the previous record, without a pass of its own.
+            "running" sums the losses of the mini-batches since the previous record (row 0 has the first one's), without
+            a pass of its own.
         probes: further measurements along the way.
     """
 
@@ -64,6 +64,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise SpecError(f"lr: expected a positive finite number, got {self.lr}")
+        object.__setattr__(self, "lr", float(self.lr))  # 1 and 1.0 are one step size and one key
         for name, low in (
             ("steps", 1),
             ("eval_every", 1),
@@ -80,7 +81,7 @@ class RunSpec:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> RunSpec:
         """Read a plain table (TOML, JSON); raise SpecError on unknown, missing or mistyped fields."""
-        hints = typing.get_type_hints(cls)
+        hints = type_hints(cls)
         fields = {f.name for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in table.items():
@@ -89,6 +90,8 @@ class RunSpec:
             if key in PARTS:
                 values[key] = Part.parse(value, key, default=PARTS[key])
             elif key == "probes":
+                if not isinstance(value, list | tuple):
+                    raise SpecError(f"probes: expected a list, got {value!r}")
                 values[key] = tuple(Part.parse(p, "probe") for p in value)
             else:
                 values[key] = check_type(value, hints[key], key)

@@ -151,14 +151,14 @@ class RunStore:
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """Return the final loss and stability of a finished run, None if it is not finished."""
-        if self.missing_steps(spec):
-            return None
         record = _record(self.folder(spec))
-        assert record is not None
+        if record is None or _missing(record, spec):
+            return None
         if _diverged(record, spec):
             return Outcome("diverged", float("inf"), float("inf"), record["step"])
         history = self.load(spec, only=("train/step", "train/loss"))
-        assert history is not None
+        if history is None:
+            return None
         return Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
 
     def load(self, spec: RunSpec, *, only: tuple[str, ...] | None = None) -> History | None:
@@ -171,12 +171,16 @@ class RunStore:
         Raises:
             StoreError: a file is damaged.
         """
-        if self.missing_steps(spec):
-            return None
         folder = self.folder(spec)
         record = _record(folder)
-        assert record is not None
-        arrays = _read_arrays(folder, record["history"], only)
+        if record is None or _missing(record, spec):
+            return None
+        try:
+            arrays = _read_arrays(folder, record["history"], only)
+        except StoreError:
+            if _record(folder) == record:
+                raise
+            return self.load(spec, only=only)  # another process replaced the run while it was read
         status: Status = "diverged" if _diverged(record, spec) else "done"
         environment = _read_json(folder / "env.json") if only is None else {}
         return History(spec, status, _cut(arrays, spec), environment or {})
@@ -235,7 +239,7 @@ class RunStore:
         except OSError as error:
             raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
         kept = {entry["file"] for entry in (record["history"], record["checkpoint"]) if isinstance(entry, dict)}
-        for old in folder.glob("*.safetensors*"):
+        for old in (*folder.glob("*.safetensors"), *folder.glob(".*")):  # the latter: of writers killed on the way
             if old.name not in kept:
                 old.unlink(missing_ok=True)
         if finished:
@@ -295,14 +299,14 @@ def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
     probes = [p.to_dict() for p in spec.resolved.probes]
     if any(p not in have["probes"] for p in probes) or spec.train_stats != have["train_stats"]:
         return wanted
-    end = record["step"] if record["status"] == "diverged" else spec.steps
-    missing = {s for s in wanted if s <= end} - set(have["train_steps"])
-    missing |= {s for s in spec.recorded_steps(spec.test_every) if s <= end} - set(have["test_steps"])
+    end = record["step"] if record["status"] == "diverged" else spec.steps + 1
+    missing = {s for s in wanted if s < end} - set(have["train_steps"])
+    missing |= {s for s in spec.recorded_steps(spec.test_every) if s < end} - set(have["test_steps"])
     return sorted(missing)
 
 
 def _diverged(record: Mapping[str, Any], spec: RunSpec) -> bool:
-    return bool(record["status"] == "diverged" and record["step"] < spec.steps)
+    return bool(record["status"] == "diverged" and record["step"] <= spec.steps)
 
 
 def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:
@@ -346,7 +350,7 @@ def _read_arrays(folder: Path, entry: Mapping[str, str], only: tuple[str, ...] |
 def _write_arrays(folder: Path, stem: str, arrays: Mapping[str, Array]) -> dict[str, str]:
     from safetensors.numpy import save
 
-    content = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    content = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
     digest = hashlib.sha256(content).hexdigest()
     name = f"{stem}-{digest[:16]}.safetensors"
     write_atomic(folder / name, content)
@@ -357,7 +361,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     try:
         table: dict[str, Any] = json.loads(file.read_text())
         return table
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {file}: {error}; delete {file.parent} and run again") from error

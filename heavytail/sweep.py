@@ -15,7 +15,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -49,7 +49,7 @@ class Grid:
         if isinstance(value, Mapping):
             for key in value:
                 if key not in ("decades", "exponents", "refine"):
-                    raise unknown(f"setting of {where}", key, ("decades", "exponents", "refine"))
+                    raise unknown(f"setting of {where}:", key, ("decades", "exponents", "refine"))
             refine = value.get("refine")
             if refine is not None and not (isinstance(refine, int) and refine >= 0):
                 raise SpecError(f"{where}.refine: expected an integer >= 0, got {refine!r}")
@@ -59,7 +59,7 @@ class Grid:
                 case None, [_, *_] as exponents if all(isinstance(e, int | float) for e in exponents):
                     return cls(tuple(sorted(map(float, exponents))), refine)
         values = [value] if isinstance(value, int | float) else value
-        if isinstance(values, list) and values and all(isinstance(v, int | float) and v > 0 for v in values):
+        if isinstance(values, list) and values and all(type(v) in (int, float) and v > 0 for v in values):
             return cls(tuple(sorted(math.log10(v) for v in values)))
         raise SpecError(f"{where}: expected a step size, a list of them, or decades = [low, high], got {value!r}")
 
@@ -148,6 +148,7 @@ class Sweep:
     run: Mapping[str, Any]
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...]
+    _specs: dict[tuple[str, float, int], RunSpec] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, preset: str | Path, *, scale: str = "quick", variant: str = "") -> Sweep:
@@ -157,29 +158,41 @@ class Sweep:
         known = {"name", "title", "run", "sweep", "variant", "scale"}
         for key in table:
             if key not in known:
-                raise unknown(f"table of preset '{name}'", key, known)
+                raise unknown(f"table of preset {name}:", key, known)
         scales, variants = table.get("scale", {}), table.get("variant", {})
         if scale not in scales and (scales or scale not in SCALES):
-            raise unknown(f"scale of preset '{name}'", scale, scales or SCALES)
+            raise unknown(f"scale of preset {name}:", scale, scales or SCALES)
         if variant and variant not in variants:
-            raise unknown(f"variant of preset '{name}'", variant, variants)
+            raise unknown(f"variant of preset {name}:", variant, variants)
         chosen = scales.get(scale, {})
+        for key in chosen.get("variant", {}):
+            if key not in variants:
+                raise unknown(f"variant of preset '{name}' in its scale '{scale}'", key, variants)
         merged: dict[str, Any] = {"run": table.get("run", {}), "sweep": table.get("sweep", {})}
         for layer in (variants.get(variant, {}), chosen, chosen.get("variant", {}).get(variant, {})):
             merged = overlay(merged, {k: v for k, v in layer.items() if k not in ("variant", "title")})
         for key in merged:
             if key not in ("run", "sweep"):
-                raise unknown(f"table of preset '{name}'", key, ("run", "sweep", "variant"))
+                raise unknown(f"table of preset {name}:", key, ("run", "sweep", "variant"))
         search = merged["sweep"]
         for key in search:
             if key not in ("seeds", "optim", "lr"):
-                raise unknown(f"setting of preset '{name}': sweep", key, ("seeds", "optim", "lr"))
+                raise unknown(f"setting of preset {name}, sweep:", key, ("seeds", "optim", "lr"))
         seeds = search.get("seeds", [0])
         if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) for s in seeds)):
             raise SpecError(f"sweep.seeds: expected a list of integers, got {seeds!r}")
+        if len(set(seeds)) < len(seeds):
+            raise SpecError(f"sweep.seeds: expected different integers, got {seeds!r}")
+        for key in ("optim", "lr", "seed"):
+            if key in merged["run"]:
+                raise SpecError(f"run.{key}: the sweep sets it, expected none, got {merged['run'][key]!r}")
         entries = tuple(_entries(search.get("optim", []), search.get("lr")))
         if not entries:
             raise SpecError(f"preset '{name}': expected at least one [[sweep.optim]], got none")
+        labels = [entry.label for entry in entries]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise SpecError(f"preset '{name}': two optimizers are called '{label}'; give each a label of its own")
         title = variants.get(variant, {}).get("title", table.get("title", name))
         sweep = cls(name, title, scale, variant, merged["run"], entries, tuple(seeds))
         sweep.spec(entries[0], entries[0].grid.exponents[0], seeds[0])  # refuse a bad table now, not at the first run
@@ -202,11 +215,16 @@ class Sweep:
         for entry in self.entries:
             if entry.label == label:
                 return entry
-        raise unknown(f"optimizer of preset '{self.name}'", label, [e.label for e in self.entries])
+        raise unknown(f"optimizer of preset {self.name}:", label, [e.label for e in self.entries])
 
     def spec(self, entry: Entry, exponent: float, seed: int) -> RunSpec:
         """Return the run of one optimizer, step size 10^exponent and seed."""
-        return RunSpec.from_dict({**self.run, "optim": entry.optim, "lr": 10.0**exponent, "seed": seed})
+        name = (entry.label, exponent, seed)
+        if name not in self._specs:
+            lr = float(f"{10.0**exponent:.12g}")  # a step size given as 0.003 is 0.003 again
+            table = {**self.run, "optim": entry.optim, "lr": lr, "seed": seed}
+            self._specs[name] = RunSpec.from_dict(table)
+        return self._specs[name]
 
     def propose(self, lookup: Lookup) -> list[RunSpec]:
         """Return the runs that the search needs next; none when it is finished.
@@ -273,10 +291,9 @@ def select(label: str, candidates: list[Candidate]) -> Best:
 
 
 def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate | None) -> str:
-    diverged = [s.seed for s, o in zip(candidate.specs, candidate.outcomes, strict=True) if o.status == "diverged"]
-    if diverged:
-        first = next(o.last_step for o in candidate.outcomes if o.status == "diverged")
-        return f"diverged at step {first} (seed {diverged[0]})"
+    for spec, outcome in zip(candidate.specs, candidate.outcomes, strict=True):
+        if not math.isfinite(outcome.final_loss):
+            return f"diverged at step {outcome.last_step} (seed {spec.seed})"
     unstable = f"unstable: peaked at {candidate.peak:.3g} x its initial loss"
     if candidate is chosen:
         if candidate is smallest:
@@ -304,6 +321,8 @@ def _entries(tables: object, shared: object) -> Iterator[Entry]:
     if not isinstance(tables, list):
         raise SpecError(f"sweep.optim: expected an array of tables, got {tables!r}")
     for table in tables:
+        if not isinstance(table, Mapping):
+            raise SpecError(f"sweep.optim: expected a table, got {table!r}")
         settings = {k: v for k, v in table.items() if k not in ("lr", "label")}
         name = settings.get("name", "?")
         lr = table.get("lr", shared)
@@ -313,7 +332,7 @@ def _entries(tables: object, shared: object) -> Iterator[Entry]:
         for combination in itertools.product(*axes):
             part = Part.parse(dict(combination), "optim")
             rate = lr
-            if isinstance(lr, Mapping) and set(lr) <= {"+m", "-m"}:
+            if isinstance(lr, Mapping) and _momentum(part) in lr:
                 rate = lr[_momentum(part)]
             label = table.get("label", f"{part.name}{_momentum(part)}")
             yield Entry(label, part, Grid.parse(rate, f"sweep.optim {label}: lr"))

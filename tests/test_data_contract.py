@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from heavytail.data import REGISTRY, Data, Split
 from heavytail.registry import Part
@@ -22,18 +23,31 @@ def _user_arrays(folder: Path) -> dict[str, Any]:
     return {"path": str(path)}
 
 
+def _image_files(folder: Path) -> dict[str, Any]:
+    for name, count in (("train/a", 4), ("train/b", 2), ("val/a", 1)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new("RGB", (12, 10), (50 * i, 0, count)).save(folder / name / f"{i}.png")
+    return {"path": str(folder), "size": 8}
+
+
 # Small settings of each data set: a table, or a function of a temporary folder that returns one.
 SMALL: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "arrays": _user_arrays,
+    "barcoded-mnist": {"bits": 2, "samples": 200},
+    "digits": {"bits": 2},
+    "image-folder": _image_files,
+    "mnist": {"samples": 200},
     "ptb": {"max_tokens": 2_000},
     "random-heavy-tail": {"groups": 4},
     "simple-imbalanced": {"num_classes": 20, "samples": 100},
     "stdlib-text": {"max_tokens": 2_000},
+    "tiny-imagenet": {"per_class": 1, "pool": 100, "size": 8, "validation": 1},
     "tiny-ptb": {"max_tokens": 2_000, "vocabulary": "seen"},
 }
 
 # Those that read public files: skipped where HEAVYTAIL_DATA names no folder of them.
-PUBLIC = {"ptb", "tiny-ptb"}
+PUBLIC = {"barcoded-mnist", "mnist", "ptb", "tiny-imagenet", "tiny-ptb"}
 
 
 Load = Callable[[int], Data]

@@ -7,6 +7,7 @@ Nothing here trains, and a figure whose runs are missing says which command make
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -129,8 +130,10 @@ def all_figures() -> list[Figure]:
 
 
 def figure(name: str) -> Figure:
-    """Return a figure by its id; raise SpecError with the nearest one if there is none."""
+    """Return a figure by its id ("fig04", "fig4" or "4"); raise SpecError with the nearest one if there is none."""
     _discover()
+    if number := re.fullmatch(r"(?:fig)?(\d+)", name):
+        name = f"fig{int(number[1]):02}"
     if name not in _FIGURES:
         raise unknown("figure", name, _FIGURES)
     return _FIGURES[name]

@@ -27,14 +27,15 @@ def class_histogram(panel: Panel, run: Selected) -> None:
     rank = np.arange(1, len(counts) + 1)
     seen = counts > 0
     floor = counts[seen].min() / 2
+    # half a rank to each side, so that a single class has a width
+    edges = np.append(rank[seen] - 0.5, rank[seen][-1] + 0.5)
     for g, colour in enumerate(group_colours(run.num_groups)):
         mine = seen & (groups == g)
         if mine.any():
-            # half a rank to each side, so that a group of one class has a width
-            edges = np.append(rank[mine] - 0.5, rank[mine][-1] + 0.5)
+            sides = np.append(rank[mine] - 0.5, rank[mine][-1] + 0.5)
             heights = np.append(counts[mine], counts[mine][-1])
-            panel.axes.fill_between(edges, floor, heights, step="post", color=colour, linewidth=0)
-    panel.line(rank[seen], counts[seen], "samples per class", color="black", linewidth=0.8, drawstyle="steps-mid")
+            panel.axes.fill_between(sides, floor, heights, step="post", color=colour, linewidth=0)
+    panel.steps(edges, counts[seen], "samples per class", color="black", linewidth=0.8)
     panel.axes.set(xscale="log", yscale="log", ylim=(floor, None), xlim=(0.5, rank[seen].max() + 0.5))
 
 
@@ -61,7 +62,8 @@ def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = 
     panel.level(runs[0].initial_loss, "initial")
     if any(run.lr is not None for run in runs):
         solved = all(run.final_loss < runs[0].initial_loss / 2 for run in runs)  # then the upper right is empty
-        panel.axes.legend(loc="upper right" if solved else "lower left", handlelength=1.4)
+        place = {"loc": "upper right", "bbox_to_anchor": (1, 0.92)} if solved else {"loc": "lower left"}
+        panel.axes.legend(handlelength=1.4, **place)
     panel.axes.set_ylim(bottom=0)
 
 
@@ -110,7 +112,9 @@ def step_size_search(panel: Panel, searches: Sequence[Best]) -> None:
             top = panel.axes.get_xaxis_transform()
             panel.points(rates[~finite], np.full((~finite).sum(), 0.98), f"{name}, diverged", transform=top, marker="x",
                          color=colour, markersize=4)  # fmt: skip
-    panel.axes.set(xscale="log", yscale="log")
+    losses = np.array([c.loss for best in searches for c in best.candidates if np.isfinite(c.loss)])
+    wide = losses.size > 0 and losses.max() > 10 * losses.min()
+    panel.axes.set(xscale="log", yscale="log" if wide else "linear")
     handles, labels = panel.axes.get_legend_handles_labels()
     kept = [(h, text) for h, text in zip(handles, labels, strict=True) if "," not in text]
     if kept:

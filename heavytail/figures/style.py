@@ -108,6 +108,11 @@ class Panel:
         self._keep("points", label, x=x, y=y)
         self.axes.plot(x, y, linestyle="none", label=label, **style)
 
+    def steps(self, edges: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
+        """Draw the outline of bars of height y [C] between edges [C + 1]."""
+        self._keep("steps", label, edges=edges, y=y)
+        self.axes.stairs(y, edges, label=label, baseline=None, **style)
+
     def level(self, y: float, label: str) -> None:
         """Draw a dashed horizontal line."""
         self._keep("level", label, y=y)
@@ -117,7 +122,8 @@ class Panel:
         """Write a remark into the middle of the panel, below earlier ones."""
         height = 0.5 - 0.12 * len(self.record["notes"])
         self.record["notes"].append(text)
-        self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", fontsize=7)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", bbox=paper)
 
     def _keep(self, kind: str, label: str, **values: ArrayLike) -> None:
         self.record["series"].append({"kind": kind, "label": label, **{k: np.asarray(v) for k, v in values.items()}})

@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,12 @@ class _Run:
 
         if spec.batch_size is not None and spec.batch_size > len(self.data.train):
             raise SpecError(f"batch_size: expected at most {len(self.data.train)} samples, got {spec.batch_size}")
+        if spec.test_every and self.data.test is None:
+            raise SpecError(
+                f"test_every: expected 0, as data '{spec.data.name}' has no test split, got {spec.test_every}"
+            )
         self.full_batch = spec.batch_size is None
+        self.microbatch = spec.microbatch
         self.noisy = _differs_in_training(self.model)
         self.body: Callable[[Tensor], Tensor] = self.model.features  # type: ignore[assignment]
         self.train_split = self.data.train.to(device, dtype)
@@ -121,48 +126,55 @@ class _Run:
 
     def loop(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
         spec = self.spec
-        recorded = set(spec.recorded_steps()) - set(self._steps("train"))
+        recorded, known = set(spec.recorded_steps()), set(self._steps("train"))
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
         check_every = 1 if self.device.type == "cpu" else 20  # reading a loss waits for the device
-        initial = self.objective[0].item() if self.objective else math.nan
         committed = reported = time.monotonic()
         for step in range(self.start, spec.steps + 1):
             if should_stop():
                 return self._commit("interrupted", step)
             self._probe(step)
-            if step in tested and self.test_split is not None:
+            if step in tested:
+                assert self.test_split is not None
                 self._record("test", step, self._evaluate(self.test_split))
             last = step == spec.steps
-            stats = self._observe(step, last) if step in recorded else None
+            stats = self._observe(step, last, step in known) if step in recorded else None
             if last:
-                break
+                return self._commit("diverged" if self._lost(self.rows["train/loss"]) else "done", step)
             loss = self._gradient(step, stats)
             if stats is not None:
                 self._record("train", step, stats)
-                if stats is self.running:
-                    self.running = ClassStats.zeros(self.data.num_classes, self.device)
             self.objective.append(loss)
-            if step == 0:
-                initial = loss.item()
             now = time.monotonic()
             if step % check_every == 0:
-                value = loss.item()
-                if not math.isfinite(value) or value > HOPELESS * initial:
+                if self._lost(self.objective):
                     return self._commit("diverged", step)
                 if report is not None and now - reported > 0.1:
-                    report(Progress(self.spec, step, value))
+                    report(Progress(self.spec, step, loss.item()))
                     reported = now
             self.optimizer.step()
             if now - committed > COMMIT_SECONDS:
                 self._commit("running", step + 1)
                 committed = now
-        return self._commit("done", spec.steps)
+        raise AssertionError("the last step returns")
 
-    def _observe(self, step: int, last: bool) -> ClassStats | None:
-        """The sums that the gradient pass of this step is to fill in, if it can; else measure now."""
-        if self.running is not None:
-            if last:
+    @staticmethod
+    def _lost(losses: Sequence[Tensor | Array]) -> bool:
+        """Whether the latest loss is not finite, or hopelessly above the first."""
+        first, latest = losses[0].item(), losses[-1].item()
+        return not math.isfinite(latest) or latest > HOPELESS * first
+
+    def _observe(self, step: int, last: bool, known: bool) -> ClassStats | None:
+        """The sums that the gradient pass of this step is to fill in, if it can; else record the row now."""
+        if self.running is not None and step > 0:
+            if not known:
                 self._record("train", step, self.running)
+            if not last:  # a longer run, continued from here, may go on with this sum
+                self.running = ClassStats.zeros(self.data.num_classes, self.device)
+            return None
+        if known:
+            return None
+        if self.running is not None:
             return self.running
         if self.full_batch and not self.noisy and not last:
             return ClassStats.zeros(self.data.num_classes, self.device)
@@ -209,7 +221,7 @@ class _Run:
         stats = ClassStats.zeros(self.data.num_classes, self.device)
         self.model.eval()
         with torch.no_grad():
-            for batch in split.batches(_cut(len(split), self.spec.microbatch)):
+            for batch in split.batches(_cut(len(split), self.microbatch)):
                 self._loss(batch, None, float(batch.targets.numel()), stats)
         return stats
 
@@ -218,13 +230,13 @@ class _Run:
         size = self.spec.batch_size
         targets = self.train_split.targets
         if size is None:
-            return _cut(len(self.train_split), self.spec.microbatch), targets
+            return _cut(len(self.train_split), self.microbatch), targets
         # The incomplete last mini-batch of an epoch is dropped, so that every update averages over batch_size samples.
         per_epoch = len(self.train_split) // size
         epoch, position = divmod(step, per_epoch)
         order = _permutation(len(self.train_split), derive_seed(self.spec.seed, f"order/{epoch}"))
         chosen = order[position * size : (position + 1) * size]
-        return [chosen[c] for c in _cut(size, self.spec.microbatch)], targets[chosen.to(targets.device)]
+        return [chosen[c] for c in _cut(size, self.microbatch)], targets[chosen.to(targets.device)]
 
     def _keep_features(self) -> None:
         """Replace the inputs by the features of a body that does not train: the problem becomes a linear one."""
@@ -238,9 +250,10 @@ class _Run:
             for name in ("train_split", "test_split"):
                 split = getattr(self, name)
                 if split is not None:
-                    parts = [self.body(b.inputs) for b in split.batches(_cut(len(split), self.spec.microbatch))]
+                    parts = [self.body(b.inputs) for b in split.batches(_cut(len(split), self.microbatch))]
                     setattr(self, name, Split(torch.cat(parts), split.targets.flatten()))
         self.body = _identity
+        self.microbatch = None  # it bounded the memory of the body
 
     # -- measurements --------------------------------------------------------------------------------------------
 
@@ -248,7 +261,7 @@ class _Run:
         return [int(s) for s in self.rows.get(f"{split}/step", [])]
 
     def _record(self, split: str, step: int, stats: ClassStats) -> None:
-        count = stats.count.cpu().numpy()
+        count = stats.count.cpu().numpy().copy()  # running sums go on
         row = {
             "step": np.int64(step),
             "loss": np.float64(stats.overall_loss()),
@@ -272,7 +285,7 @@ class _Run:
                     self.rows.setdefault(f"probe/{name}/{key}", []).append(np.asarray(value))
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.train_split.batches(_cut(len(self.train_split), self.spec.microbatch)):
+        for batch in self.train_split.batches(_cut(len(self.train_split), self.microbatch)):
             yield self.body(batch.inputs.to(self.device)), batch.targets.to(self.device).flatten()
 
     # -- persistence ---------------------------------------------------------------------------------------------
@@ -301,7 +314,7 @@ class _Run:
         for name, value in history.arrays.items():
             if name == "objective":
                 self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.device))
-            elif name.endswith("/count") and value.ndim == 1:
+            elif name in ("train/count", "test/count") and value.ndim == 1:
                 self.rows[name] = [value] * len(history.arrays[name.replace("count", "step")])
             elif name != "group":
                 self.rows[name] = list(value)

@@ -245,7 +245,7 @@ def _run_in_workers(
     def hand_out() -> bool:
         """Give every idle worker a run, starting workers as needed; return whether anything is under way."""
         active = {w.spec.key for w in workers.values() if w.spec is not None}
-        if not stop.requested and fatal is None:
+        if len(active) < options.num_workers() and not stop.requested and fatal is None:
             todo = ledger.open(propose(), active)
             while len(workers) < min(options.num_workers(), len(active) + len(todo)):
                 start()

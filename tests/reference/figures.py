@@ -42,6 +42,8 @@ def write_presets(
     seeds: int = 2,
     rates: Sequence[float] = (0.1, 1.0, 10.0),
     batch_size: int | None = None,
+    test_every: int = 1,
+    first_seed: int = 0,
 ) -> None:
     """Write a preset file for each preset, with its variants, every one a different trajectory."""
     variants: dict[str, list[str]] = {}
@@ -49,26 +51,32 @@ def write_presets(
         variants.setdefault(preset, []).append(variant)
     for place, (preset, names) in enumerate(sorted(variants.items())):
         text = f'name = "{preset}"\ntitle = "{preset}, made up"\n[run]\nmodel = "linear"\nsteps = {steps}\n'
-        text += f'data = {{ name = "random-heavy-tail", groups = 3 }}\ntest_every = 1\ndata_seed = {1000 * place}\n'
+        text += f'data = {{ name = "random-heavy-tail", groups = 3 }}\ntest_every = {test_every}\n'
+        text += f"data_seed = {first_seed + 1000 * place}\n"
         text += f"batch_size = {batch_size}\n" if batch_size else ""
         text += f"[sweep]\nlr = {list(rates)}\nseeds = {list(range(seeds))}\n" + OPTIMIZERS
         for number, name in enumerate(sorted(filter(None, set(names))), 1):
-            text += f"[variant.{name}]\nrun = {{ data_seed = {1000 * place + number} }}\n"
+            text += f"[variant.{name}]\nrun = {{ data_seed = {first_seed + 1000 * place + number} }}\n"
         (folder / f"{preset}.toml").write_text(text)
 
 
-def history_of(spec: Any, losses: np.ndarray[Any, Any] | None, counts: np.ndarray[Any, Any]) -> History:
-    """Return a history whose classes [C] are one per group, with these losses [T + 1, G] on both splits.
+def history_of(
+    spec: Any, losses: np.ndarray[Any, Any] | None, counts: np.ndarray[Any, Any], test_offset: float | None = 0.0
+) -> History:
+    """Return a history whose classes [C] are one per group, with these losses [T + 1, G].
 
-    A diverged run has its initial losses alone, 5 nats in every group.
+    Losses on the test split are higher by `test_offset`; None records none. A diverged run has its initial losses
+    alone, 5 nats in every group.
     """
     shown = np.full((1, len(counts)), 5.0) if losses is None else losses
     arrays: dict[str, Any] = {"group": np.arange(len(counts))}
-    for split in ("train", "test"):
+    for split, offset in (("train", 0.0), ("test", test_offset)):
+        if offset is None:
+            continue
         arrays |= {
             f"{split}/step": np.arange(len(shown)),
-            f"{split}/loss": (shown * counts).sum(axis=1) / counts.sum(),
-            f"{split}/class_loss": shown.astype(np.float32),
+            f"{split}/loss": ((shown + offset) * counts).sum(axis=1) / counts.sum(),
+            f"{split}/class_loss": (shown + offset).astype(np.float32),
             f"{split}/count": counts,
         }
     status = "diverged" if losses is None else "done"
@@ -83,6 +91,8 @@ def fill(
     *,
     labels: Iterable[str] = EIGHT,
     counts: Mapping[str, Any] | None = None,
+    seeds: Iterable[int] | None = None,
+    test_offset: float | None = 0.0,
     scale: str = "quick",
 ) -> None:
     """Commit every run of the sweeps; `losses` is called with preset, variant, label, step size and seed."""
@@ -91,12 +101,12 @@ def fill(
         for label in labels:
             entry = sweep.entry(label)
             for exponent in entry.grid.exponents:
-                for seed in sweep.seeds:
+                for seed in sweep.seeds if seeds is None else seeds:
                     spec = sweep.spec(entry, exponent, seed)
                     made = losses(preset, variant, label, 10.0**exponent, seed)
                     groups = 4 if made is None else made.shape[1]
                     count = np.full(groups, 100) if counts is None else np.asarray(counts[preset])
-                    record = history_of(spec, made, count)
+                    record = history_of(spec, made, count, test_offset)
                     store.save(record, step=int(record.step[-1]))
 
 

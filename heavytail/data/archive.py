@@ -1,0 +1,63 @@
+"""Reading the files in a tar or zip archive without ever writing them: an archive cannot put anything anywhere.
+
+Members that only an attack or an accident explains are refused all the same, so that they are seen.
+"""
+
+from __future__ import annotations
+
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from heavytail.errors import DataError
+
+LARGEST = 64 * 2**20  # bytes of one member, unpacked
+
+
+def read_members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the bytes of each file in the archive whose name is wanted, in the archive's order.
+
+    Args:
+        archive: a .zip, .tar or compressed .tar file.
+        wanted: called with each name; files that are not wanted are not unpacked.
+
+    Raises:
+        DataError: the archive is unreadable, or a member is a link or a device, has a path that leaves the archive, or
+            is larger than LARGEST.
+    """
+    try:
+        yield from (_zip_members if zipfile.is_zipfile(archive) else _tar_members)(archive, wanted)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{archive}: not a readable archive ({error or type(error).__name__})") from None
+
+
+def _tar_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            _check(path, member.name, member.size, member.isfile(), member.isdir())
+            if member.isfile() and wanted(member.name):
+                stream = archive.extractfile(member)
+                assert stream is not None
+                yield member.name, stream.read()
+
+
+def _zip_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
+            _check(path, member.filename, member.file_size, kind in (0, stat.S_IFREG), member.is_dir())
+            if not member.is_dir() and wanted(member.filename):
+                yield member.filename, archive.read(member)
+
+
+def _check(archive: Path, name: str, size: int, is_file: bool, is_folder: bool) -> None:
+    parts = name.replace("\\", "/").split("/")
+    if parts[0] == "" or ".." in parts or ":" in parts[0]:
+        raise DataError(f"{archive}: refused, member {name!r} has a path outside the archive")
+    if not (is_file or is_folder):
+        raise DataError(f"{archive}: refused, member {name!r} is neither a file nor a folder")
+    if size > LARGEST:
+        raise DataError(f"{archive}: refused, member {name!r} has {size} bytes, expected at most {LARGEST}")

@@ -1,0 +1,61 @@
+"""scikit-learn's handwritten digits, 8 x 8 pixels, plain and barcoded: MNIST's stand-in that needs no download.
+
+1 797 images, of which a seeded permutation gives 1 500 for training and 297 for validation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from heavytail.data import REGISTRY, Data
+from heavytail.data.barcode import Labelled, check_barcode, digit_data
+from heavytail.errors import DataError
+
+SIDE = 8
+PEAK = 16
+TRAIN = 1_500
+
+
+@REGISTRY.register("digits")
+@dataclass(frozen=True)
+class Digits:
+    """Ten digits and, with `bits` > 0, barcodes in their top row (which they replace there).
+
+    Attributes:
+        bits: length of the barcode, at most 8; 0 for the plain digits.
+        per_class: images of each barcoded class.
+        only: leave the plain digits out.
+    """
+
+    bits: int = 0
+    per_class: int = 5
+    only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits:
+            check_barcode("data", self.bits, self.per_class, SIDE)
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data set embedded in scikit-learn; `data_dir` is not used."""
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            raise DataError("data 'digits' needs scikit-learn; run: pip install 'heavytail[lab]'") from None
+        pixels, labels = load_digits(return_X_y=True)
+        images = pixels.reshape(-1, SIDE, SIDE).astype(np.uint8)
+        classes = labels.astype(np.int64)
+        order = np.random.default_rng([seed, *b"digits split"]).permutation(len(images))
+        train, test = order[:TRAIN], order[TRAIN:]
+        return digit_data(
+            Labelled(images[train], classes[train]),
+            Labelled(images[test], classes[test]),
+            peak=PEAK,
+            bits=self.bits,
+            per_class=self.per_class,
+            only=self.only,
+            generator=np.random.default_rng([seed, *b"digits barcodes"]),
+            info={"source": "scikit-learn digits", "originals": TRAIN},
+        )

@@ -1,0 +1,245 @@
+"""Image files in one folder per class, ImageNet's layout, decoded by worker processes (section 3; figures 3, 11-13).
+
+HEAVYTAIL_WORKERS says how many processes decode (default: one per usable CPU, at most 16; 0 decodes in this
+one). It is no setting of the data, because the images are the same for every number.
+
+B batch, N samples, S pixels a side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from heavytail.data import REGISTRY, Data
+from heavytail.data.images import ImageRecipe, ImageSplit
+from heavytail.data.subset import digest, subset_sizes
+from heavytail.data.transforms import centre_crop, image_uniforms, random_crops, read_rgb, to_pixels
+from heavytail.errors import DataError, SpecError
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+MAX_WORKERS = 16
+PIECE = 32  # images a worker decodes at a time: small enough to share a mini-batch among all of them
+
+
+@REGISTRY.register("image-folder")
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(ImageRecipe):
+    """Any folder of class folders; with ImageNet's `train` and `val` in it, those are the splits.
+
+    Classes are the folders of the training split, in the order of their names.
+
+    Attributes:
+        path: absolute, or relative to the data directory.
+        skip_corrupt: leave out training and validation images that cannot be decoded, and count them in
+            `info`; finding them decodes every image of the subset once. If False, the first one met raises a
+            DataError.
+    """
+
+    path: str
+    skip_corrupt: bool = False
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """List the folders and choose the subset; the images are decoded batch by batch."""
+        root = data_dir / self.path
+        train_root = root / "train" if (root / "train").is_dir() else root
+        train = _list_classes(train_root)
+        counts = [len(names) for names in train.values()]
+        sizes = subset_sizes(counts, self.subset, per_class=self.per_class, largest=self.largest)
+        generator = np.random.default_rng([seed, *b"image subset"])
+        chosen, skipped = {}, 0
+        for (name, files), size in zip(train.items(), sizes, strict=True):
+            order = [files[i] for i in generator.permutation(len(files))]
+            good, bad = self._readable(train_root, order, int(size))
+            if len(good) < size and self.subset != "all":
+                raise DataError(f"{train_root / name}: needs {size} readable images, got {len(good)}")
+            chosen[name], skipped = sorted(good), skipped + bad
+        info = {"source": self.path, "images": sum(map(len, chosen.values()))}
+        info["digest"] = digest(name for files in chosen.values() for name in files)
+        test = None
+        if (root / "val").is_dir():
+            held_out = _list_classes(root / "val")
+            if extra := sorted(set(held_out) - set(train)):
+                raise DataError(f"{root / 'val' / extra[0]}: no class of this name in {train_root}")
+            for name, files in held_out.items():
+                held_out[name], bad = self._readable(root / "val", files, len(files))
+                skipped += bad
+            validation = replace(self, augment=False)
+            test = _split(root / "val", {name: held_out.get(name, []) for name in train}, validation, seed)
+        if self.skip_corrupt:
+            info["skipped"] = skipped
+        return Data(_split(train_root, chosen, self, seed), test, len(train), info=info)
+
+    def _readable(self, root: Path, files: list[str], wanted: int) -> tuple[list[str], int]:
+        """Return the first `wanted` files (that decode, if corrupt ones are skipped) and how many were skipped."""
+        if not self.skip_corrupt:
+            return files[:wanted], 0
+        good: list[str] = []
+        tried = 0
+        with ThreadPoolExecutor(max(1, default_workers())) as pool:
+            while len(good) < wanted and tried < len(files):
+                batch = files[tried : tried + wanted - len(good)]
+                good += [
+                    f for f, fine in zip(batch, pool.map(lambda f: _decodes(root / f), batch), strict=True) if fine
+                ]
+                tried += len(batch)
+        return good, tried - len(good)
+
+
+@dataclass(kw_only=True)
+class FileSplit(ImageSplit):
+    """Image files, decoded ahead of their use by processes that live as long as the split.
+
+    Attributes:
+        root: folder of the files.
+        files: [N] their paths under it, as bytes (a million of them then take little memory and no reference counts).
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    root: Path
+    files: NDArray[np.bytes_]
+    workers: int = field(default_factory=lambda: default_workers())
+
+    def pixels(self, chunks: Iterable[slice | Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the indices [B] of each chunk and its images [B, 3, S, S] uint8.
+
+        Raises:
+            DataError: a file cannot be decoded.
+        """
+        started: deque[list[int]] = deque()
+
+        def pieces() -> Generator[list[tuple[int, int]], None, None]:
+            for chunk in chunks:
+                index = list(range(*chunk.indices(len(self)))) if isinstance(chunk, slice) else chunk.tolist()
+                started.append(index)
+                for first in range(0, max(len(index), 1), PIECE):
+                    yield [(seed, i) for i in index[first : first + PIECE]]
+
+        self._pieces.current = mine = pieces()
+        decoded, parts = iter(self._loader), []
+        try:
+            for part in decoded:
+                if isinstance(part, str):
+                    raise DataError(part)
+                parts.append(part.to(self.device, non_blocking=True))
+                if len(parts) * PIECE >= len(started[0]):
+                    yield torch.tensor(started.popleft(), dtype=torch.int64), torch.cat(parts)
+                    assert self._pieces.current is mine, "a split decodes one pass at a time"
+                    parts = []
+        except BaseException:  # a damaged image, or the caller had enough
+            if self._pieces.current is mine:
+                mine.close()
+                for _ in decoded:  # a process with images that nobody takes needs seconds to end,
+                    pass
+                del decoded, self._loader  # and one that only a kept traceback holds on to ends late
+            raise
+
+    @cached_property
+    def _pieces(self) -> _Pieces:
+        return _Pieces()
+
+    @cached_property
+    def _loader(self) -> DataLoader[Tensor | str]:
+        return DataLoader(
+            _Decoder(self.root, self.files, self.settings, self.seed),
+            batch_sampler=self._pieces,
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # the loader draws from the global one otherwise, and would change the run
+        )
+
+
+class _Pieces:
+    """The batch sampler of a loader that outlives a pass: whatever pieces the current pass asks for."""
+
+    current: Iterator[list[tuple[int, int]]]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.current
+
+
+@dataclass
+class _Decoder(Dataset[Tensor]):
+    """What a worker process does: (pass, image) pairs in, images [B, 3, S, S] uint8 or an error's message out."""
+
+    root: Path
+    files: NDArray[np.bytes_]
+    settings: ImageRecipe
+    seed: int
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> Tensor | str:
+        if not pairs:
+            return torch.empty(0, 3, self.settings.size, self.settings.size, dtype=torch.uint8)
+        try:
+            return torch.stack([self._decode(*pair) for pair in pairs])
+        except DataError as error:  # a raised one would arrive with the worker's traceback in its message
+            return str(error)
+
+    def _decode(self, epoch: int, index: int) -> Tensor:
+        path = self.root / os.fsdecode(self.files[index])
+        image = read_rgb(path, str(path))
+        box, flip = centre_crop(*image.size), False
+        if self.settings.augment:
+            uniforms = image_uniforms(self.seed, epoch, index)[None]
+            boxes, flips = random_crops(uniforms, *image.size)
+            box, flip = boxes[0].tolist(), bool(flips[0])
+        left, top, width, height = box
+        pixels = to_pixels(image, self.settings.size, (left, top, left + width, top + height))
+        return pixels.flip(2) if flip else pixels
+
+
+def default_workers() -> int:
+    """Return HEAVYTAIL_WORKERS, else the number of usable CPUs up to 16."""
+    value = os.environ.get("HEAVYTAIL_WORKERS")
+    if not value:
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MAX_WORKERS, usable)
+    if not value.isdecimal():
+        raise SpecError(f"HEAVYTAIL_WORKERS: expected a number of processes, 0 or more, got '{value}'")
+    return int(value)
+
+
+def _as_is(images: Any) -> Any:
+    return images
+
+
+def _decodes(path: Path) -> bool:
+    try:
+        read_rgb(path, str(path))
+    except DataError:
+        return False
+    return True
+
+
+def _list_classes(root: Path) -> dict[str, list[str]]:
+    """Return the image files of each class folder, as paths under `root`, all sorted by name."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected one folder of images per class in it")
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    listing = {
+        name: sorted(f"{name}/{file}" for file in os.listdir(root / name) if file.lower().endswith(SUFFIXES))
+        for name in classes
+    }
+    if not any(listing.values()):
+        raise DataError(f"{root}: expected one folder of images ({', '.join(SUFFIXES)}) per class, got none")
+    return listing
+
+
+def _split(root: Path, listing: dict[str, list[str]], settings: ImageRecipe, seed: int) -> FileSplit:
+    targets = np.repeat(np.arange(len(listing)), [len(files) for files in listing.values()])
+    files = np.array([os.fsencode(file) for files in listing.values() for file in files], dtype=np.bytes_)
+    return FileSplit(root=root, files=files, targets=torch.from_numpy(targets), settings=settings, seed=seed)

@@ -1,0 +1,128 @@
+"""Colour images, kept as bytes and turned into floating point batch by batch: what image data sets share.
+
+B batch, N samples, S pixels a side. Inputs are [B, 3, S, S]; the whole set in floating point might not fit in
+memory, so a split's `inputs` is a tensor without storage (device "meta") that has only their shape.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heavytail.data import Batch, Split
+from heavytail.data.subset import Subset
+from heavytail.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    crop_pixels,
+    image_uniforms,
+    normalise,
+    random_crops,
+)
+from heavytail.errors import SpecError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe:
+    """The settings that image data sets have in common.
+
+    Attributes:
+        subset: which training images: all, `per_class` of each class, or heavy-tailed (see
+            heavytail.data.subset).
+        per_class: images of each class in the balanced subset.
+        largest: images of the most frequent class in the heavy-tailed subset; all of its images if None.
+        size: pixels a side, S.
+        augment: train on random resized crops and mirror images; validation never does.
+        mean, std: of the three colours, in 0..1, subtracted from and divided into the pixels.
+    """
+
+    subset: Subset = "all"
+    per_class: int = 10
+    largest: int | None = None
+    size: int = 224
+    augment: bool = True
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "largest", "size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(f"data.{name}: expected at least 1, got {value}")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != 3:
+                raise SpecError(f"data.{name}: expected three numbers (red, green, blue), got {getattr(self, name)}")
+        if min(self.std) <= 0:
+            raise SpecError(f"data.std: expected positive numbers, got {self.std}")
+
+
+@dataclass(kw_only=True)
+class ImageSplit(Split, ABC):
+    """Images that become tensors when a batch asks for them.
+
+    Attributes:
+        settings: size, normalisation, and whether to augment.
+        seed: of the random transforms, together with the seed given to `batches`.
+        device, dtype: of the batches' inputs.
+    """
+
+    inputs: Tensor = field(init=False)
+    settings: ImageRecipe
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        size = self.settings.size
+        self.inputs = torch.empty(len(self), 3, size, size, dtype=self.dtype, device="meta")
+
+    @abstractmethod
+    def pixels(self, chunks: Iterable[slice | Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the indices [B] of each chunk and its images [B, 3, S, S], cropped, in 0..255, uint8 or float32."""
+
+    def batches(self, chunks: Iterable[slice | Tensor], *, seed: int = 0) -> Iterator[Batch]:
+        """Yield the samples of each chunk of indices, in order.
+
+        Args:
+            chunks: slices, or index tensors [B].
+            seed: of the random crops and flips: the number of the pass, say.
+        """
+        for index, images in self.pixels(chunks, seed):
+            inputs = normalise(images.to(self.device), self.settings.mean, self.settings.std)
+            yield Batch(inputs.to(self.dtype), self.targets[index.to(self.targets.device)])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Return the split with its batches on a device, their inputs in `dtype`."""
+        return replace(self, targets=self.targets.to(device), device=device, dtype=dtype)
+
+
+@dataclass(kw_only=True)
+class MemorySplit(ImageSplit):
+    """Images of the right size in memory: `images` [N, 3, S, S] uint8, cropped where the batches are wanted."""
+
+    images: Tensor
+
+    def pixels(self, chunks: Iterable[slice | Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the indices [B] of each chunk and its images [B, 3, S, S] float32."""
+        size = self.settings.size
+        everything = torch.arange(len(self))
+        for chunk in chunks:
+            index = everything[chunk if isinstance(chunk, slice) else chunk.cpu()]
+            images = self.images[chunk].float()
+            if self.settings.augment and len(index):
+                uniforms = np.stack([image_uniforms(self.seed, seed, i) for i in index.tolist()])
+                boxes, flips = random_crops(uniforms, size, size)
+                images = crop_pixels(
+                    images, torch.from_numpy(boxes).to(self.device), torch.from_numpy(flips).to(self.device)
+                )
+            yield index, images
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Return the split with its images on a device and its batches' inputs in `dtype`."""
+        return replace(super().to(device, dtype), images=self.images.to(device))

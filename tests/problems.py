@@ -1,0 +1,61 @@
+"""The smallest real problems: what the tests of the core train, store and search."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heavytail.spec import RunSpec
+from heavytail.store import Array, History, Status
+
+ROOT = Path(__file__).parents[1]
+BASE = {
+    "data": {"name": "random-heavy-tail", "groups": 3},  # 24 samples, 32 inputs, 7 classes
+    "model": "linear",
+    "optim": "gd",
+    "lr": 0.1,
+    "steps": 10,
+}
+
+
+def tiny(**changes: Any) -> RunSpec:
+    """Return a run of a few milliseconds."""
+    return RunSpec.from_dict({**BASE, **changes})
+
+
+def made_up(spec: RunSpec, status: Status = "done", *, end: int | None = None, value: float = 1.0) -> History:
+    """Return a history with every row that `spec` asks for up to step `end`, of 2 classes, all losses `value`."""
+    end = spec.steps if end is None else end
+    arrays: dict[str, Array] = {"group": np.array([0, 1]), "objective": np.full(end, value)}
+    for split, every in (("train", spec.eval_every), ("test", spec.test_every)):
+        steps = np.array([s for s in spec.recorded_steps(every) if s <= end])
+        if len(steps):
+            arrays |= {
+                f"{split}/step": steps,
+                f"{split}/loss": np.full(len(steps), value),
+                f"{split}/class_loss": np.full((len(steps), 2), value, np.float32),
+                f"{split}/count": np.array([3, 1]),
+            }
+    for probe in spec.probes:
+        arrays |= {f"probe/{probe.name}/step": np.arange(end + 1), f"probe/{probe.name}/norm": np.arange(end + 1.0)}
+    return History(spec, status, arrays, {"torch": "made up"})
+
+
+def python(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a fresh interpreter on a script, with one thread, and return it with its output piped."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def output(code: str, *args: object, **options: Any) -> str:
+    """Run a script in a fresh interpreter and return what it prints; an error there is one here."""
+    with python(code, *args, **options) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out.strip()

@@ -1,0 +1,268 @@
+"""Figures: what is drawn is what the runs recorded, and nothing else is needed to draw it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from heavytail.errors import HeavyTailError, SpecError, StoreError
+from heavytail.figures import MissingRuns, Need, Results, all_figures, figure
+from heavytail.figures.panels import search_picture
+from heavytail.figures.style import applied, group_colours
+from heavytail.store import RunStore
+from tests.reference.figures import decay, fill, write_presets
+
+STEPS = 20
+RATES = (0.1, 1.0, 10.0)
+FAMILIES = [f"fig{n:02}" for n in (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)]
+SWEEPS = sorted({(need.preset, need.variant) for name in FAMILIES for need in figure(name).needs})
+LINEAR = Need("linear", ("gd+m", "adam+m"))
+
+
+def losses(preset, variant, label, lr, seed):
+    """GD diverges at step size 10, 1 is the best, and every seed ends elsewhere."""
+    if label.startswith("gd") and lr == 10.0:
+        return None
+    groups = 2 if preset == "cnn" else 4
+    end = (2.0 if label.startswith("gd") else 1.0) * np.linspace(0.2, 2.3, groups)
+    return decay(5, end * {0.1: 1.1, 1.0: 1.0, 10.0: 1.05}[lr] * (1 + 0.02 * seed), STEPS)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One seed of every sweep, with its best step size alone; of "linear" three seeds and three step sizes."""
+    folder = tmp_path_factory.mktemp("runs")
+    store, others = RunStore(folder), [sweep for sweep in SWEEPS if sweep != ("linear", "")]
+    write_presets(folder, others, steps=STEPS, seeds=1, rates=[1.0], batch_size=4)
+    write_presets(folder, [("linear", "")], steps=STEPS, seeds=3, rates=RATES, first_seed=500)
+    fill(store, folder, SWEEPS, losses)
+    return Results(store, "quick", presets=folder)
+
+
+def panel(picture, title):
+    """The record of the panel with a title."""
+    return next(record for record in picture.plotted if record["title"] == title)
+
+
+def series(record, kind, label):
+    """One series of a panel."""
+    return next(s for s in record["series"] if (s["kind"], s["label"]) == (kind, label))
+
+
+def not_blank(png):
+    """Whether a picture opens and has more than a few dark and coloured pixels."""
+    image = np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
+    return (image.min(axis=2) < 200).mean() > 0.01 and (np.ptp(image, axis=2) > 60).sum() > 100
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_figure_draws(name, results):
+    """Every panel of every figure has a title, a named x axis and at least one series, with finite numbers."""
+    picture = figure(name).draw(results)
+    assert picture.plotted
+    for record in picture.plotted:
+        assert record["title"]
+        assert record["xlabel"]
+        assert record["series"]
+        for entry in record["series"]:
+            assert all(np.isfinite(v).all() for k, v in entry.items() if k not in ("kind", "label"))
+
+
+@pytest.mark.parametrize("name", ["fig04", "fig15"])
+def test_pictures_open_and_are_not_blank(name, results):
+    """PNG and PDF files are real pictures, and the same numbers give the same bytes."""
+    png = figure(name).draw(results).render("png")
+    assert not_blank(png)
+    assert png == figure(name).draw(results).render("png")
+    assert figure(name).draw(results).render("pdf").startswith(b"%PDF")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_picture_opens_and_is_not_blank(name, results):
+    """Every figure, and the picture of its step-size searches, renders."""
+    assert not_blank(figure(name).draw(results).render("png"))
+    with applied():
+        assert not_blank(search_picture(results, figure(name).needs).render("png"))
+
+
+def test_overall_loss_is_the_median_with_the_range_of_the_seeds(results):
+    """The overall panel holds the median over seeds at the best step size, and the band from minimum to maximum."""
+    seeds = np.stack([losses("linear", "", "gd+m", 1.0, seed).mean(axis=1) for seed in range(3)])
+    overall = panel(figure("fig04").draw(results), "overall")
+    np.testing.assert_array_equal(series(overall, "line", "GD")["x"], np.arange(STEPS + 1))
+    np.testing.assert_allclose(series(overall, "line", "GD")["y"], np.median(seeds, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(series(overall, "band", "GD")["low"], seeds.min(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(series(overall, "band", "GD")["high"], seeds.max(axis=0), rtol=1e-6)
+    assert series(overall, "level", "initial")["y"] == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(("label", "title"), [("gd+m", "GD, by group"), ("adam+m", "Adam, by group")])
+def test_group_panels_hold_every_group(results, label, title):
+    """The panel of an optimizer holds the median loss of each frequency group, most frequent first."""
+    expected = np.median([losses("linear", "", label, 1.0, seed) for seed in range(3)], axis=0)
+    record = panel(figure("fig04").draw(results), title)
+    drawn = np.stack([series(record, "line", f"group {g + 1}")["y"] for g in range(4)], axis=1)
+    np.testing.assert_allclose(drawn, expected, rtol=1e-6)
+
+
+def test_selected_losses(results):
+    """Final and initial losses are medians over seeds, at the step size with the smallest worst final loss."""
+    run = results.best(LINEAR, "gd+m")
+    assert (run.lr, run.num_groups, run.stochastic) == (1.0, 4, False)
+    finals = np.stack([losses("linear", "", "gd+m", 1.0, seed)[-1] for seed in range(3)])
+    np.testing.assert_allclose(run.final_group_loss, np.median(finals, axis=0), rtol=1e-6)
+    assert run.final_loss == pytest.approx(np.median(finals.mean(axis=1)), rel=1e-6)
+    assert run.initial_loss == pytest.approx(5.0)
+    np.testing.assert_allclose(run.group_loss_at(7), losses("linear", "", "gd+m", 1.0, 1)[7], rtol=1e-6)
+    histories = list(results.histories(run.best.chosen))
+    assert [h.spec.seed for h in histories] == [0, 1, 2]
+
+
+def test_validation_figure_reads_the_test_split(tmp_path):
+    """Figure 10 draws test losses where figure 1 draws training losses, in the groups of the training labels."""
+    write_presets(tmp_path, [("gpt2", "")], steps=STEPS, seeds=1, rates=[1.0])
+    store = RunStore(tmp_path)
+    fill(store, tmp_path, [("gpt2", "")], losses, test_offset=0.5)
+    made = Results(store, "quick", presets=tmp_path)
+    train, test = (panel(figure(n).draw(made), "GD, by group") for n in ("fig01", "fig10"))
+    shift = series(test, "line", "group 2")["y"] - series(train, "line", "group 2")["y"]
+    np.testing.assert_allclose(shift, 0.5, rtol=1e-5)
+    assert "validation" in panel(figure("fig10").draw(made), "overall")["ylabel"]
+
+
+def test_a_preset_without_test_losses_is_named(tmp_path):
+    """A validation figure of a preset that records none names the setting to change."""
+    write_presets(tmp_path, [("gpt2", "")], steps=STEPS, seeds=1, rates=[1.0], test_every=0)
+    store = RunStore(tmp_path)
+    fill(store, tmp_path, [("gpt2", "")], losses, test_offset=None)
+    with pytest.raises(SpecError, match=r"test_every.*gpt2"):
+        figure("fig10").draw(Results(store, "quick", presets=tmp_path))
+
+
+def test_histogram_is_sorted_by_frequency(tmp_path):
+    """The class histogram holds the counts of the seen classes in descending order against their rank."""
+    write_presets(tmp_path, [("linear", "")], steps=STEPS, seeds=1, rates=[1.0])
+    store = RunStore(tmp_path)
+    fill(store, tmp_path, [("linear", "")], losses, counts={"linear": [90, 40, 0, 7]})
+    record = panel(figure("fig04").draw(Results(store, "quick", presets=tmp_path)), "classes")
+    np.testing.assert_array_equal(series(record, "steps", "samples per class")["y"], [90, 40, 7])
+
+
+def test_mini_batches_make_gd_stochastic(results):
+    """GD on mini-batches is written SGD, as in the paper."""
+    assert panel(figure("fig17").draw(results), "SGD, by group")
+    with pytest.raises(StopIteration):
+        panel(figure("fig04").draw(results), "SGD, by group")
+
+
+def test_horizons_of_one_run(results):
+    """Figure 16 shows one run up to 1 %, 10 % and 100 % of its steps."""
+    ends = [record["series"][-1]["x"][-1] for record in figure("fig16").draw(results).plotted]
+    assert ends == [1, 2, 20]
+
+
+def test_no_stable_step_size_is_written_into_the_picture(tmp_path):
+    """An optimizer that always diverged has an empty curve and a remark; the others are drawn."""
+    write_presets(tmp_path, [("linear", "")], steps=STEPS, seeds=1, rates=[1.0])
+    store = RunStore(tmp_path)
+    fill(store, tmp_path, [("linear", "")], lambda p, v, label, *_: None if "gd" in label else decay(5, [1] * 4, STEPS))
+    made = Results(store, "quick", presets=tmp_path)
+    picture = figure("fig04").draw(made)
+    assert panel(picture, "overall")["notes"] == ["GD: no stable step size"]
+    assert panel(picture, "GD, by group")["notes"] == ["no stable step size"]
+    assert series(panel(picture, "overall"), "line", "Adam")
+    assert figure("fig04").search(made)[0]["selected"] is None
+    assert not_blank(picture.render("png"))
+
+
+def test_search_says_why_each_step_size_lost(results):
+    """The table of a search has every candidate, its worst final loss, and a reason; one is selected."""
+    table = next(t for t in figure("fig04").search(results) if t["optimizer"] == "gd+m")
+    assert table["selected"] == 1.0
+    assert [row["lr"] for row in table["candidates"]] == pytest.approx(RATES)
+    worst = losses("linear", "", "gd+m", 1.0, 2)[-1].mean()
+    assert table["candidates"][1]["loss"] == pytest.approx(worst, rel=1e-6)
+    assert "selected" in table["candidates"][1]["reason"]
+    assert "diverged" in table["candidates"][2]["reason"]
+
+
+def test_missing_runs_name_the_command(tmp_path):
+    """A figure whose runs are missing cannot be drawn, and says which command makes them."""
+    write_presets(tmp_path, [("linear", "")], steps=STEPS)
+    with pytest.raises(MissingRuns, match="heavytail reproduce fig04 --scale quick") as caught:
+        figure("fig04").draw(Results(RunStore(tmp_path), "quick", presets=tmp_path))
+    assert isinstance(caught.value, HeavyTailError)
+
+
+def test_seeds_must_agree_on_the_groups(tmp_path):
+    """Runs of one step size whose seeds have different frequency groups cannot be averaged, and are refused."""
+    write_presets(tmp_path, [("linear", "")], steps=STEPS, seeds=2, rates=[1.0])
+    store = RunStore(tmp_path)
+    for seed, groups in enumerate((4, 3)):
+        ends, counts = [1.0] * groups, {"linear": [1] * groups}
+        fill(store, tmp_path, [("linear", "")], lambda *_, e=ends: decay(5, e, STEPS), seeds=[seed], counts=counts)
+    with pytest.raises(StoreError, match="different numbers of frequency groups"):
+        Results(store, "quick", presets=tmp_path).best(LINEAR, "gd+m")
+
+
+def test_caption_tells_the_scale_and_the_data(results):
+    """Below the paper's scale a caption says so, and names the data that were used."""
+    caption = figure("fig04").caption(results)
+    assert "quick scale, not the paper's" in caption
+    assert "random-heavy-tail" in caption
+    assert "3 seeds" in caption
+
+
+def test_unknown_figure():
+    """A figure that does not exist is refused with the nearest name; the leading zero may be left out."""
+    assert figure("fig4") is figure("4") is figure("fig04")
+    with pytest.raises(SpecError, match="did you mean 'fig04'"):
+        figure("figg04")
+
+
+def test_every_file_of_the_folder_is_found():
+    """Looking up one figure finds those of every file, sorted by id."""
+    names = [made.id for made in all_figures()]
+    assert set(FAMILIES) <= set(names)
+    assert names == sorted(names)
+
+
+def test_looking_up_figures_loads_no_training_and_no_plotting():
+    """The list of figures needs neither the training code nor matplotlib; drawing never touches pyplot."""
+    code = (
+        "import sys; from heavytail.figures import all_figures; all_figures();"
+        "bad = [m for m in sys.modules if m.startswith(('heavytail.train', 'heavytail.models', 'heavytail.optim',"
+        " 'matplotlib'))]; sys.exit(str(bad) if bad else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pyplot_is_never_used():
+    """A picture is made without pyplot, and matplotlib's global settings come back as they were."""
+    code = """
+import sys, matplotlib
+from heavytail.figures.style import Picture, applied
+before = matplotlib.rcParams.copy()
+with applied():
+    picture = Picture(1, 1)
+    panel = picture.panel(0, 0, "title", "x", "y")
+    panel.line([1, 2], [2, 3], "line")
+    picture.group_bar([panel], 3)
+picture.render("png"), picture.render("pdf")
+sys.exit("matplotlib.pyplot" in sys.modules or matplotlib.rcParams.copy() != before)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 10])
+def test_groups_run_from_light_to_dark(num_groups):
+    """Group colours get darker towards the rarest group, so that they survive a black-and-white print."""
+    brightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in group_colours(num_groups)]
+    assert brightness == sorted(brightness, reverse=True)
+    assert len(set(brightness)) == num_groups

@@ -1,0 +1,194 @@
+"""The report: strict JSON, one self-contained page with every figure and claim, and nothing stale beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from heavytail.errors import StoreError
+from heavytail.figures import Claim, Results, figure
+from heavytail.report import plain, write_claims, write_figure, write_report
+from heavytail.store import RunStore
+from tests.reference.figures import decay, fill, write_presets
+
+STEPS = 10
+HOSTILE = "<script>alert('x')</script> & \"more\""
+
+
+def losses(preset, variant, label, lr, seed):
+    """GD diverges at step size 10; Adam is ahead everywhere."""
+    if label.startswith("gd") and lr == 10.0:
+        return None
+    return decay(5, [1, 2, 3, 5] if "gd" in label else [0.5, 1, 1, 1], STEPS)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Finished runs of the presets "linear" (figure 4); those of "linear-long" (figure 16) are missing."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_presets(folder, [("linear", ""), ("linear-long", "")], steps=STEPS, seeds=1)
+    fill(RunStore(folder), folder, [("linear", "")], losses, labels=["gd+m", "adam+m"])
+    return Results(RunStore(folder), "quick", presets=folder)
+
+
+@pytest.fixture(scope="module")
+def out(results, tmp_path_factory):
+    """A reproduction of figures 4 (made), 16 (not run), and 4 again under a hostile title."""
+    out = tmp_path_factory.mktemp("out")
+    hostile = dataclasses.replace(figure("fig04"), id="fig98", title=HOSTILE, about=HOSTILE)
+    made = (figure("fig04"), figure("fig16"), hostile)
+    write_claims(out, [claim for one in made for claim in write_figure(one, results, out)])
+    write_report(out)
+    return out
+
+
+def strict(file):
+    """Read JSON that may hold no NaN and no infinity."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} in {file}")
+
+    return json.loads(file.read_text(), parse_constant=refuse)
+
+
+class Page(HTMLParser):
+    """Collects what a page loads and shows, and checks that its elements are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loads, self.words, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_files_of_a_figure(out):
+    """A figure that could be made has its picture as PNG and PDF, its searches, and its numbers."""
+    assert {f.name for f in (out / "figures").glob("fig04*")} == {
+        "fig04.png",
+        "fig04.pdf",
+        "fig04.json",
+        "fig04-search.png",
+    }
+
+
+def test_numbers_of_a_figure(out):
+    """The JSON beside a picture is strict, and holds what is plotted, the searches, the caption and the scale."""
+    table = strict(out / "figures" / "fig04.json")
+    overall = next(p for p in table["panels"] if p["title"] == "overall")
+    gd = next(s for s in overall["series"] if s["label"] == "GD" and s["kind"] == "line")
+    np.testing.assert_allclose(gd["y"], losses("", "", "gd+m", 1.0, 0).mean(axis=1), rtol=1e-6)
+    search = {t["optimizer"]: t for t in table["search"]}
+    assert search["gd+m"]["candidates"][2]["loss"] is None
+    assert "diverged" in search["gd+m"]["candidates"][2]["reason"]
+    assert table["scale"] == "quick"
+    assert "not the paper's" in table["caption"]
+    assert table["environments"] == [{"device": "made up", "threads": 1}]
+
+
+def test_a_figure_without_its_runs(out):
+    """A figure whose runs are missing has no picture, says so, and its claims are not run."""
+    assert not (out / "figures" / "fig16.png").exists()
+    assert "heavytail reproduce fig16 --scale quick" in strict(out / "figures" / "fig16.json")["missing"]
+    rows = [row for row in strict(out / "claims.json") if row["figure"] == "fig16"]
+    assert [row["verdict"] for row in rows] == ["not run"] * len(figure("fig16").rules)
+
+
+def test_an_old_picture_does_not_stay(results, tmp_path):
+    """A figure that cannot be made any more leaves no picture of an earlier run beside its new numbers."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "fig16.png").write_bytes(b"old")
+    write_figure(figure("fig16"), results, tmp_path)
+    assert not (tmp_path / "figures" / "fig16.png").exists()
+
+
+def test_claims_of_other_figures_stay(tmp_path):
+    """Writing the claims of one figure replaces its own rows and keeps the others', sorted by figure."""
+
+    def claim(name, measured):
+        return Claim(name, "c", "s", measured, "<=", 1.0, "quick")
+
+    write_claims(tmp_path, [claim("fig04", 0.5), claim("fig02", 2.0)])
+    rows = write_claims(tmp_path, [claim("fig04", 3.0)])
+    assert rows == strict(tmp_path / "claims.json")
+    assert [(row["figure"], row["verdict"]) for row in rows] == [
+        ("fig02", "not reproduced"),
+        ("fig04", "not reproduced"),
+    ]
+
+
+def test_page_has_every_figure_and_claim(out):
+    """The page shows every title, claim, verdict, measured number and reason, and embeds every picture."""
+    page = Page((out / "report.html").read_text())
+    text = " ".join(page.words)
+    for name in ("fig04", "fig16"):
+        assert figure(name).title in text
+    for row in strict(out / "claims.json"):
+        assert row["claim"] in text
+        assert row["statement"] in text
+        assert row["verdict"] in text
+        if row["measured"] is not None:
+            assert f"{row['measured']:.4g}" in text
+    assert "heavytail reproduce fig16 --scale quick" in text
+    assert "smallest worst-seed final loss" in text
+    assert page.tags.count("img") == 4  # figures 4 and 98, each with its searches
+    assert "made up" in text
+
+
+def test_page_is_self_contained(out):
+    """Nothing is loaded from elsewhere: pictures are embedded, links stay on the page."""
+    page = Page((out / "report.html").read_text())
+    assert page.loads
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.loads)
+    assert "http" not in (out / "report.html").read_text()
+
+
+def test_hostile_text_is_escaped(out):
+    """A title that is markup is shown as text and never becomes an element."""
+    page = Page((out / "report.html").read_text())
+    assert HOSTILE in " ".join(page.words)
+    assert "script" not in page.tags
+
+
+def test_an_empty_reproduction_has_a_page(tmp_path):
+    """A report of nothing is a page that counts nothing."""
+    page = Page(write_report(tmp_path).read_text())
+    assert page.words.count("0") == 3
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    """A file under OUT that is not JSON is named, with the remedy."""
+    (tmp_path / "claims.json").write_text("{")
+    with pytest.raises(StoreError, match=r"claims\.json.*delete it"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float32(0.1), 0.1),
+        (float("inf"), None),
+        (np.array([[1, 2]]), [[1, 2]]),
+        ({"a": (np.nan, True, None)}, {"a": [None, True, None]}),
+        (10.0**-2.5, 0.003162278),
+    ],
+)
+def test_plain(value, expected):
+    """Numbers become what JSON can hold, to seven digits; what is not finite becomes null."""
+    assert plain(value) == expected

@@ -1,0 +1,407 @@
+"""The sweep: the paper's search rule, and presets that refuse what they do not know."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from heavytail.errors import DataError, SpecError
+from heavytail.registry import Part
+from heavytail.spec import RunSpec
+from heavytail.store import Outcome
+from heavytail.sweep import Best, Candidate, Entry, Grid, Sweep, overlay, preset_names, select
+from tests.problems import BASE, tiny
+from tests.reference import sweep as reference
+
+RUN = {k: v for k, v in BASE.items() if k not in ("optim", "lr")}
+HALVES = [e / 2 for e in range(-12, 7)]
+DIVERGED = (math.inf, math.inf)
+
+
+def outcome(final: float, peak: float) -> Outcome:
+    return Outcome("diverged" if math.isinf(final) else "done", final, peak, 3 if math.isinf(final) else 10)
+
+
+def candidates(table: reference.Table) -> list[Candidate]:
+    exponents = sorted({e for e, _ in table})
+    seeds = sorted({s for _, s in table})
+    return [
+        Candidate(e, tuple(tiny(lr=10**e, seed=s) for s in seeds), tuple(outcome(*table[e, s]) for s in seeds))
+        for e in exponents
+    ]
+
+
+def sweep(grid: Grid, seeds: tuple[int, ...]) -> Sweep:
+    return Sweep("made-up", "Made up", "quick", "", RUN, (Entry("gd", Part("gd"), grid),), seeds)
+
+
+def exponent(spec: RunSpec) -> float:
+    return round(2 * math.log10(spec.lr)) / 2
+
+
+# Few different losses, so that ties are frequent, and peaks on both sides of the limit and on it.
+OUTCOME = st.one_of(
+    st.just(DIVERGED),
+    st.tuples(st.sampled_from([0.1, 0.5, 0.5, 2.0, 7.0]), st.sampled_from([1.0, 1.05, 1.0500001, 3.0, 1e4])),
+)
+TABLE = st.fixed_dictionaries({(e, s): OUTCOME for e in HALVES for s in (0, 1)})
+
+
+# -- the rule ----------------------------------------------------------------------------------------------------------
+
+
+@given(table=TABLE, exponents=st.sets(st.sampled_from(HALVES), min_size=1, max_size=6))
+def test_select_is_the_papers_rule(table: reference.Table, exponents: set[float]) -> None:
+    """On any outcomes, ties included, selection agrees with the rule written as loops; each reason is given."""
+    part = {k: v for k, v in table.items() if k[0] in exponents}
+    best = select("gd", candidates(part)[::-1])  # whatever the order
+    chosen = reference.select(part, sorted(exponents), (0, 1))
+    assert (best.chosen.exponent if best.chosen else None) == chosen
+    assert [c.exponent for c in best.candidates] == sorted(exponents)
+    assert all(best.reasons)
+    selected = [c.exponent for c, r in zip(best.candidates, best.reasons, strict=True) if r.startswith("selected")]
+    assert selected == ([] if chosen is None else [chosen])
+
+
+@settings(max_examples=60)
+@given(table=TABLE, low=st.integers(-4, 0), length=st.integers(0, 2), refine=st.integers(0, 2))
+@example({(e, s): (0.1, 2.0) for e in HALVES for s in (0, 1)} | {(-1.0, 0): (0.1, 1.0)}, -1, 0, 1)
+def test_the_search_runs_what_the_rule_says_and_ends(
+    table: reference.Table, low: int, length: int, refine: int
+) -> None:
+    """Running what is proposed until nothing is reaches the reference's choice by exactly the reference's runs."""
+    grid = Grid(tuple(float(e) for e in range(low, low + length + 1)), refine)
+    search = sweep(grid, (0, 1))
+    done: dict[tuple[float, int], Outcome] = {}
+
+    def lookup(spec: RunSpec) -> Outcome | None:
+        return done.get((exponent(spec), spec.seed))
+
+    for _ in range(20):
+        proposed = {(exponent(spec), spec.seed) for spec in search.propose(lookup)}
+        if not proposed:
+            break
+        assert search.best("gd", lookup) is None
+        assert not proposed & done.keys()
+        done |= {name: outcome(*table[name]) for name in proposed}
+    else:
+        pytest.fail("the search does not end")
+    best = search.best("gd", lookup)
+    assert best is not None
+    chosen, runs = reference.search(table, grid.exponents, refine, (0, 1))
+    assert (best.chosen.exponent if best.chosen else None) == chosen
+    assert done.keys() == runs
+
+
+def test_a_grid_without_refinement_is_run_on_all_seeds() -> None:
+    """`refine` left out: exactly these step sizes, every seed, at once."""
+    search = sweep(Grid((-2.0, -1.0)), (0, 1, 2))
+    assert [(exponent(s), s.seed) for s in search.propose(lambda spec: None)] == [
+        (e, seed) for e in (-2.0, -1.0) for seed in (0, 1, 2)
+    ]
+    best = search.best("gd", lambda spec: outcome(spec.lr + spec.seed, 1.0))
+    assert best is not None
+    assert best.chosen is not None
+    assert (best.chosen.exponent, best.chosen.loss) == (-2.0, 2.01)
+
+
+def test_every_reason_of_a_worked_example() -> None:
+    """Six step sizes, each losing in a way of its own: the reason says which."""
+    best = select(
+        "gd",
+        candidates(
+            {
+                (-4.0, 0): (3.0, 1.0),
+                (-3.0, 0): (2.0, 1.05),
+                (-2.0, 0): (1.5, 1.06),
+                (-1.0, 0): (1.0, 1.2),
+                (0.0, 0): (4.0, 30.0),
+                (1.0, 0): DIVERGED,
+            }
+        ),
+    )
+    assert best.chosen is not None
+    assert best.chosen.exponent == -3.0
+    assert list(best.table()) == [
+        (10**-4.0, 3.0, "final loss 3 > 2"),
+        (10**-3.0, 2.0, "selected: next smaller stable step size"),
+        (10**-2.0, 1.5, "unstable: peaked at 1.06 x its initial loss"),
+        (10**-1.0, 1.0, "unstable: peaked at 1.2 x its initial loss"),
+        (1.0, 4.0, "unstable: peaked at 30 x its initial loss, and final loss 4 > 1"),
+        (10.0, math.inf, "diverged at step 3 (seed 0)"),
+    ]
+
+
+def test_the_worst_seed_decides() -> None:
+    """The mean over seeds would choose 0.1 and the best seed 1; the maximum chooses 0.01."""
+    table = {
+        (-2.0, 0): (1.9, 1.0),
+        (-2.0, 1): (2.0, 1.0),
+        (-1.0, 0): (0.5, 1.0),
+        (-1.0, 1): (2.1, 1.0),
+        (0.0, 0): (0.1, 1.0),
+        (0.0, 1): DIVERGED,
+    }
+    best = select("gd", candidates(table))
+    assert best.chosen is not None
+    assert best.chosen.exponent == -2.0
+    assert best.reasons == (
+        "selected: smallest worst-seed final loss",
+        "final loss 2.1 > 2",
+        "diverged at step 3 (seed 1)",
+    )
+
+
+def test_no_stable_step_size_selects_nothing() -> None:
+    """All diverged, or all unstable: nothing is chosen and every reason says so."""
+    for table, reason in (
+        ({(0.0, 0): DIVERGED, (1.0, 0): DIVERGED}, "diverged at step 3 (seed 0)"),
+        ({(0.0, 0): (1.0, 2.0), (1.0, 0): (1.0, 2.0)}, "unstable: peaked at 2 x its initial loss"),
+    ):
+        best = select("gd", candidates(table))
+        assert best.chosen is None
+        assert all(r.startswith(reason) for r in best.reasons)
+
+
+@pytest.mark.parametrize(
+    ("optimum", "side"), [(-3.0, "smallest"), (-3.5, "smallest"), (-1.5, None), (0.0, "largest"), (0.5, "largest")]
+)
+def test_a_choice_at_the_edge_warns(optimum: float, side: str | None) -> None:
+    """Selecting an outermost step size, or one beyond, asks for a wider grid; an inner one does not."""
+    search = sweep(Grid((-3.0, -2.0, -1.0, 0.0), 1), (0,))
+    best = search.best("gd", lambda spec: outcome(1 + abs(exponent(spec) - optimum), 1.0))
+    assert best is not None
+    assert best.chosen is not None
+    assert best.chosen.exponent == optimum
+    if side is None:
+        assert best.warning is None
+    else:
+        assert best.warning == f"gd: selected lr {10**optimum:.3g} is at the {side} edge of the grid; widen it"
+
+
+def test_a_final_loss_that_is_not_a_number_is_infinite() -> None:
+    """NaN is never the smallest, however it came to be recorded, and has a reason."""
+    nan = [Candidate(0.0, (tiny(),), (Outcome("done", math.nan, math.nan, 10),))]
+    assert nan[0].loss == nan[0].peak == math.inf
+    best: Best = select("gd", nan)
+    assert best.chosen is None
+    assert all(best.reasons)
+
+
+# -- step sizes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.01, Grid((-2.0,))),
+        (1, Grid((0.0,))),
+        ([0.1, 0.001], Grid((-3.0, -1.0))),
+        ({"decades": [-2, 0]}, Grid((-2.0, -1.0, 0.0))),
+        ({"decades": [-1, -1], "refine": 2}, Grid((-1.0,), 2)),
+        ({"exponents": [-1, -2.5], "refine": 0}, Grid((-2.5, -1.0), 0)),
+    ],
+)
+def test_a_grid_is_read(value: object, expected: Grid) -> None:
+    """Every spelling of step sizes, ascending."""
+    assert Grid.parse(value, "lr") == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, "0.1", [], [0.1, 0], {}, {"decades": [0, -1]}, {"decades": [-1.5, 0]}, {"decades": [0]}, {"refine": 1}]
+    + [{"decades": [-1, 0], "exponents": [-1]}, {"exponents": []}, {"decades": [-1, 0], "refine": -1}]
+    + [{"decades": [-1, 0], "refine": 1.5}, {"decade": [-1, 0]}, None, True, {"exponents": ["a"]}],
+)
+def test_a_wrong_grid_is_refused(value: object) -> None:
+    """Anything else is an error that names the field."""
+    with pytest.raises(SpecError, match="lr"):
+        Grid.parse(value, "lr")
+
+
+@pytest.mark.parametrize("lr", [0.003, 0.01, 0.07, 1e-5, 3e-4, 123.0])
+def test_a_step_size_that_is_given_is_the_one_that_is_run(lr: float) -> None:
+    """Going through its exponent does not change a step size, nor then the key of its run."""
+    search = sweep(Grid.parse(lr, "lr"), (0,))
+    assert [spec.lr for spec in search.propose(lambda spec: None)] == [lr]
+
+
+# -- presets -----------------------------------------------------------------------------------------------------------
+
+PRESET = """
+name = "mine"
+title = "Mine"
+[run]
+data = { name = "random-heavy-tail", groups = 3 }
+model = "linear"
+steps = 10
+[sweep]
+seeds = [0, 1]
+lr = { decades = [-2, 0] }
+[[sweep.optim]]
+name = "gd"
+momentum = [0.0, 0.9]
+[[sweep.optim]]
+name = "adam"
+lr = 0.01
+[variant.weighted]
+title = "Mine, weighted"
+run.loss = { weights = "inverse" }
+run.steps = 20
+[scale.paper]
+[scale.quick]
+run.steps = 30
+[scale.quick.variant.weighted]
+run.steps = 40
+sweep.seeds = [7]
+"""
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.toml"
+    file.write_text(PRESET)
+    return file
+
+
+def test_overlays_come_in_order(preset: Path) -> None:
+    """run <- variant <- scale <- scale.variant: each lays over the one before."""
+    steps = {
+        (scale, variant): Sweep.load(preset, scale=scale, variant=variant).run["steps"]
+        for scale in ("paper", "quick")
+        for variant in ("", "weighted")
+    }
+    assert steps == {("paper", ""): 10, ("paper", "weighted"): 20, ("quick", ""): 30, ("quick", "weighted"): 40}
+    weighted = Sweep.load(preset, scale="quick", variant="weighted")
+    assert (weighted.seeds, weighted.title, weighted.run["loss"]) == ((7,), "Mine, weighted", {"weights": "inverse"})
+    assert weighted.run["data"] == {"name": "random-heavy-tail", "groups": 3}
+
+
+def test_lists_of_settings_are_crossed_and_labelled(preset: Path) -> None:
+    """One table with a list of momenta is as many optimizers, each with its label, part and grid."""
+    loaded = Sweep.load(preset, scale="paper")
+    assert [(e.label, e.optim, e.grid.exponents) for e in loaded.entries] == [
+        ("gd-m", Part("gd", {"momentum": 0.0}), (-2.0, -1.0, 0.0)),
+        ("gd+m", Part("gd", {"momentum": 0.9}), (-2.0, -1.0, 0.0)),
+        ("adam", Part("adam"), (-2.0,)),
+    ]
+    assert [e.label for e in loaded.only(("adam", "gd-m")).entries] == ["adam", "gd-m"]
+    with pytest.raises(SpecError, match=r"unknown optimizer of preset 'mine' 'gd\+n'; did you mean 'gd"):
+        loaded.entry("gd+n")
+    spec = loaded.spec(loaded.entry("gd+m"), -1.0, 5)
+    assert (spec.optim, spec.lr, spec.seed, spec.steps) == (Part("gd", {"momentum": 0.9}), 0.1, 5, 10)
+
+
+def test_step_sizes_by_momentum(preset: Path) -> None:
+    """A table {"+m", "-m"} gives each momentum its own step sizes."""
+    text = PRESET.replace("momentum = [0.0, 0.9]", 'momentum = [0.0, 0.9]\nlr = { "-m" = 0.1, "+m" = [0.01, 1.0] }')
+    preset.write_text(text)
+    loaded = Sweep.load(preset)
+    assert [e.grid.exponents for e in loaded.entries] == [(-1.0,), (-2.0, 0.0), (-2.0,)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[sweep]", "[swep]\n[sweep]", "unknown table of preset 'mine' 'swep'; did you mean 'sweep'"),
+        ("steps = 10", "step = 10", "unknown run setting 'step'; did you mean 'steps'"),
+        ("steps = 10", "steps = '10'", "steps: expected int, got '10'"),
+        ("seeds = [0, 1]", "seed = [0, 1]", "unknown setting of preset 'mine': sweep 'seed'; did you mean 'seeds'"),
+        ("seeds = [0, 1]", "seeds = 3", "sweep.seeds: expected a list of integers, got 3"),
+        ("seeds = [0, 1]", "seeds = []", r"sweep.seeds: expected a list of integers, got \[\]"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", r"sweep.seeds: expected different integers, got \[0, 0\]"),
+        ("decades", "decade", "'decade'; did you mean 'decades'"),
+        ("run.steps = 30", "runs.steps = 30", "unknown table of preset 'mine' 'runs'; did you mean 'run'"),
+        ("run.loss", "rum.loss", None),  # in a variant that is not asked for
+        ("steps = 10", "lr = 0.1\nsteps = 10", "run.lr: the sweep sets it"),
+        ("steps = 10", "seed = 1\nsteps = 10", "run.seed: the sweep sets it"),
+        ("steps = 10", "optim = 'gd'\nsteps = 10", "run.optim: the sweep sets it"),
+        ("momentum = [0.0, 0.9]", "beta = [0.0, 0.9]", "two optimizers are called 'gd'; give each a label"),
+        ("momentum = [0.0, 0.9]", "label = 'x'\nmomentum = [0.0, 0.9]", "two optimizers are called 'x'"),
+        ('name = "adam"\nlr', 'name = "adam"\nlr = { "+m" = 1.0 }\nbeta2', r"unknown setting of sweep.optim adam: lr '\+m'"),
+        ("momentum = [0.0, 0.9]", 'momentum = [0.0, 0.9]\nlr = { "+m" = 1.0 }', r"unknown setting of sweep.optim gd-m: lr '\+m'"),
+        ("lr = { decades = [-2, 0] }\n", "", "sweep.optim gd: expected lr, got none"),
+        ("[scale.quick.variant.weighted]", "[scale.quick.variant.weigthed]", "'weigthed'; did you mean 'weighted'"),
+        ("[run]", "[run", "preset .*mine.toml: "),
+    ],
+)
+def test_a_wrong_preset_is_refused(preset: Path, old: str, new: str, message: str | None) -> None:
+    """Nothing that a preset says is ignored: what is unknown is named, on one line."""
+    assert PRESET.count(old) >= 1
+    preset.write_text(PRESET.replace(old, new, 1))
+    if message is None:
+        Sweep.load(preset)
+        return
+    with pytest.raises(SpecError, match=message) as caught:
+        for scale in ("paper", "quick"):
+            Sweep.load(preset, scale=scale)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [("[]", "at least one"), ("3", "expected an array of tables, got 3"), ("['gd']", "expected a table, got 'gd'")],
+)
+def test_a_sweep_needs_optimizers(preset: Path, optim: str, message: str) -> None:
+    """A list of optimizers that is none is refused."""
+    head, _, _ = PRESET.partition("[[sweep.optim]]")
+    preset.write_text(f"{head}optim = {optim}\n")
+    with pytest.raises(SpecError, match=message):
+        Sweep.load(preset)
+
+
+def test_what_is_asked_of_a_preset_must_exist(preset: Path, tmp_path: Path) -> None:
+    """Unknown presets, scales and variants name the nearest; a missing file is a DataError."""
+    with pytest.raises(SpecError, match=r"unknown scale of preset 'mine' 'quik'; did you mean 'quick'\?"):
+        Sweep.load(preset, scale="quik")
+    with pytest.raises(SpecError, match=r"unknown variant of preset 'mine' 'weight'; did you mean 'weighted'\?"):
+        Sweep.load(preset, variant="weight")
+    with pytest.raises(SpecError, match="unknown preset 'no-such'"):
+        Sweep.load("no-such")
+    with pytest.raises(DataError, match="cannot read preset .*none.toml: No such file"):
+        Sweep.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("base", "top", "expected"),
+    [
+        ({"a": {"x": 1}}, {"a": {"y": 2}}, {"a": {"x": 1, "y": 2}}),
+        ({"a": {"x": {"y": 1}}}, {"a": {"x": {"z": 2}}}, {"a": {"x": {"y": 1, "z": 2}}}),
+        ({"a": "gd"}, {"a": {"momentum": 0.9}}, {"a": {"name": "gd", "momentum": 0.9}}),
+        ({"a": {"name": "gd", "momentum": 0.9}}, {"a": "adam"}, {"a": "adam"}),
+        ({"a": {"name": "gd", "momentum": 0.9}}, {"a": {"name": "adam"}}, {"a": {"name": "adam"}}),
+        ({"a": {"name": "gd", "momentum": 0.9}}, {"a": {"name": "gd"}}, {"a": {"name": "gd", "momentum": 0.9}}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+    ],
+)
+def test_overlay(base: dict[str, Any], top: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Tables merge, another name replaces, everything else replaces; the operands stay."""
+    before = repr((base, top))
+    assert overlay(base, top) == expected
+    assert repr((base, top)) == before
+
+
+def _everything() -> list[tuple[str, str, str]]:
+    from heavytail.sweep import read_preset
+
+    found = []
+    for name in preset_names():
+        table = read_preset(name)
+        for scale in table.get("scale", {}):
+            found += [(name, scale, variant) for variant in ("", *table.get("variant", {}))]
+    return found
+
+
+@pytest.mark.parametrize(("name", "scale", "variant"), _everything())
+def test_every_preset_loads_at_every_scale(name: str, scale: str, variant: str) -> None:
+    """All presets are free of unknown settings, and every component of their runs exists."""
+    loaded = Sweep.load(name, scale=scale, variant=variant)
+    proposed = loaded.propose(lambda spec: None)
+    assert {spec.optim.name for spec in proposed} == {entry.optim.name for entry in loaded.entries}
+    for entry in loaded.entries:
+        assert loaded.spec(entry, entry.grid.exponents[0], 0).key
