@@ -249,7 +249,7 @@ class Monitor:
         if wrong[0]:
             raise SpecError(f"targets: expected 0 to {self.num_classes - 1}, got {int(wrong[0])} outside")
         seen = seen + count + nonfinite
-        groups, cut = self._source._cut_groups(seen if self._source is self else None, sync)
+        groups, cut = self._cut_groups(seen, sync)
         totals = groups.sum(count)
 
         def mean(sums: Array) -> Array:
@@ -346,15 +346,18 @@ class Monitor:
         """Stack rows of [C] and add them over all ranks, in float64, which holds whole numbers to 2^53."""
         return np.asarray(add_over_ranks(torch.stack(rows), sync).cpu().numpy(), np.float64)
 
-    def _cut_groups(self, seen: Array | None, sync: bool) -> tuple[FrequencyGroups, str]:
-        """The groups; `seen` [C], where it is known over all ranks already, saves asking them again."""
-        if self._groups is not None:
-            return self._groups, self._cut
-        if seen is None:
-            seen = self._total([(self._seen + self._stats.count + self._nonfinite).double()], sync)[0]
+    def _cut_groups(self, seen: Array, sync: bool) -> tuple[FrequencyGroups, str]:
+        """The groups, and what they were cut from; `seen` [C] is by this monitor, on all ranks."""
+        source = self._source
+        if source._groups is not None:
+            return source._groups, source._cut
+        if source is not self:
+            parts = [source._seen, source._stats.count, source._nonfinite]
+            theirs = self._total([torch.stack(parts).sum(0).double()], sync)[0]
+            seen = theirs if theirs.any() else seen
         if not seen.any():
             raise SpecError("counts: expected some, or targets seen before, to cut groups from; got none of either")
-        return FrequencyGroups.from_counts(seen.astype(np.int64), self.num_groups), f"{int(seen.sum())} targets seen"
+        return FrequencyGroups.from_counts(seen.astype(np.int64), source.num_groups), f"{int(seen.sum())} targets seen"
 
     def _check(self, values: Tensor, targets: Tensor, correct: Tensor | None) -> None:
         if targets.is_floating_point() or targets.dtype == torch.bool:
