@@ -37,26 +37,25 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
         figure: what to make.
         results: finished runs.
         out: folder of the reproduction.
-        missing: why its runs cannot be had, if that is known already.
+        missing: why runs could not be finished (no data, out of memory), if that is known; what can be made without
+            them is.
     """
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    claims = figure.not_run(results.scale, missing) if missing else figure.claims(results)
+    claims = figure.claims(results, missing)
     record: dict[str, Any] = {
         "figure": figure.id,
         "title": figure.title,
         "paper": figure.paper,
         "scale": results.scale,
         "caption": figure.caption(results),
-        "missing": missing,
+        "missing": None,
         "panels": [],
         "search": [],
         "environments": [],
     }
     pictures: dict[str, bytes] = {}
     try:
-        if missing:
-            raise MissingRuns(missing)
         picture = figure.draw(results)
         pictures = {f"{figure.id}.{kind}": picture.render(kind) for kind in ("png", "pdf")}
         if figure.needs:
@@ -68,7 +67,7 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
             "environments": figure.environments(results),
         }
     except MissingRuns as error:
-        record["missing"] = str(error)
+        record["missing"] = missing or str(error)
     for name in (f"{figure.id}.png", f"{figure.id}.pdf", f"{figure.id}-search.png"):
         if name in pictures:
             write_atomic(folder / name, pictures[name])

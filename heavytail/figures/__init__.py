@@ -61,14 +61,10 @@ class Figure:
         with applied():
             return self.plot(results.for_figure(self.id))
 
-    def claims(self, results: Results) -> list[Claim]:
-        """Return every claim, those whose runs are missing as not run."""
+    def claims(self, results: Results, missing: str | None = None) -> list[Claim]:
+        """Return every claim, those whose runs are missing as not run; `missing` says why, if that is known."""
         results = results.for_figure(self.id)
-        return [rule.check(self.id, results) for rule in self.rules]
-
-    def not_run(self, scale: str, reason: str) -> list[Claim]:
-        """Return every claim as not run, for a reason known before looking (data that cannot be had, say)."""
-        return [rule.not_run(self.id, scale, reason) for rule in self.rules]
+        return [rule.check(self.id, results, missing) for rule in self.rules]
 
     def caption(self, results: Results) -> str:
         """Return the caption: what to look for, how it was measured, on which data, and at which scale."""

@@ -91,12 +91,12 @@ class ClaimRule:
     threshold: Threshold
     measure: Callable[[Results], float]
 
-    def check(self, figure: str, results: Results) -> Claim:
-        """Return the claim as measured, or as not run where runs are missing."""
+    def check(self, figure: str, results: Results, missing: str | None = None) -> Claim:
+        """Return the claim as measured, or as not run where runs are missing; `missing` says why, if that is known."""
         try:
             return self._claim(figure, results.scale, float(self.measure(results)))
         except MissingRuns as error:
-            return self.not_run(figure, results.scale, str(error))
+            return self.not_run(figure, results.scale, missing or str(error))
 
     def not_run(self, figure: str, scale: str, reason: str) -> Claim:
         """Return the claim as not run."""

@@ -34,7 +34,7 @@ def direction_figure(name: str, title: str, paper: str, preset: str) -> Figure:
                 title = optimizer_name(run.label, stochastic=run.stochastic, momentum=True)
                 losses.append(picture.panel(row, column, title, "step", ""))
                 group_losses(losses[-1], run)
-        picture.share_y(losses)
+        picture.share_y(losses, 2 * runs[0].initial_loss)
         picture.group_bar(losses, runs[0].num_groups)
         return picture
 

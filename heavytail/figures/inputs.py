@@ -33,7 +33,7 @@ def plot_inputs(results: Results) -> Picture:
             group_losses(losses[-1], run, until=SHOWN)
         losses.append(picture.panel(row, 2, f"{name}: last step", "group (1 = most frequent)", ""))
         final_group_losses(losses[-1], runs)
-        picture.share_y(losses)
+        picture.share_y(losses, 2 * runs[0].initial_loss)
         picture.group_bar(losses, runs[0].num_groups)
     return picture
 
@@ -100,7 +100,7 @@ def plot_horizons(results: Results) -> Picture:
         title = f"first {horizon:,} steps".replace(",", " ")
         losses.append(picture.panel(0, column, title, "step", "" if column else loss_label("train")))
         group_losses(losses[-1], run, until=horizon)
-    picture.share_y(losses)
+    picture.share_y(losses, 2 * run.initial_loss)
     picture.group_bar(losses, run.num_groups)
     return picture
 

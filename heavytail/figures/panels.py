@@ -146,7 +146,7 @@ def group_row(
         title = f"{optimizer_name(run.label, stochastic=run.stochastic)}, by group"
         losses.append(picture.panel(row, column, title, "step", ""))
         group_losses(losses[-1], run)
-    picture.share_y(losses)
+    picture.share_y(losses, 2 * runs[0].initial_loss)
     picture.group_bar(losses, runs[0].num_groups)
     return losses
 

@@ -134,14 +134,12 @@ class Results:
         store: where the runs are.
         scale: "paper", "small" or "quick".
         presets: folder to read presets from; by default those that come with the package.
-        reasons: why a sweep, by preset and variant, could not be finished, where that is known.
         figure: the figure that is being made, for the command in an error message.
     """
 
     store: RunStore
     scale: str
     presets: Path | None = None
-    reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
     figure: str = ""
     _sweeps: dict[Need, Sweep] = field(default_factory=dict, repr=False)
     _searches: dict[tuple[str, str, str], Best] = field(default_factory=dict, repr=False)
@@ -167,9 +165,9 @@ class Results:
         if key not in self._searches:
             best = self.sweep(need).best(label, self.store.outcome)
             if best is None:
-                reason = self.reasons.get((need.preset, need.variant), "its step-size search is not finished")
+                sweep = " ".join(filter(None, [need.preset, need.variant]))
                 raise MissingRuns(
-                    f"{' '.join(filter(None, [need.preset, need.variant]))}, {label}: {reason}; "
+                    f"{sweep}, {label}: its step-size search is not finished; "
                     f"run `heavytail reproduce {self.figure or 'FIGURE'} --scale {self.scale}`"
                 )
             self._searches[key] = best

@@ -156,12 +156,12 @@ class Picture:
         """Every number in the picture: per panel, in reading order, its title, axes, series and notes."""
         return [self.panels[place].record for place in sorted(self.panels)]
 
-    def share_y(self, panels: Iterable[Panel]) -> None:
-        """Give panels one range of y, and let only the first of each row write its label."""
+    def share_y(self, panels: Iterable[Panel], top: float) -> None:
+        """Give panels one range of y, cut off at `top`: a short spike shall not flatten everything else."""
         shared = list(panels)
         limits = [panel.axes.get_ylim() for panel in shared]
         for panel in shared:
-            panel.axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            panel.axes.set_ylim(min(low for low, _ in limits), min(max(high for _, high in limits), top))
 
     def group_bar(self, panels: Sequence[Panel], num_groups: int) -> None:
         """Add the key of the frequency groups' colours, to the right of panels."""
