@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
 
 import heavytail
 from heavytail.data.stdlib_text import StdlibText
@@ -52,6 +52,7 @@ def train(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
     trainer = Trainer(
         model, arguments, train_dataset=train_set, eval_dataset=test_set, optimizers=(optimizer, None)
     )
+    trainer.remove_callback(PrinterCallback)
     FrequencyLoss(counts=data.counts, journal=heavytail.Journal(folder / name)).attach(trainer)
     trainer.train()
     return trainer.state.log_history

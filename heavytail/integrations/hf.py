@@ -95,6 +95,8 @@ class FrequencyLoss(TrainerCallback):  # type: ignore[misc]
         else:
             return
         reading = monitor.compute()
+        if not reading.class_count.any():
+            raise SpecError("labels: expected the model to be given them by name, got none; attach with through='loss'")
         monitor.reset()
         # The Trainer's own loss stays what it is.
         added = {name: value for name, value in reading.to_dict(prefix).items() if name not in logs}
@@ -104,8 +106,8 @@ class FrequencyLoss(TrainerCallback):  # type: ignore[misc]
             self.journal.write(state.global_step, reading, split)
 
     def _hook(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if kwargs.get("labels") is None:
-            raise SpecError("labels: expected the model to be given them by name; attach with through='loss'")
+        if kwargs.get("labels") is None:  # generation, say
+            return
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
         self._monitor().update(logits, self._align(kwargs["labels"]))
 
