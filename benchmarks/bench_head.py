@@ -2,10 +2,11 @@
 
     python benchmarks/bench_head.py [--threads N] [--rounds N] [--device cpu] [--json FILE]
 
-Every contender makes one forward and backward pass over M rows, C classes and D features: `plain` is
-F.cross_entropy(F.linear(h, W, b), y); `bare` the two or three matrix products that any method needs, on whole
-logits; `head` linear_cross_entropy, with `curvature` and with class statistics (`stats`). Memory is the growth of
-the peak resident size over one pass, each in a process of its own, at M rows and at 4 M.
+Every contender makes one forward and backward pass over M rows, C classes and D features. `plain` is
+F.cross_entropy(F.linear(h, W, b), y); `bare` is the two or three matrix products that any method needs, on
+whole logits; `head` is linear_cross_entropy, `curvature` and `stats` the same with curvature and with class
+statistics, and `diverged` the same at weights a hundred times larger, whose exponentials underflow. Memory is
+the growth of the peak resident size over one pass, each in a process of its own, at M rows and at 4 M.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ SHAPES = (
     Shape("linear, m = 8", 2_048, 255, 2_304, False),
     Shape("linear, m = 9", 4_608, 511, 5_120, False),
 )
+MEMORY_SHAPES = (SHAPES[0], SHAPES[2])
 MEMORY_CONTENDERS = ("plain", "head", "curvature")
 
 
@@ -53,7 +55,8 @@ def contenders(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
     W = (torch.randn(shape.C, shape.D, generator=generator) / shape.D**0.5).to(device)
     b = torch.zeros(shape.C, device=device)
     y = torch.randint(shape.C, (shape.M,), generator=generator).to(device)
-    leaves = [W.requires_grad_(), b.requires_grad_()]
+    large = (100.0 * W).requires_grad_()
+    leaves = [W.requires_grad_(), b.requires_grad_(), large]
     if shape.features_need_gradient:
         leaves.append(h.requires_grad_())
     stats = ClassStats.zeros(shape.C, device)
@@ -66,7 +69,7 @@ def contenders(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
         clear()
         F.cross_entropy(F.linear(h, W, b), y).backward()
 
-    def head(curvature: bool = False, statistics: bool = False) -> None:
+    def head(W: torch.Tensor = W, curvature: bool = False, statistics: bool = False) -> None:
         clear()
         out = linear_cross_entropy(h, W, b, y, curvature=curvature)
         if statistics:
@@ -86,6 +89,7 @@ def contenders(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
         "head": head,
         "curvature": lambda: head(curvature=True),
         "stats": lambda: head(statistics=True),
+        "diverged": lambda: head(large),
     }
 
 
@@ -122,7 +126,7 @@ def main() -> None:
     times, memory = {}, {}
     print("milliseconds for one forward and backward pass, and ratios within rounds")
     print(f"{'':>18} {'M':>6} {'C':>6} {'D':>5} {'bare':>7} {'plain':>7} {'head':>7}", end=" ")
-    print("plain/head head/bare curvature stats")
+    print("plain/head head/bare curvature stats diverged")
     for shape in SHAPES:
         timing = interleave(contenders(shape, args.device), rounds=args.rounds)
         ratios = {
@@ -130,26 +134,23 @@ def main() -> None:
             "head/bare": timing.ratio("head", "bare"),
             "curvature/head": timing.ratio("curvature", "head"),
             "stats/head": timing.ratio("stats", "head"),
+            "diverged/head": timing.ratio("diverged", "head"),
         }
         medians = {name: timing.median(name) for name in timing.seconds}
         times[shape.name] = {"shape": shape._asdict(), "seconds": medians, "ratios": ratios}
         print(f"{shape.name:>18} {shape.M:6} {shape.C:6} {shape.D:5}", end=" ")
         print(*(f"{1e3 * medians[name]:7.1f}" for name in ("bare", "plain", "head")), end=" ")
-        print("{:10.2f} {:9.2f} {:9.2f} {:5.2f}".format(*ratios.values()), flush=True)
+        print("{:10.2f} {:9.2f} {:9.2f} {:5.2f} {:8.2f}".format(*ratios.values()), flush=True)
 
     if args.device == "cpu":
-        print(
-            "\ngrowth of the peak resident size over one pass, MB, at M and 4 M rows; (features' gradient alone)"
-        )
+        print("\ngrowth of the peak resident size over one pass, MB, at M and 4 M rows; last: dloss/dh alone")
         print(f"{'':>18}", *(f"{name:>16}" for name in MEMORY_CONTENDERS))
-        for shape in SHAPES:
+        for shape in MEMORY_SHAPES:
             sizes = (shape, shape._replace(M=4 * shape.M))
             growth = {n: [peak_growth(s, n, args.threads) for s in sizes] for n in MEMORY_CONTENDERS}
             memory[shape.name] = growth
             own = [4e-6 * s.M * s.D * s.features_need_gradient for s in sizes]
-            print(
-                f"{shape.name:>18}", *(f"{a:7.0f} {b:8.0f}" for a, b in (*growth.values(), own)), flush=True
-            )
+            print(f"{shape.name:>18}", *(f"{a:7.0f} {b:8.0f}" for a, b in (*growth.values(), own)), flush=True)
     if args.json:
         save(args.json, {"times": times, "memory_mb": memory})
 

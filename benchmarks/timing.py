@@ -1,7 +1,7 @@
-"""Interleaved timing: contenders take turns, so that a change of the machine's load or clock meets all of them.
+"""Interleaved timing: contenders take turns, so that a change of load or clock speed meets all of them.
 
-Times of one contender spread by tens of percent on a shared machine; the ratio of two within a round does not, and
-the median of those ratios over rounds is what is reported.
+Times of one contender spread by tens of percent on a shared machine. The ratio of two within one round
+spreads far less, and its median over the rounds is what is reported.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class Timing:
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[base], strict=True))
 
 
-def interleave(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2
-) -> Timing:
+def interleave(contenders: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2) -> Timing:
     """Time the contenders round-robin, every second round in reverse order.
 
     Args:

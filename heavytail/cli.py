@@ -78,11 +78,14 @@ def reproduce_command(args: argparse.Namespace) -> int:
     from heavytail import figures
     from heavytail.progress import display
     from heavytail.reproduce import reproduce
+    from heavytail.train.distributed import joined
 
     chosen = [figures.figure(name) for name in args.figures] or figures.all_figures()
     out = _writable(args.out or Path("results") / args.scale)
-    with display() as shown:
-        claims = reproduce(chosen, _store(args), out, scale=args.scale, options=_options(args), display=shown)
+    with joined(_options(args)) as options, display(quiet=not options.first) as shown:
+        claims = reproduce(chosen, _store(args), out, scale=args.scale, options=options, display=shown)
+    if not options.first:
+        return 0
     _print_claims(claims)
     print(f"report: {out / 'report.html'}")
     return 1 if args.strict and any(c.verdict == "not reproduced" for c in claims) else 0
@@ -93,6 +96,7 @@ def run_command(args: argparse.Namespace) -> int:
     from heavytail.export import write_tables
     from heavytail.progress import display
     from heavytail.spec import RunSpec
+    from heavytail.train.distributed import joined
     from heavytail.train.runner import run_all
 
     table: dict[str, Any] = {kind: {"name": getattr(args, kind)} for kind in ("data", "model", "optim")}
@@ -102,10 +106,12 @@ def run_command(args: argparse.Namespace) -> int:
     spec = RunSpec.from_dict(_with_settings(table, args.set))
     out, store = _writable(args.out), _store(args)
     spec.resolved  # noqa: B018 - refuse unknown names before anything starts
-    with display() as shown:
-        failures = run_all(lambda: [spec] if store.missing_steps(spec) else [], store, _options(args, 1), shown)
+    with joined(_options(args, 1)) as options, display(quiet=not options.first) as shown:
+        failures = run_all(lambda: [spec] if store.missing_steps(spec) else [], store, options, shown)
     if failures:
         raise HeavyTailError(failures[0].reason)
+    if not options.first:
+        return 0
     history = store.load(spec)
     assert history is not None
     paths = write_tables(history, out)
@@ -118,14 +124,17 @@ def sweep_command(args: argparse.Namespace) -> int:
     """Search step sizes for a preset or a user's own problem, and say why each candidate lost."""
     from heavytail.progress import display
     from heavytail.sweep import Sweep
+    from heavytail.train.distributed import joined
     from heavytail.train.runner import remember, search
 
     sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant)
     store = _store(args)
-    with display() as shown:
-        failures = search([sweep], store, _options(args), shown)
+    with joined(_options(args)) as options, display(quiet=not options.first) as shown:
+        failures = search([sweep], store, options, shown)
     if failures:
         raise HeavyTailError(failures[0].reason)
+    if not options.first:
+        return 0
     _print_sweep(sweep, remember(store))
     if args.out is not None:
         _write_best(sweep, store, _writable(args.out))
@@ -294,6 +303,7 @@ def _where(parser: argparse.ArgumentParser, *, device: bool = True, workers: boo
     parser.add_argument("--data-dir", type=Path, help="folder of data sets (default: HEAVYTAIL_DATA, else ROOT/data)")
     if device:
         parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+        parser.add_argument("--compile", action="store_true", help="send models through torch.compile")
     if workers:
         parser.add_argument("--workers", type=int, help="processes (default: one per core on a CPU, one on a GPU)")
 
@@ -347,7 +357,7 @@ def _options(args: argparse.Namespace, workers: int | None = None) -> Options:
             raise SpecError(
                 f"--device: expected cpu{' or cuda' if available else ' (there is no GPU)'}, got '{device}'"
             )
-    return Options(_data_dir(args), device, workers)
+    return Options(_data_dir(args), device, workers, args.compile)
 
 
 def _writable(folder: Path) -> Path:

@@ -189,6 +189,10 @@ class ClassStats:
         ):
             total.index_add_(0, index, value.to(total.dtype))
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the sums themselves, in the order of the attributes; they may be changed in place."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
     def __add__(self, other: ClassStats) -> ClassStats:
         """Return the statistics of both sets of rows."""
         if other.num_classes != self.num_classes:

@@ -88,6 +88,16 @@ class Lines:
             self._last = now
 
 
-def display() -> Bars | Lines:
-    """Return bars on a terminal, lines elsewhere."""
-    return Bars() if sys.stderr.isatty() else Lines()
+class Silence(Lines):
+    """For all but the first of several processes that train together."""
+
+    def __exit__(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _say(self, text: str) -> None:
+        """Say nothing."""
+
+
+def display(*, quiet: bool = False) -> Bars | Lines:
+    """Return bars on a terminal, lines elsewhere, and nothing at all if `quiet`."""
+    return Silence() if quiet else Bars() if sys.stderr.isatty() else Lines()

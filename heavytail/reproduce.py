@@ -27,7 +27,7 @@ def reproduce(
     """Make figures under `out`, and return their claims.
 
     A figure whose data cannot be had, or one of whose runs failed, is not drawn; its claims are "not run", with the
-    reason.
+    reason. Of several processes that train together the first one makes the figures; the others return no claims.
 
     Args:
         figures: what to make.
@@ -37,9 +37,11 @@ def reproduce(
         options: how to train.
         display: is told what happens.
     """
-    results = Results(store, scale)
+    results = Results(store, scale, data_dir=options.data_dir)
     sweeps = {need: results.sweep(need) for figure in figures for need in figure.needs}
     failures = search(list(sweeps.values()), store, options, display)
+    if not options.first:
+        return []
     claims: list[Claim] = []
     for figure in figures:
         reason = next((why for need in figure.needs if (why := _failed(sweeps[need], failures))), None)

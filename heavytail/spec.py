@@ -75,6 +75,9 @@ class RunSpec:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SpecError(f"{name}: expected an integer >= {low}, got {value}")
+        names = [probe.name for probe in self.probes]
+        if len(names) != len(set(names)):
+            raise SpecError(f"probes: expected each name once, got {', '.join(names)}")
         if self.train_stats == "running" and self.batch_size is None:
             raise SpecError("train_stats: 'running' needs a batch_size; a full batch always gives exact losses")
 
@@ -125,6 +128,13 @@ class RunSpec:
         table["versions"] = {kind: registry(kind).version(getattr(self, kind).name) for kind in PARTS}
         text = json.dumps(table, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    @cached_property
+    def measured(self) -> list[dict[str, Any]]:
+        """What the probes are, with their versions, as plain JSON: what a stored run is compared with."""
+        tables = [{**p.to_dict(), "version": registry("probe").version(p.name)} for p in self.resolved.probes]
+        plain: list[dict[str, Any]] = json.loads(json.dumps(tables))  # tuples are lists, as they will be read
+        return plain
 
     def recorded_steps(self, every: int | None = None) -> list[int]:
         """Return the steps at which losses are recorded: multiples of `every` (default eval_every), and the last."""

@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from heavytail.errors import StoreError
 from heavytail.spec import RunSpec
 
+_UMASK = os.umask(0)  # there is no way to ask but to set
+os.umask(_UMASK)
 ATTEMPT = "attempt"  # subfolder of a finished run in which a fresh attempt at it commits until it is finished too
 
 Array = NDArray[Any]
@@ -230,7 +232,7 @@ class RunStore:
                     "train_steps": history.arrays.get("train/step", np.empty(0, np.int64)).tolist(),
                     "test_steps": history.arrays.get("test/step", np.empty(0, np.int64)).tolist(),
                     "train_stats": spec.train_stats,
-                    "probes": [p.to_dict() for p in spec.resolved.probes],
+                    "probes": spec.measured,
                 },
                 "history": _write_arrays(folder, "history", history.arrays) if history.arrays else None,
                 "checkpoint": _write_arrays(folder, "checkpoint", checkpoint) if checkpoint is not None else None,
@@ -296,8 +298,7 @@ def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
     if record is None or record["history"] is None:
         return wanted
     have = record["observed"]
-    probes = [p.to_dict() for p in spec.resolved.probes]
-    if any(p not in have["probes"] for p in probes) or spec.train_stats != have["train_stats"]:
+    if any(p not in have["probes"] for p in spec.measured) or spec.train_stats != have["train_stats"]:
         return wanted
     end = record["step"] if record["status"] == "diverged" else spec.steps + 1
     missing = {s for s in wanted if s < end} - set(have["train_steps"])
@@ -380,6 +381,7 @@ def write_atomic(file: Path, content: bytes) -> None:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
         os.replace(temporary, file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

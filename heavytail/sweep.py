@@ -15,7 +15,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -139,6 +139,7 @@ class Sweep:
         run: the table that every run shares.
         entries: the optimizers.
         seeds: the first one searches the sparse grid; all of them judge the dense one.
+        probes: measured along each selected run of the first seed, once its search is finished, and no other.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Sweep:
     run: Mapping[str, Any]
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...]
+    probes: tuple[Part, ...] = ()
     _specs: dict[tuple[str, float, int], RunSpec] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -176,8 +178,8 @@ class Sweep:
                 raise unknown(f"table of preset {name}:", key, ("run", "sweep", "variant"))
         search = merged["sweep"]
         for key in search:
-            if key not in ("seeds", "optim", "lr"):
-                raise unknown(f"setting of preset {name}, sweep:", key, ("seeds", "optim", "lr"))
+            if key not in ("seeds", "optim", "lr", "probes"):
+                raise unknown(f"setting of preset {name}, sweep:", key, ("seeds", "optim", "lr", "probes"))
         seeds = search.get("seeds", [0])
         if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) for s in seeds)):
             raise SpecError(f"sweep.seeds: expected a list of integers, got {seeds!r}")
@@ -194,21 +196,19 @@ class Sweep:
             if labels.count(label) > 1:
                 raise SpecError(f"preset '{name}': two optimizers are called '{label}'; give each a label of its own")
         title = variants.get(variant, {}).get("title", table.get("title", name))
-        sweep = cls(name, title, scale, variant, merged["run"], entries, tuple(seeds))
-        sweep.spec(entries[0], entries[0].grid.exponents[0], seeds[0])  # refuse a bad table now, not at the first run
+        probes = tuple(Part.parse(p, "sweep.probes") for p in search.get("probes", []))
+        sweep = cls(name, title, scale, variant, merged["run"], entries, tuple(seeds), probes)
+        # Refuse a bad table now, not at the first run.
+        replace(sweep.spec(entries[0], entries[0].grid.exponents[0], seeds[0]), probes=probes)
         return sweep
 
     def only(self, labels: tuple[str, ...]) -> Sweep:
         """Return the sweep with these optimizers alone, in this order."""
-        return Sweep(
-            self.name,
-            self.title,
-            self.scale,
-            self.variant,
-            self.run,
-            tuple(self.entry(label) for label in labels),
-            self.seeds,
-        )
+        return replace(self, entries=tuple(self.entry(label) for label in labels))
+
+    def unprobed(self) -> Sweep:
+        """Return the sweep that searches the same step sizes and measures nothing more along the selected runs."""
+        return replace(self, probes=())
 
     def entry(self, label: str) -> Entry:
         """Return the optimizer called `label`."""
@@ -232,7 +232,23 @@ class Sweep:
         Args:
             lookup: the outcome of a finished run, None for one that is not finished.
         """
-        return [spec for entry in self.entries for spec in self._search(entry, lookup)[1]]
+        proposed = []
+        for entry in self.entries:
+            best, todo = self._search(entry, lookup)
+            probed = None if best is None else self.probed(best)
+            if probed is not None and lookup(probed) is None:
+                todo = [probed]
+            proposed += todo
+        return proposed
+
+    def probed(self, best: Best) -> RunSpec | None:
+        """Return the selected run of the first seed with the sweep's probes; None without probes or a selection.
+
+        It has the key of the run that was selected: training it replaces that one by itself and the measurements.
+        """
+        if not self.probes or best.chosen is None:
+            return None
+        return replace(best.chosen.specs[0], probes=self.probes)
 
     def best(self, label: str, lookup: Lookup) -> Best | None:
         """Return the selected step size of one optimizer; None while its search is not finished."""
@@ -375,7 +391,10 @@ def preset_names() -> list[str]:
 
 
 def read_preset(preset: str | Path) -> dict[str, Any]:
-    """Return the tables of a preset, by name or by the path of a .toml file."""
+    """Return the tables of a preset, by name or by the path of a .toml file.
+
+    A preset with `extends = "other"` is laid over that one.
+    """
     if str(preset).endswith(".toml"):
         try:
             text = Path(preset).read_text()
@@ -387,6 +406,9 @@ def read_preset(preset: str | Path) -> dict[str, Any]:
             raise unknown("preset", preset, names)
         text = (resources.files("heavytail") / "presets" / f"{preset}.toml").read_text()
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"preset {preset}: {error}") from error
+    base = table.pop("extends", None)
+    # Only a preset that comes with the package can be extended, and none of those in a circle.
+    return table if base is None else overlay(read_preset(base), table)

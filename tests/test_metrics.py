@@ -59,9 +59,7 @@ def test_group_means_are_the_reference(counts: list[int], num_groups: int, rando
     means = groups.mean(values, here)
     assert means.shape == (2, groups.num_groups)
     for row, mean in zip(values, means, strict=True):
-        expected = reference.group_means(
-            row.tolist(), here.tolist(), groups.index.tolist(), groups.num_groups
-        )
+        expected = reference.group_means(row.tolist(), here.tolist(), groups.index.tolist(), groups.num_groups)
         np.testing.assert_allclose(mean, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -10,14 +10,24 @@ from pathlib import Path
 from typing import Literal
 
 from heavytail.data import REGISTRY, Data, fetch
+from heavytail.data.corpus import Text, tokenised_data
 from heavytail.data.text import TextSettings, basic_english, build_vocabulary
+from heavytail.errors import SpecError
 
 
 @dataclass(frozen=True)
 class _Treebank(TextSettings):
     vocabulary: Literal["full", "seen"] = "full"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokenizer != "word" and self.vocabulary != "full":
+            raise SpecError(f"data.vocabulary: expected full with data.tokenizer {self.tokenizer}, got seen")
+
     def _load(self, source: str, parts: tuple[str, str], data_dir: Path) -> Data:
+        if self.tokenizer != "word":
+            learn, first, second = (Text((fetch.locate(_path(part), data_dir),)) for part in ("train", *parts))
+            return tokenised_data(self, source, first, second, data_dir, learn)
         needed = parts if self.vocabulary == "seen" else ("train", *parts)
         words = {part: _words(part, data_dir) for part in dict.fromkeys(needed)}
         train, test = (words[part][: self.max_tokens] for part in parts)
@@ -33,7 +43,7 @@ class PTB(_Treebank):
     Attributes:
         vocabulary: "full" has the types of the whole training split (C = 9 922); "seen" only those of the text
             trained on, which at a small `max_tokens` saves classes that never occur.
-        length, max_tokens, max_vocab: see TextSettings.
+        length, max_tokens, max_vocab, tokenizer: see TextSettings.
     """
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
@@ -49,7 +59,7 @@ class TinyPTB(_Treebank):
     Small enough for full-batch training. The classes are those of PTB, so that some never occur here.
 
     Attributes:
-        vocabulary, length, max_tokens, max_vocab: as in PTB.
+        vocabulary, length, max_tokens, max_vocab, tokenizer: as in PTB.
     """
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
@@ -59,4 +69,8 @@ class TinyPTB(_Treebank):
 
 def _words(part: str, data_dir: Path) -> list[str]:
     """Return the words of a split of the public files."""
-    return basic_english(fetch.read(f"ptb/ptb.{part}.txt", data_dir).decode("utf-8"))
+    return basic_english(fetch.read(_path(part), data_dir).decode("utf-8"))
+
+
+def _path(part: str) -> str:
+    return f"ptb/ptb.{part}.txt"

@@ -16,10 +16,12 @@ from itertools import islice
 from pathlib import Path
 
 from heavytail.data import REGISTRY, Data
+from heavytail.data.corpus import Text, cache_folder, tokenise
 from heavytail.data.text import TextSettings, basic_english, build_vocabulary
 from heavytail.errors import DataError
 
 _TEST_SHARE = 10  # one word in ten
+_TOKEN_BYTES = 8  # a learned tokenizer sees this much text for each token asked for; tokens are half as long
 
 # Where the text comes from: the modules at the top of the library and these packages. They are the same wherever this
 # version is installed; left out are what is often split off or patched (tkinter, venv), tables (encodings), and tests.
@@ -39,7 +41,7 @@ class StdlibText(TextSettings):
         max_vocab: as in TextSettings. The defaults leave `<unk>` about 4 % of the words, half of what the most frequent
             word has.
         python: the Python version the text is of, for example "3.12.4"; "" stands for the running one.
-        length: see TextSettings.
+        length, tokenizer: see TextSettings.
     """
 
     max_tokens: int | None = 50_000
@@ -55,20 +57,37 @@ class StdlibText(TextSettings):
         running = platform.python_version()
         if self.python not in ("", running):
             raise DataError(f"data.python: this is the text of Python {self.python}, but {running} is running")
-        words = list(islice(_words(Path(sysconfig.get_path("stdlib"))), self.max_tokens))
+        source, library = f"standard library of Python {running}", Path(sysconfig.get_path("stdlib"))
+        if self.tokenizer != "word":
+            stop = None if self.max_tokens is None else _TOKEN_BYTES * self.max_tokens
+            text = Text(tuple(library / path for path in _paths(library)), stop=stop)
+            first, second = text.split(1 - 1 / _TEST_SHARE)
+            cache = cache_folder(data_dir)
+            tokenizer, (train_tokens, test_tokens) = tokenise(
+                first, [first, second], self.tokenizer, self.max_vocab, cache
+            )
+            if self.max_tokens is not None:
+                test_tokens = test_tokens[: self.max_tokens // _TEST_SHARE]
+                train_tokens = train_tokens[: self.max_tokens - len(test_tokens)]
+            return self._cut(source, train_tokens, test_tokens, tokenizer.size)
+        words = list(islice(_words(library), self.max_tokens))
         cut = len(words) - len(words) // _TEST_SHARE
         train, test = words[:cut], words[cut:]
-        source = f"standard library of Python {running}"
         return self._to_data(source, train, test, build_vocabulary(train, self.max_vocab))
 
 
 def _words(library: Path) -> Iterator[str]:
-    """Yield the words of the library's files in the order of their paths, opening each only when it is reached."""
+    """Yield the words of the library's files, opening each only when it is reached."""
+    for path in _paths(library):
+        yield from basic_english((library / path).read_text(encoding="utf-8"))
+
+
+def _paths(library: Path) -> list[str]:
+    """The library's files in the order of their paths."""
     paths = sorted(path.relative_to(library).as_posix() for path in _files(library))
     if not paths:
         raise DataError(f"stdlib-text: no Python sources in {library}; this Python keeps its library elsewhere")
-    for path in paths:
-        yield from basic_english((library / path).read_text(encoding="utf-8"))
+    return paths
 
 
 def _files(library: Path) -> Iterator[Path]:

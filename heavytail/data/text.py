@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,9 +44,12 @@ def build_vocabulary(words: Iterable[str], max_size: int | None = None) -> dict[
     >>> build_vocabulary(["to", "be", "or", "not", "to", "be"], max_size=4)
     {'<unk>': 0, 'be': 1, 'to': 2, 'not': 3}
     """
-    counts = Counter(words)
-    counts.pop(UNKNOWN, None)
-    types = sorted(counts, key=lambda word: (-counts[word], word))
+    return vocabulary_of(Counter(words), max_size)
+
+
+def vocabulary_of(counts: Counter[str], max_size: int | None = None) -> dict[str, int]:
+    """Return `build_vocabulary` of words that have been counted."""
+    types = sorted(counts.keys() - {UNKNOWN}, key=lambda word: (-counts[word], word))
     return {word: number for number, word in enumerate([UNKNOWN, *types][:max_size])}
 
 
@@ -76,12 +79,15 @@ class TextSettings:
         length: L, words in a sequence.
         max_tokens: use only this many words from the start of each split.
         max_vocab: keep only this many types, `<unk>` included; the others become `<unk>`, which can make it the most
-            frequent class of all - `Data.info["unknown_share"]` tells.
+            frequent class of all - `Data.info["unknown_share"]` tells. Of a learned tokenizer, the number of pieces.
+        tokenizer: "word" for `basic_english`; "bpe" or "unigram" for pieces of words learned from the training text,
+            line ends among them. Words above are then tokens.
     """
 
     length: int = 35
     max_tokens: int | None = None
     max_vocab: int | None = None
+    tokenizer: Literal["word", "bpe", "unigram"] = "word"
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -90,15 +96,19 @@ class TextSettings:
             raise SpecError(f"data.max_tokens: expected more than data.length = {self.length}, got {self.max_tokens}")
         if self.max_vocab is not None and self.max_vocab < 2:
             raise SpecError(f"data.max_vocab: expected at least 2 (<unk> is one), got {self.max_vocab}")
+        if self.tokenizer != "word" and self.max_vocab is not None and self.max_vocab < 257:
+            raise SpecError(f"data.max_vocab: expected at least 257 (256 bytes and <unk>), got {self.max_vocab}")
 
     def _to_data(self, source: str, train: Sequence[str], test: Sequence[str], vocabulary: dict[str, int]) -> Data:
-        """Return the data set of two texts."""
-        stream = encode(train, vocabulary)
+        """Return the data set of two lists of words."""
+        return self._cut(source, encode(train, vocabulary), encode(test, vocabulary), len(vocabulary))
+
+    def _cut(self, source: str, train: torch.Tensor, test: torch.Tensor, num_classes: int) -> Data:
+        """Return the data set of two streams of class numbers [T]."""
         info: dict[str, Any] = {
             "source": source,
-            "types": len(vocabulary),
-            "tokens": len(stream),
-            "unknown_share": (stream == 0).double().mean().item(),
+            "types": num_classes,
+            "tokens": len(train),
+            "unknown_share": (train == 0).sum().item() / max(len(train), 1),
         }
-        splits = cut_sequences(stream, self.length), cut_sequences(encode(test, vocabulary), self.length)
-        return Data(*splits, len(vocabulary), info=info)
+        return Data(cut_sequences(train, self.length), cut_sequences(test, self.length), num_classes, info=info)

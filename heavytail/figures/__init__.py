@@ -73,6 +73,8 @@ class Figure:
             return self.about
         seeds = sorted({len(sweep.seeds) for sweep in sweeps})
         spread = "one seed" if seeds == [1] else f"medians over {' or '.join(map(str, seeds))} seeds"
+        if all(need.probed for need in self.needs):
+            spread = "measured along the selected runs of the first seed"
         data = ", ".join(dict.fromkeys(_data_name(sweep.run) for sweep in sweeps))
         return f"{self.about} Step sizes by the paper's search, {spread}; data: {data}; {sweeps[0].caption}."
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from heavytail.figures.results import Need, Results, Selected
+from heavytail.figures.results import Array, Need, Results, Selected
 from heavytail.figures.style import Panel, Picture, group_colours, optimizer_colour, optimizer_name, split_label
 from heavytail.sweep import Best
 
@@ -21,15 +21,26 @@ def loss_label(split: str) -> str:
 
 
 def class_histogram(panel: Panel, run: Selected) -> None:
-    """Draw samples per class against the class's rank, both logarithmic, each frequency group in its colour."""
-    order = np.lexsort((-run.counts, run.group))
-    counts, groups = run.counts[order], run.group[order]
+    """Draw samples per class against the class's rank, as a run had them."""
+    rank_histogram(panel, run.counts, run.group)
+
+
+def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
+    """Draw samples per class against the class's rank, both logarithmic, each frequency group in its colour.
+
+    Args:
+        panel: where.
+        counts: samples of each class [C].
+        group: frequency group of each class [C].
+    """
+    order = np.lexsort((-counts, group))
+    counts, groups = counts[order], group[order]
     rank = np.arange(1, len(counts) + 1)
     seen = counts > 0
     floor = counts[seen].min() / 2
     # half a rank to each side, so that a single class has a width
     edges = np.append(rank[seen] - 0.5, rank[seen][-1] + 0.5)
-    for g, colour in enumerate(group_colours(run.num_groups)):
+    for g, colour in enumerate(group_colours(int(groups.max()) + 1)):
         mine = seen & (groups == g)
         if mine.any():
             sides = np.append(rank[mine] - 0.5, rank[mine][-1] + 0.5)

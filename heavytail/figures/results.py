@@ -36,11 +36,13 @@ class Need:
         preset: its name.
         optim: labels of the optimizers ("gd+m", "adam-m"); empty for all of the preset.
         variant: of the preset, "" for none.
+        probed: whether the figure reads what the preset's probes measure along the selected runs.
     """
 
     preset: str
     optim: tuple[str, ...] = ()
     variant: str = ""
+    probed: bool = False
 
     def load(self, scale: str, presets: Path | None = None) -> Sweep:
         """Return the sweep with the needed optimizers alone.
@@ -51,6 +53,7 @@ class Need:
         """
         preset = self.preset if presets is None else presets / f"{self.preset}.toml"
         sweep = Sweep.load(preset, scale=scale, variant=self.variant)
+        sweep = sweep if self.probed else sweep.unprobed()
         return sweep.only(self.optim) if self.optim else sweep
 
 
@@ -135,12 +138,14 @@ class Results:
         scale: "paper", "small" or "quick".
         presets: folder to read presets from; by default those that come with the package.
         figure: the figure that is being made, for the command in an error message.
+        data_dir: the data folder, for figures of the data themselves.
     """
 
     store: RunStore
     scale: str
     presets: Path | None = None
     figure: str = ""
+    data_dir: Path | None = None
     _sweeps: dict[Need, Sweep] = field(default_factory=dict, repr=False)
     _searches: dict[tuple[str, str, str], Best] = field(default_factory=dict, repr=False)
     _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)
@@ -191,6 +196,25 @@ class Results:
         if split not in self._selected[key]:
             raise SpecError(f"test_every: preset '{need.preset}' records no losses on '{split}'; expected 1 or more")
         return self._selected[key][split]
+
+    def probed(self, need: Need, label: str) -> History:
+        """Return the selected run of the first seed with what the preset's probes measured, under probe/<name>/.
+
+        Raises:
+            MissingRuns: the search is not finished, or selected nothing, or the run has not been measured yet.
+        """
+        assert need.probed, f"{need} does not ask for probes"
+        best = self.search(need, label)
+        spec = self.sweep(need).probed(best)
+        if spec is None:
+            raise MissingRuns(f"{need.preset}, {label}: no step size was stable, so no run was measured")
+        history = self.store.load(spec)
+        if history is None:
+            raise MissingRuns(
+                f"{' '.join(filter(None, [need.preset, need.variant]))}, {label}: its selected run is not measured; "
+                f"run `heavytail reproduce {self.figure or 'FIGURE'} --scale {self.scale}`"
+            )
+        return history
 
     def histories(self, candidate: Candidate) -> Iterator[History]:
         """Yield the histories of a candidate step size, seed by seed; for figures that read more than losses."""

@@ -118,6 +118,19 @@ class Panel:
         self._keep("level", label, y=y)
         self.axes.axhline(y, color="black", linestyle=(0, (4, 3)), linewidth=0.9, zorder=1.5)
 
+    def image(self, values: ArrayLike, label: str, **style: Any) -> None:
+        """Show a matrix [R, R], first row on top, each number as one square of colour."""
+        self._keep("image", label, values=values)
+        self.axes.imshow(values, interpolation="nearest", **style)
+        self.axes.grid(False)
+
+    def corner(self, text: str) -> None:
+        """Write measured numbers into the lower right corner."""
+        self.record["notes"].append(text)
+        box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0}
+        place = {"transform": self.axes.transAxes, "ha": "right", "va": "bottom"}
+        self.axes.text(0.98, 0.03, text, color=INK, fontsize=6.5, bbox=box, **place)
+
     def note(self, text: str) -> None:
         """Write a remark into the middle of the panel, below earlier ones."""
         height = 0.5 - 0.12 * len(self.record["notes"])
@@ -144,12 +157,13 @@ class Picture:
         self._grid = self.figure.add_gridspec(rows, columns)
         self.panels: dict[tuple[int, int], Panel] = {}
 
-    def panel(self, row: int, column: int, title: str, xlabel: str, ylabel: str) -> Panel:
-        """Add the panel at a place of the grid."""
-        assert (row, column) not in self.panels, f"panel {row}, {column} is taken"
+    def panel(self, row: int, column: int | slice, title: str, xlabel: str, ylabel: str) -> Panel:
+        """Add the panel at a place of the grid, or over several of its columns."""
+        place = (row, column.start if isinstance(column, slice) else column)
+        assert place not in self.panels, f"panel {place} is taken"
         axes = self.figure.add_subplot(self._grid[row, column])
-        self.panels[row, column] = Panel(axes, title, xlabel, ylabel)
-        return self.panels[row, column]
+        self.panels[place] = Panel(axes, title, xlabel, ylabel)
+        return self.panels[place]
 
     @property
     def plotted(self) -> list[dict[str, Any]]:
@@ -175,6 +189,12 @@ class Picture:
         bar.ax.set_yticklabels(["frequent", "rare"][: len(ends)])
         bar.ax.invert_yaxis()
         bar.ax.tick_params(which="both", length=0)
+        bar.outline.set_visible(False)
+
+    def colour_bar(self, panels: Sequence[Panel], label: str) -> None:
+        """Add the key of the colours of image panels, which must share one range."""
+        bar = self.figure.colorbar(panels[0].axes.images[0], ax=[p.axes for p in panels], aspect=28, pad=0.01)
+        bar.set_label(label)
         bar.outline.set_visible(False)
 
     def render(self, kind: Literal["png", "pdf"]) -> bytes:

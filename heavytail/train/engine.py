@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +33,12 @@ from heavytail.registry import registry
 from heavytail.spec import RunSpec, derive_seed
 from heavytail.store import Array, History, RunStore, Status
 from heavytail.train import checkpoint
+from heavytail.train.distributed import ALONE, Group, LostProcess
 
 HOPELESS = 100.0  # a loss this many times the initial one ends the run: softmax regression itself never overflows
 COMMIT_SECONDS = 30.0
 KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued, only below this size
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CACHED_FEATURES = 2**31  # features of a frozen body are kept, rather than recomputed every step, below this many bytes
 
 
@@ -56,6 +59,8 @@ def train(
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    group: Group = ALONE,
+    compiled: bool = False,
 ) -> History:
     """Run what the store does not have of `spec` yet, and return the history.
 
@@ -68,14 +73,29 @@ def train(
         device: of torch.
         report: called a few times a second.
         should_stop: asked before every step; once true, the run is committed as interrupted and returned.
+        group: the processes that train it together; the first one locks, reports and writes.
+        compiled: whether the body goes through torch.compile: faster on a GPU, the same up to rounding.
+
+    Raises:
+        LostProcess: another process of the group is gone; the run is committed as interrupted.
     """
-    with store.lock(spec):
+    with store.lock(spec) if group.rank == 0 else nullcontext():
+        group.wait()  # for the lock
         finished = store.load(spec)
         if finished is not None:
             return finished
         try:
             with torch.random.fork_rng(), _numerics(spec):
-                return _Run(spec, store, data_dir, torch.device(device)).loop(report, should_stop)
+                run = _Run(spec, store, data_dir, torch.device(device), group, compiled)
+                try:
+                    history = run.loop(report, should_stop)
+                except LostProcess:  # always between two updates: what this process has is the state at W_t
+                    run.commit_interrupted()
+                    raise
+                group.wait()  # for what the first process wrote
+                return history
+        except LostProcess:
+            raise
         except Exception as error:
             store.mark_failed(spec, f"{type(error).__name__}: {error}")
             raise
@@ -84,8 +104,16 @@ def train(
 class _Run:
     """One run in progress: the objects of the loop and the rows measured so far."""
 
-    def __init__(self, spec: RunSpec, store: RunStore, data_dir: Path, device: torch.device) -> None:
-        self.spec, self.store, self.device = spec.resolved, store, device
+    def __init__(
+        self,
+        spec: RunSpec,
+        store: RunStore,
+        data_dir: Path,
+        device: torch.device,
+        group: Group = ALONE,
+        compiled: bool = False,
+    ) -> None:
+        self.spec, self.store, self.device, self.group = spec.resolved, store, device, group
         spec = self.spec
         dtype = torch.float64 if spec.precision == "float64" else torch.float32
         self.data = load_data(spec, data_dir)
@@ -95,18 +123,23 @@ class _Run:
         self.optimizer = registry("optim").make(spec.optim).build(trainable, spec.lr)
         weights = registry("loss").make(spec.loss).class_weights(self.data.counts)
         self.class_weights = None if weights is None else weights.to(device, dtype)
-        torch.manual_seed(derive_seed(spec.seed, "dropout"))
+        torch.manual_seed(derive_seed(spec.seed, f"dropout/{group.rank}" if group.rank else "dropout"))
 
         if spec.batch_size is not None and spec.batch_size > len(self.data.train):
             raise SpecError(f"batch_size: expected at most {len(self.data.train)} samples, got {spec.batch_size}")
         if spec.test_every and self.data.test is None:
-            raise SpecError(
-                f"test_every: expected 0, as data '{spec.data.name}' has no test split, got {spec.test_every}"
-            )
+            missing = f"data '{spec.data.name}' has no test split"
+            raise SpecError(f"test_every: expected 0, as {missing}, got {spec.test_every}")
         self.full_batch = spec.batch_size is None
-        self.microbatch = spec.microbatch
+        self.microbatch = group.portion(spec.batch_size or len(self.data.train), spec.microbatch)
         self.noisy = _differs_in_training(self.model)
+        if group.size > 1 and any(isinstance(m, BATCH_NORM) for m in self.model.modules()):
+            raise SpecError(
+                f"model '{spec.model.name}': batch normalisation needs the whole batch; train in one process"
+            )
         self.body: Callable[[Tensor], Tensor] = self.model.features  # type: ignore[assignment]
+        if compiled:
+            self.body = torch.compile(self.body)
         self.train_split = self.data.train.to(device, dtype)
         self.test_split = self.data.test.to(device, dtype) if self.data.test is not None else None
         if self.full_batch and not self.noisy and _frozen_body(self.model):
@@ -119,7 +152,7 @@ class _Run:
         self.running = ClassStats.zeros(self.data.num_classes, device) if spec.train_stats == "running" else None
         self.rows: dict[str, list[Array]] = {}
         self.objective: list[Tensor] = []
-        self.start = 0
+        self.start = self.step = 0
         self._resume()
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -129,9 +162,13 @@ class _Run:
         recorded, known = set(spec.recorded_steps()), set(self._steps("train"))
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
         check_every = 1 if self.device.type == "cpu" else 20  # reading a loss waits for the device
-        committed = reported = time.monotonic()
+        committed = reported = now = time.monotonic()
         for step in range(self.start, spec.steps + 1):
-            if should_stop():
+            self.step = step
+            if self.group.any(now - committed > COMMIT_SECONDS):
+                self._commit("running", step)
+                committed = now
+            if self.group.any(should_stop()):
                 return self._commit("interrupted", step)
             self._probe(step)
             if step in tested:
@@ -153,9 +190,6 @@ class _Run:
                     report(Progress(self.spec, step, loss.item()))
                     reported = now
             self.optimizer.step()
-            if now - committed > COMMIT_SECONDS:
-                self._commit("running", step + 1)
-                committed = now
         raise AssertionError("the last step returns")
 
     @staticmethod
@@ -191,41 +225,61 @@ class _Run:
         else:
             normalizer = self.class_weights[targets].sum()
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for batch in self.train_split.batches(chunks, seed=derive_seed(self.spec.seed, f"transform/{step}")):
-            loss = self._loss(batch, self.class_weights, normalizer, stats if stats is not None else self.running)
+        sums = stats if stats is not None else self.running
+        part = sums if self.group.size == 1 or sums is None else ClassStats.zeros(sums.num_classes, self.device)
+        share = self.group.share(chunks)
+        for batch in self.train_split.batches(share, seed=derive_seed(self.spec.seed, f"transform/{step}")):
+            loss = self._loss(batch, self.class_weights, normalizer, part)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        if self.group.size > 1:
+            self._add_up(total, sums, part)
         return total
+
+    def _add_up(self, total: Tensor, sums: ClassStats | None, part: ClassStats | None) -> None:
+        """Replace gradients and objective by their sums over the processes, and add those of the statistics."""
+        gradients = []
+        for parameter in self.optimizer.param_groups[0]["params"]:
+            if parameter.grad is None:  # this process had no micro-batch
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        self.group.add([*gradients, total, *(part.tensors() if part is not None else ())])
+        if sums is not None and part is not None:
+            for tensor, added in zip(sums.tensors(), part.tensors(), strict=True):
+                tensor += added
 
     def _loss(
         self, batch: Batch, weights: Tensor | None, normalizer: Tensor | float, stats: ClassStats | None
     ) -> Tensor:
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device).flatten()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+        with self._autocast():
             features = self.body(inputs)
-        weight, bias = self.head.weight.to(features.dtype), self.head.bias
-        out = linear_cross_entropy(
-            features,
-            weight,
-            None if bias is None else bias.to(features.dtype),
-            targets,
-            class_weights=weights,
-            normalizer=normalizer,
-        )
+            out = linear_cross_entropy(  # its products are in bfloat16, too
+                features,
+                self.head.weight,
+                self.head.bias,
+                targets,
+                class_weights=weights,
+                normalizer=normalizer,
+            )
         if stats is not None:
             stats.update(targets, out.losses, out.correct, out.p_correct)
         return out.loss
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
 
     def _evaluate(self, split: Split) -> ClassStats:
         """Sums per class over a split, in eval mode."""
         stats = ClassStats.zeros(self.data.num_classes, self.device)
         self.model.eval()
         with torch.no_grad():
-            for batch in split.batches(_cut(len(split), self.microbatch)):
+            for batch in split.batches(self.group.share(_cut(len(split), self.microbatch))):
                 self._loss(batch, None, float(batch.targets.numel()), stats)
+        self.group.add(stats.tensors())
         return stats
 
-    def _chunks(self, step: int) -> tuple[list[slice] | list[Tensor], Tensor]:
+    def _chunks(self, step: int) -> tuple[list[slice | Tensor], Tensor]:
         """The micro-batches of one step, as slices or index tensors, and all its targets."""
         size = self.spec.batch_size
         targets = self.train_split.targets
@@ -246,14 +300,14 @@ class _Run:
         if self.train_split.inputs.is_floating_point() and self.train_split.inputs.ndim == 2:
             return  # a linear model: the inputs are the features
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             for name in ("train_split", "test_split"):
                 split = getattr(self, name)
                 if split is not None:
                     parts = [self.body(b.inputs) for b in split.batches(_cut(len(split), self.microbatch))]
                     setattr(self, name, Split(torch.cat(parts), split.targets.flatten()))
         self.body = _identity
-        self.microbatch = None  # it bounded the memory of the body
+        self.microbatch = self.group.portion(len(self.train_split), None)  # it bounded the memory of the body
 
     # -- measurements --------------------------------------------------------------------------------------------
 
@@ -275,7 +329,7 @@ class _Run:
 
     def _probe(self, step: int) -> None:
         due = {n: p for n, (p, steps) in self.probes.items() if step in steps and step not in self._steps(f"probe/{n}")}
-        if not due:
+        if not due or self.group.rank > 0:  # what is measured changes nothing: one process is enough
             return
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng():
@@ -286,9 +340,15 @@ class _Run:
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.train_split.batches(_cut(len(self.train_split), self.microbatch)):
-            yield self.body(batch.inputs.to(self.device)), batch.targets.to(self.device).flatten()
+            with self._autocast():
+                features = self.body(batch.inputs.to(self.device))
+            yield features, batch.targets.to(self.device).flatten()
 
     # -- persistence ---------------------------------------------------------------------------------------------
+
+    def commit_interrupted(self) -> None:
+        """Commit the run as it is after its last complete update."""
+        self._commit("interrupted", self.step)
 
     def _commit(self, status: Status, step: int) -> History:
         arrays: dict[str, Array] = {name: np.stack(values) for name, values in self.rows.items()}
@@ -298,7 +358,9 @@ class _Run:
                 arrays[f"{split}/count"] = arrays[f"{split}/count"][0]
         arrays["group"] = self.data.groups().index
         arrays["objective"] = torch.stack(self.objective).cpu().numpy() if self.objective else np.empty(0)
-        history = History(self.spec, status, arrays, environment(str(self.device)))
+        history = History(self.spec, status, arrays, environment(str(self.device)) | {"processes": self.group.size})
+        if self.group.rank > 0:
+            return history
         state = None if status == "diverged" else checkpoint.pack(self.model, self.optimizer, self.running)
         if status == "done" and state is not None and sum(a.nbytes for a in state.values()) > KEEP_BYTES:
             state = None
@@ -311,6 +373,8 @@ class _Run:
             return
         history, self.start, arrays = found
         checkpoint.unpack(arrays, self.model, self.optimizer, self.running)
+        if self.group.rank > 0:  # the generator of the first process is in the checkpoint
+            torch.manual_seed(derive_seed(self.spec.seed, f"dropout/{self.group.rank}/{self.start}"))
         for name, value in history.arrays.items():
             if name == "objective":
                 self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.device))
@@ -360,7 +424,7 @@ class _numerics:  # noqa: N801 - a context manager
         torch.set_flush_denormal(False)
 
 
-def _cut(total: int, size: int | None) -> list[slice]:
+def _cut(total: int, size: int | None) -> list[slice | Tensor]:
     size = total if size is None else size
     return [slice(i, min(i + size, total)) for i in range(0, total, size)]
 
@@ -380,5 +444,4 @@ def _frozen_body(model: nn.Module) -> bool:
 
 def _differs_in_training(model: nn.Module) -> bool:
     """Whether a pass in training mode differs from one in eval mode: dropout, batch normalisation."""
-    batch_norm = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(m, batch_norm) or (isinstance(m, nn.Dropout) and m.p > 0) for m in model.modules())
+    return any(isinstance(m, BATCH_NORM) or (isinstance(m, nn.Dropout) and m.p > 0) for m in model.modules())

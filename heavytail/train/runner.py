@@ -8,22 +8,26 @@ is; a worker that dies takes only its current run with it, which resumes from it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
-import queue
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from heavytail.errors import DataError, HeavyTailError
 from heavytail.spec import RunSpec
 from heavytail.store import Outcome, RunStore
 from heavytail.sweep import Lookup, Sweep
+
+if TYPE_CHECKING:
+    from heavytail.train.distributed import Group
 
 Propose = Callable[[], list[RunSpec]]
 
@@ -51,11 +55,20 @@ class Options:
         device: of torch.
         workers: processes; None takes one per core on a CPU (small problems gain more from it than from threads), and
             one on a GPU.
+        compiled: whether models go through torch.compile.
+        group: the processes that train every run together, if torchrun started several.
     """
 
     data_dir: Path
     device: str = "cpu"
     workers: int | None = None
+    compiled: bool = False
+    group: Group | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.group is None or self.group.rank == 0
 
     def num_workers(self) -> int:
         """Return the number of processes to use."""
@@ -136,10 +149,10 @@ def search(sweeps: Sequence[Sweep], store: RunStore, options: Options, display: 
 
 def remember(store: RunStore) -> Lookup:
     """Return a lookup of outcomes that reads each finished run once: a finished run stays finished."""
-    known: dict[tuple[str, int], Outcome] = {}
+    known: dict[tuple[str, int, str], Outcome] = {}
 
     def lookup(spec: RunSpec) -> Outcome | None:
-        name = (spec.key, spec.steps)
+        name = (spec.key, spec.steps, repr(spec.probes))
         if name not in known:
             outcome = store.outcome(spec)
             if outcome is None:
@@ -189,6 +202,8 @@ def _run_here(
                 device=options.device,
                 report=lambda p: display.progressed(p.spec, p.step, p.loss),
                 should_stop=lambda: stop.requested,
+                compiled=options.compiled,
+                **({} if options.group is None else {"group": options.group}),
             )
         except DataError as error:
             ledger.note(spec, str(error), data=True)
@@ -206,19 +221,41 @@ def _run_here(
 
 @dataclass
 class _Worker:
-    """A process, the queue it takes runs from, and the run it has."""
+    """A process, our end of its pipe, and the run it has.
+
+    Nothing else is shared between processes: a lock or a queue would stay taken for ever by a worker killed inside it.
+    """
 
     process: SpawnProcess
-    tasks: Any
+    pipe: Connection
     spec: RunSpec | None = None
+
+    def send(self, spec: RunSpec) -> None:
+        self.spec = spec
+        with contextlib.suppress(OSError):  # it died while idle: the next thing to be read from it is its end
+            self.pipe.send(spec)
+
+    def stop(self, *, patience: float = 0.0) -> None:
+        """End it; one without a run has nothing to lose, and torch takes its time to exit."""
+        self.pipe.close()
+        self.process.join(patience)
+        self.process.kill()
+        self.process.join()
+
+    def receive(self) -> _Message:
+        try:
+            message: _Message = self.pipe.recv()
+            return message
+        except (EOFError, OSError):
+            self.process.join()  # for its exit code
+            return _Message("died", f"its worker process died (exit code {self.process.exitcode})")
 
 
 @dataclass(frozen=True)
 class _Message:
     """What a worker says of its current run."""
 
-    worker: int
-    kind: Literal["progress", "finished", "no data", "failed", "fatal"]
+    kind: Literal["progress", "finished", "no data", "failed", "fatal", "died"]
     text: str = ""
     step: int = 0
     loss: float = 0.0
@@ -228,83 +265,75 @@ def _run_in_workers(
     propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop, ledger: _Ledger
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    stopping = context.Event()
     threads = max(1, num_cores() // options.num_workers())
-    workers: dict[int, _Worker] = {}
+    workers: list[_Worker] = []
     fatal: str | None = None
-    numbers = iter(range(10**9))
 
     def start() -> None:
-        number, tasks = next(numbers), context.Queue()
-        args = (number, threads, store.root, options, tasks, messages, stopping)
-        process = context.Process(target=_work, args=args, daemon=True)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, threads, store.root, options), daemon=True)
         process.start()
-        workers[number] = _Worker(process, tasks)
+        theirs.close()  # the worker's is then the only one, and closes with it
+        workers.append(_Worker(process, ours))
 
-    def hand_out() -> bool:
-        """Give every idle worker a run, starting workers as needed; return whether anything is under way."""
-        active = {w.spec.key for w in workers.values() if w.spec is not None}
-        if len(active) < options.num_workers() and not stop.requested and fatal is None:
-            todo = ledger.open(propose(), active)
-            while len(workers) < min(options.num_workers(), len(active) + len(todo)):
-                start()
-            for worker in workers.values():
-                if worker.spec is None and todo:
-                    worker.spec = todo.pop(0)
-                    worker.tasks.put(worker.spec)
-                    display.started(worker.spec)
-        return any(w.spec is not None for w in workers.values())
+    def hand_out() -> None:
+        """Give every idle worker a run, starting workers as needed."""
+        active = {w.spec.key for w in workers if w.spec is not None}
+        todo = ledger.open(propose(), active)
+        while len(workers) < min(options.num_workers(), len(active) + len(todo)):
+            start()
+        for worker in workers:
+            if worker.spec is None and todo:
+                display.started(todo[0])
+                worker.send(todo.pop(0))
+
+    def listen(worker: _Worker) -> bool:
+        """Take in one message; return whether it is the end of a run."""
+        nonlocal fatal
+        message, spec = worker.receive(), worker.spec
+        if message.kind == "progress":
+            assert spec is not None
+            display.progressed(spec, message.step, message.loss)
+            return False
+        worker.spec = None
+        if message.kind == "died" or message.text == "interrupted":  # it was asked to end, and has committed
+            workers.remove(worker)
+            worker.stop()
+        if spec is None:
+            return False
+        if message.kind == "fatal":
+            fatal = fatal or message.text
+        elif message.kind != "finished":
+            ledger.note(spec, message.text, data=message.kind == "no data")
+        display.finished(spec, message.text if message.kind == "finished" else "failed")
+        return True
 
     try:
-        while hand_out():
-            if stop.requested or fatal is not None:
-                stopping.set()
-            message = _receive(messages)
-            if message is None:
-                for number, worker in list(workers.items()):
-                    if not worker.process.is_alive() and messages.empty():
-                        del workers[number]
-                        if worker.spec is not None:
-                            ledger.note(worker.spec, f"its worker process died (exit code {worker.process.exitcode})")
-                            display.finished(worker.spec, "failed")
-                continue
-            worker = workers[message.worker]
-            spec = worker.spec
-            assert spec is not None
-            if message.kind == "progress":
-                display.progressed(spec, message.step, message.loss)
-                continue
-            worker.spec = None
-            if message.kind in ("failed", "no data"):
-                ledger.note(spec, message.text, data=message.kind == "no data")
-            elif message.kind == "fatal":
-                fatal = fatal or message.text
-            display.finished(spec, message.text if message.kind == "finished" else "failed")
+        hand_out()
+        told = False
+        while any(w.spec is not None for w in workers):
+            if not told and (stop.requested or fatal is not None):
+                told = True
+                for worker in workers:
+                    worker.process.terminate()  # asks it to commit and end
+            ready = wait([w.pipe for w in workers], timeout=0.5)
+            ended = [listen(worker) for worker in [w for w in workers if w.pipe in ready]]
+            if any(ended) and not stop.requested and fatal is None:
+                hand_out()
     finally:
-        stopping.set()
-        for worker in workers.values():
-            worker.tasks.put(None)
-        for worker in workers.values():
-            worker.process.join(timeout=10)
-            worker.process.kill()
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.stop(patience=10.0 if worker.spec else 0.0)
     if fatal is not None:
         raise HeavyTailError(fatal)
 
 
-def _receive(messages: Any) -> _Message | None:
-    """The next message; None after a while without one, to look after dead workers and Ctrl-C."""
-    try:
-        message: _Message = messages.get(timeout=0.5)
-        return message
-    except queue.Empty:
-        return None
-
-
-def _work(number: int, threads: int, root: Path, options: Options, tasks: Any, messages: Any, stopping: Any) -> None:
+def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
     """A worker's life: take a run, train it, say how it ended."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group: the parent decides
-        signal.signal(signum, signal.SIG_IGN)
+    stopped = []
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    signal.signal(signal.SIGTERM, lambda signum, frame: stopped.append(signum))
     parent = os.getppid()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
@@ -312,14 +341,22 @@ def _work(number: int, threads: int, root: Path, options: Options, tasks: Any, m
     torch.set_num_threads(threads)
     from heavytail.train.engine import Progress, train
 
+    def say(message: _Message) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone
+            pipe.send(message)
+
     def report(progress: Progress) -> None:
-        messages.put(_Message(number, "progress", step=progress.step, loss=progress.loss))
+        say(_Message("progress", step=progress.step, loss=progress.loss))
 
     def should_stop() -> bool:
-        return stopping.is_set() or os.getppid() != parent  # the parent was killed: do not train for nobody
+        return bool(stopped) or os.getppid() != parent  # do not train for nobody
 
     store = RunStore(root)
-    while (spec := _take(tasks, parent)) is not None:
+    while not stopped:
+        try:
+            spec: RunSpec = pipe.recv()
+        except (EOFError, OSError):
+            return
         try:
             history = train(
                 spec,
@@ -328,22 +365,12 @@ def _work(number: int, threads: int, root: Path, options: Options, tasks: Any, m
                 device=options.device,
                 report=report,
                 should_stop=should_stop,
+                compiled=options.compiled,
             )
-            messages.put(_Message(number, "finished", history.status))
+            say(_Message("finished", history.status))
         except DataError as error:
-            messages.put(_Message(number, "no data", str(error)))
+            say(_Message("no data", str(error)))
         except HeavyTailError as error:
-            messages.put(_Message(number, "fatal", str(error)))
+            say(_Message("fatal", str(error)))
         except Exception as error:
-            messages.put(_Message(number, "failed", f"{type(error).__name__}: {error}"))
-
-
-def _take(tasks: Any, parent: int) -> RunSpec | None:
-    """The next run; None when the parent says so or is gone."""
-    while os.getppid() == parent:
-        try:
-            spec: RunSpec | None = tasks.get(timeout=1.0)
-            return spec
-        except queue.Empty:
-            continue
-    return None
+            say(_Message("failed", f"{type(error).__name__}: {error}"))

@@ -62,6 +62,4 @@ def softmax_head(
             grad_bias[k] += factor * residual
             trace_weight[k] += p[k] * (1 - p[k]) * math.fsum(h * h)
             trace_bias[k] += p[k] * (1 - p[k])
-    return Head(
-        loss, losses, correct, p_correct, grad_features, grad_weight, grad_bias, trace_weight, trace_bias
-    )
+    return Head(loss, losses, correct, p_correct, grad_features, grad_weight, grad_bias, trace_weight, trace_bias)

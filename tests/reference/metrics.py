@@ -20,9 +20,7 @@ def frequency_groups(counts: Sequence[int], num_groups: int) -> list[int]:
     return [used.index(raw[k]) if k in raw else len(used) - 1 for k in range(len(counts))]
 
 
-def group_means(
-    values: Sequence[float], counts: Sequence[int], index: Sequence[int], num_groups: int
-) -> list[float]:
+def group_means(values: Sequence[float], counts: Sequence[int], index: Sequence[int], num_groups: int) -> list[float]:
     """Sample-weighted mean of each group, NaN for one without samples."""
     means = []
     for g in range(num_groups):

@@ -2,7 +2,7 @@
 
 A probe is a recipe with `steps(total)` and `measure(view)`. The engine calls `measure` at W_t in eval mode, without
 gradients, and puts torch's generators back afterwards, so that a run with a probe equals the run without it, bit for
-bit.
+bit. The steps must not depend on `total` other than by ending there: a run may be read at fewer steps than it has.
 
 Shapes: C classes, D features, M predictions.
 """

@@ -1,0 +1,253 @@
+"""Corpora: text files of any size, tokenised once, kept as memory-mapped arrays.
+
+A text is read line by line, a learned tokenizer and the class numbers of a whole file are stored under the digest of
+what they were made from, and memory is bounded by a batch of lines whatever the size of the file. Numbers are stored as
+int64, as torch takes them: a memory map then needs no copy and the operating system holds what is used of it.
+
+T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+
+from heavytail.data import Data
+from heavytail.data import tokenizer as tokenizers
+from heavytail.data.text import TextSettings
+from heavytail.data.tokenizer import Kind, Tokenizer
+from heavytail.errors import DataError
+
+FORMAT = 1  # part of every name: raise it when the same text would be tokenised differently
+LONGEST = 2**20  # bytes of a line; longer ones are read in parts
+BATCH = 2**22  # bytes of text tokenised at a time
+
+
+@dataclass(frozen=True)
+class Text:
+    """Files read one after the other, or the lines that begin between two byte positions of them.
+
+    Attributes:
+        paths: the files, UTF-8.
+        start, stop: byte positions, counted over all files.
+    """
+
+    paths: tuple[Path, ...]
+    start: int = 0
+    stop: int | None = None
+
+    def split(self, share: float) -> tuple[Text, Text]:
+        """Return the lines that begin in the first `share` of the bytes, and the others."""
+        cut = self.start + int(self.size * share)
+        return replace(self, stop=cut), replace(self, start=cut)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes between the two positions."""
+        try:
+            end = sum(path.stat().st_size for path in self.paths)
+            return (end if self.stop is None else min(end, self.stop)) - self.start
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 of the files' contents and of the positions."""
+        digest = hashlib.sha256(f"{self.start}:{self.stop}".encode())
+        for path in self.paths:
+            try:
+                with path.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+            except OSError as error:
+                raise DataError(f"cannot read {path}: {error.strerror}") from error
+        return digest.hexdigest()
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines, each with its end; one longer than LONGEST in parts that end before a space.
+
+        Raises:
+            DataError: a file cannot be read or is not UTF-8; names file and byte.
+        """
+        begin = 0
+        for path in self.paths:
+            for offset, line in _lines(path):
+                if self.stop is not None and begin + offset >= self.stop:
+                    return
+                if begin + offset >= self.start:
+                    yield line
+            begin += path.stat().st_size
+
+
+def tokenise(
+    known: Text, texts: Sequence[Text], kind: Kind, size: int | None, cache: Path
+) -> tuple[Tokenizer, list[torch.Tensor]]:
+    """Return a tokenizer learned from a text, and the class numbers [T] int64 of several.
+
+    Whatever `cache` has is reused, after its checksum was verified.
+
+    Args:
+        known: the text to learn from.
+        texts: the texts to tokenise.
+        kind, size: of the tokenizer, as `learn` takes them.
+        cache: folder of tokenizers and tokens, made if needed.
+
+    Raises:
+        DataError: a text is not UTF-8 or empty, or the folder cannot be written.
+    """
+    name = hashlib.sha256(f"{FORMAT}/{kind}/{size}/{known.digest}".encode()).hexdigest()[:20]
+    folder = cache / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = folder / "tokenizer.json"
+        if not stored.exists():
+            learned = tokenizers.learn(kind, _shown(known, f"learning {kind} tokenizer"), size)
+            with _first(stored) as stream:
+                stream.write(learned.to_json().encode())
+        tokenizer = tokenizers.load(stored)
+        return tokenizer, [_tokens(text, tokenizer, folder / text.digest[:20]) for text in texts]
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def tokenised_data(settings: TextSettings, source: str, train: Text, test: Text, data_dir: Path, known: Text) -> Data:
+    """Return the data set of two texts.
+
+    Args:
+        settings: tokenizer, its size, length of sequences, number of tokens.
+        source: what `Data.info` says it is.
+        train, test: the texts.
+        data_dir: the data folder; tokenised texts are kept in it or, where it is read-only, in the user's cache folder.
+        known: the text that the tokenizer is learned from.
+    """
+    cache = cache_folder(data_dir)
+    tokenizer, streams = tokenise(known, [train, test], settings.tokenizer, settings.max_vocab, cache)
+    first, second = (stream[: settings.max_tokens] for stream in streams)
+    return settings._cut(source, first, second, tokenizer.size)
+
+
+def cache_folder(data_dir: Path) -> Path:
+    """Return where tokenised texts are kept: beside the data, or where that is read-only in the user's cache folder."""
+    place = data_dir
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if os.access(place, os.W_OK):
+        return data_dir / "tokenised"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "heavytail" / "tokenised"
+
+
+def _tokens(text: Text, tokenizer: Tokenizer, stem: Path) -> torch.Tensor:
+    """The class numbers of a text, from `stem`.tokens if it is there and right."""
+    data, note = stem.with_suffix(".tokens"), stem.with_suffix(".json")
+    found = _verified(data, note)
+    if found is None:
+        data.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
+        digest = hashlib.sha256()
+        with _first(data) as stream:
+            for batch in _batches(_shown(text, "tokenising")):
+                numbers = tokenizer.encode(batch).astype("<i8").tobytes()
+                digest.update(numbers)
+                stream.write(numbers)
+        with _first(note) as stream:
+            stream.write(json.dumps({"sha256": digest.hexdigest()}).encode())
+        found = _verified(data, note)
+    if found is None:
+        raise DataError(f"{data}: damaged; delete it and try again")
+    return found
+
+
+def _verified(data: Path, note: Path) -> torch.Tensor | None:
+    """The stored class numbers, memory-mapped; None if they are missing, unfinished or damaged."""
+    if not (data.exists() and note.exists()):
+        return None
+    with data.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != json.loads(note.read_bytes()).get("sha256"):
+            return None
+    if data.stat().st_size == 0:  # which cannot be mapped
+        return torch.empty(0, dtype=torch.int64)
+    return torch.from_numpy(np.memmap(data, "<i8", mode="c"))  # "c": torch wants to be allowed to write
+
+
+@contextmanager
+def _first(path: Path) -> Iterator[Any]:
+    """Write a file that appears whole or not at all; where another process was first, its file stays."""
+    with NamedTemporaryFile(dir=path.parent, prefix=".new-") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+        with suppress(FileExistsError):
+            os.link(stream.name, path)
+
+
+def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Lines in lists of about BATCH characters."""
+    batch, size = [], 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (byte position, line)."""
+    offset, rest = 0, b""
+    try:
+        with path.open("rb") as stream:
+            while chunk := rest + stream.readline(LONGEST - len(rest)):
+                rest = b""
+                if len(chunk) == LONGEST and not chunk.endswith(b"\n"):
+                    cut = _cut(chunk)
+                    chunk, rest = chunk[:cut], chunk[cut:]
+                yield offset, chunk.decode("utf-8")
+                offset += len(chunk)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {offset + error.start}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _cut(chunk: bytes) -> int:
+    """Where to cut a part of a line: before its last space, or else before its last character."""
+    space = chunk.rfind(b" ")
+    if space > 0:
+        return space
+    end = len(chunk) - 1
+    while end > len(chunk) - 4 and 0x80 <= chunk[end] < 0xC0:
+        end -= 1
+    return end
+
+
+def _shown(text: Text, what: str) -> Iterator[str]:
+    """The lines of a text, with a progress bar on a terminal if it is large."""
+    if text.size < 2 * BATCH or not sys.stderr.isatty() or multiprocessing.parent_process() is not None:
+        yield from text.lines()
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    ends = range(0, text.size, BATCH)
+    bar, seen = iter(track(ends, f"{what}: {text.paths[0].name}", console=Console(stderr=True), transient=True)), 0
+    for line in text.lines():
+        if seen % BATCH + len(line) >= BATCH:
+            next(bar, None)
+        seen += len(line)
+        yield line
+    for _ in bar:
+        pass

@@ -1,0 +1,59 @@
+"""A user's own text: a file, or every file of a folder.
+
+N sequences of L tokens, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from heavytail.data import REGISTRY, Data
+from heavytail.data.corpus import Text, tokenised_data
+from heavytail.data.text import TextSettings
+from heavytail.errors import DataError, SpecError
+
+_TRAIN_SHARE = 0.9  # of the bytes, to the end of a line
+
+
+@REGISTRY.register("text")
+@dataclass(frozen=True)
+class TextFile(TextSettings):
+    """UTF-8 text of any size: the first nine tenths to train on and to learn the tokenizer from, the rest to test.
+
+    Attributes:
+        path: a file, or a folder, whose files are read in the order of their paths (hidden ones are left out);
+            relative to the current folder, `~` understood.
+        sha256: of the text, checked on loading; "" is filled in by `pinned`, so that a run's key follows the content.
+        length, max_tokens, max_vocab, tokenizer: see TextSettings.
+    """
+
+    path: str = ""
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise SpecError("data.path: expected a text file or a folder of them, got none")
+
+    def pinned(self) -> TextFile:
+        """Return the recipe with the digest of the text as it is now; DataError if it cannot be read."""
+        return replace(self, sha256=self.sha256 or self._text().digest)
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data, which nothing random enters; DataError says in a line what is wrong with the text."""
+        text = self._text()
+        if self.sha256 and text.digest != self.sha256:
+            raise DataError(f"data.path: {self.path} has changed: expected sha256 {self.sha256}, got {text.digest}")
+        train, test = text.split(_TRAIN_SHARE)
+        return tokenised_data(self, Path(self.path).name, train, test, data_dir, known=train)
+
+    def _text(self) -> Text:
+        place = Path(self.path).expanduser()
+        if not place.is_dir():
+            return Text((place,))
+        files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+        shown = [name for name in files if not any(part.startswith(".") for part in name.split("/"))]
+        if not shown:
+            raise DataError(f"data.path: expected files in the folder {self.path}, got none")
+        return Text(tuple(place / name for name in shown))

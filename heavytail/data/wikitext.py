@@ -1,0 +1,66 @@
+"""WikiText-2 and WikiText-103: articles of Wikipedia (figures 1, 9 and 10).
+
+N sequences of L tokens, C classes. The files are the tokenised ones, in which rare words have become `<unk>`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from heavytail.data import REGISTRY, Data, fetch
+from heavytail.data.corpus import Text, tokenised_data
+from heavytail.data.text import TextSettings
+
+
+def _load(settings: TextSettings, source: str, train: str, test: str, data_dir: Path) -> Data:
+    first, second = (Text((fetch.locate(path, data_dir),)) for path in (train, test))
+    return tokenised_data(settings, source, first, second, data_dir, known=first)
+
+
+@REGISTRY.register("wikitext-2")
+@dataclass(frozen=True)
+class WikiText2(TextSettings):
+    """WikiText-2, two million words: trained on its training split, tested on its validation split.
+
+    Attributes:
+        length, max_tokens, max_vocab, tokenizer: see TextSettings.
+    """
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        return _load(self, "WikiText-2", "wikitext-2/train.txt", "wikitext-2/valid.txt", data_dir)
+
+
+@REGISTRY.register("wikitext-103")
+@dataclass(frozen=True)
+class WikiText103(TextSettings):
+    """WikiText-103, a hundred million words, as GPT2-Small is trained on it: 50 608 BPE pieces, sequences of 1 024.
+
+    Attributes:
+        length, max_tokens, max_vocab, tokenizer: see TextSettings.
+    """
+
+    length: int = 1024
+    max_vocab: int | None = 50_608
+    tokenizer: Literal["word", "bpe", "unigram"] = "bpe"
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        return _load(self, "WikiText-103", "wikitext-103/train.txt", "wikitext-103/valid.txt", data_dir)
+
+
+@REGISTRY.register("wikitext-103-prefix")
+@dataclass(frozen=True)
+class WikiText103Prefix(WikiText103):
+    """The first half percent of the training text: to try the pipeline. Results on it are not WikiText-103 results.
+
+    Attributes:
+        length, max_tokens, max_vocab, tokenizer: see TextSettings.
+    """
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        paths = "wikitext-103/train.partial.txt", "wikitext-103/valid.txt"
+        return _load(self, "a prefix of WikiText-103 (0.5 %)", *paths, data_dir)

@@ -1,0 +1,317 @@
+"""Gradient norm against Hessian trace, class by class, along a run (figures 7 and 23 to 27).
+
+Both are those of the rows of the head, measured by the probes `head-blocks` and `mirrored-head-blocks` along the
+selected runs of the first seed.
+
+Shapes: P measured steps, C classes, G frequency groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from heavytail.analysis.correlation import Correlation, frequency_halves, loglog
+from heavytail.figures import Figure, register
+from heavytail.figures.claims import ClaimRule
+from heavytail.figures.results import Array, MissingRuns, Need, Results
+from heavytail.figures.style import Panel, Picture, group_colours, optimizer_name
+
+PAIR = ("gd+m", "adam+m")
+LINEAR = Need("linear", PAIR, probed=True)
+BLOCKS, MIRRORED = "head-blocks", "mirrored-head-blocks"
+WARMED_UP, REPEATED = 10, 4  # figure 7: steps and samples of a class from which on the correlation is looked at
+
+
+@dataclass(frozen=True)
+class BlockTrack:
+    """Head blocks along one run: step [P]; grad_norm, trace and p_correct [P, C]; count and group [C]."""
+
+    label: str
+    stochastic: bool
+    step: Array
+    grad_norm: Array
+    trace: Array
+    p_correct: Array
+    count: Array
+    group: Array
+
+    @classmethod
+    def read(cls, results: Results, need: Need, label: str, probe: str = BLOCKS) -> BlockTrack:
+        """Return what a probe measured along the selected run; raises MissingRuns without it."""
+        history = results.probed(need, label)
+        count = history.arrays["train/count"]
+        return cls(
+            label=label,
+            stochastic=history.spec.batch_size is not None,
+            step=history.arrays[f"probe/{probe}/step"],
+            grad_norm=history.arrays[f"probe/{probe}/grad_norm"],
+            trace=history.arrays[f"probe/{probe}/trace"],
+            p_correct=history.arrays[f"probe/{probe}/p_correct"],
+            count=count.sum(axis=0) if count.ndim == 2 else count,
+            group=history.arrays["group"],
+        )
+
+    @property
+    def name(self) -> str:
+        """What the optimizer is called in a figure."""
+        return optimizer_name(self.label, stochastic=self.stochastic)
+
+    def relation(self, row: int, where: Array | None = None) -> Correlation:
+        """Return how the traces depend on the gradient norms over the classes that have samples, or some of them."""
+        seen = self.count > 0
+        return loglog(self.grad_norm[row], self.trace[row], seen if where is None else seen & where)
+
+    def group_p_correct(self) -> Array:
+        """Return the mean probability of the correct class over the samples of each group, [P, G]."""
+        num_groups = int(self.group.max()) + 1
+        p = np.where(self.count > 0, self.p_correct, 0.0)
+        sums = [np.bincount(self.group, weights=row * self.count, minlength=num_groups) for row in p]
+        sizes = np.bincount(self.group, weights=self.count, minlength=num_groups)
+        with np.errstate(invalid="ignore"):
+            return np.stack(sums) / sizes
+
+
+# -- panels ----------------------------------------------------------------------------------------------------------
+
+
+def scatter_groups(panel: Panel, x: Array, y: Array, group: Array) -> None:
+    """Mark every class that has x > 0 and y > 0 [C] on logarithmic axes, in the colour of its group."""
+    for g, colour in enumerate(group_colours(int(group.max()) + 1)):
+        mine = (group == g) & (x > 0) & (y > 0)
+        style = {"marker": "o", "markersize": 2.6, "markeredgewidth": 0, "alpha": 0.7, "color": colour}
+        panel.points(x[mine], y[mine], f"group {g + 1}", **style)
+    panel.axes.set(xscale="log", yscale="log")
+
+
+def scatter(panel: Panel, track: BlockTrack, row: int) -> None:
+    """Mark every class that has samples at its gradient norm and Hessian trace, and write their correlation."""
+    seen = track.count > 0
+    scatter_groups(panel, track.grad_norm[row, seen], track.trace[row, seen], track.group[seen])
+    halves = frequency_halves(track.count)
+    r = [track.relation(row, where).pearson for where in (None, *halves)]
+    panel.corner(
+        f"r {r[0].value:.2f} [{r[0].low:.2f}, {r[0].high:.2f}]\nfrequent {r[1].value:.2f}, rare {r[2].value:.2f}"
+    )
+
+
+def same_axes(panels: Sequence[Panel]) -> None:
+    """Give scatter panels one range of x and of y, with room for the numbers below the points."""
+    for name, room in (("x", 0.0), ("y", 0.22)):
+        ends = [getattr(panel.axes, f"get_{name}lim")() for panel in panels]
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
+        for panel in panels:
+            getattr(panel.axes, f"set_{name}lim")(low * (low / high) ** room, high)
+
+
+def group_probabilities(panel: Panel, track: BlockTrack) -> None:
+    """Draw the probability of the correct class over steps, a line for each group."""
+    p = track.group_p_correct()
+    for g, colour in enumerate(group_colours(p.shape[1])):
+        panel.line(track.step, p[:, g], f"group {g + 1}", color=colour, marker=".", markersize=3)
+    panel.axes.set_xscale("symlog", linthresh=1)
+    panel.axes.set(ylim=(-0.03, 1.03), xlim=(0, None))
+
+
+# -- figure 7 --------------------------------------------------------------------------------------------------------
+
+
+def adam_track(results: Results) -> BlockTrack:
+    """Return the blocks along Adam's path on the problem of figure 4."""
+    return BlockTrack.read(results, LINEAR, "adam+m")
+
+
+def plot_adam_path(results: Results) -> Picture:
+    """Draw the steps of figure 7 that were measured."""
+    track = adam_track(results)
+    rows = [i for i, step in enumerate(track.step) if step in (0, 1, 5, 10, 50, 100)]
+    columns = (len(rows) + 1) // 2
+    picture = Picture(2, columns, width=2.4)
+    panels = []
+    for place, row in enumerate(rows):
+        r, c = divmod(place, columns)
+        panels.append(
+            picture.panel(r, c, f"t = {track.step[row]}", "gradient norm" if r else "", "" if c else "Hessian trace")
+        )
+        scatter(panels[-1], track, row)
+    same_axes(panels)
+    picture.group_bar(panels, int(track.group.max()) + 1)
+    return picture
+
+
+def initial_spread(results: Results) -> float:
+    """Return the largest trace over the smallest at step 0."""
+    trace = adam_track(results).trace[0]
+    return float(trace.max() / trace.min())
+
+
+def best_agreement(results: Results) -> float:
+    """Return the smaller of Pearson (gradient norm, trace) and Spearman (trace, pi) at the step where it is largest."""
+    track = adam_track(results)
+    often = track.count >= REPEATED
+    rows = [i for i, step in enumerate(track.step) if step >= WARMED_UP]
+    if not rows:
+        raise MissingRuns(f"nothing was measured from step {WARMED_UP} on")
+    both = [
+        (track.relation(i, often).pearson.value, loglog(track.count, track.trace[i], often).spearman.value)
+        for i in rows
+    ]
+    return max(map(min, both))
+
+
+register(
+    Figure(
+        "fig07",
+        "Gradient norm and Hessian trace of each class",
+        "Figure 7",
+        "Under Adam, gradient norm and Hessian trace of the rows become proportional, both ordered by class frequency.",
+        (Need("linear", ("adam+m",), probed=True),),
+        (
+            ClaimRule(
+                "traces-start-equal",
+                "largest over smallest Hessian trace of a class at step 0",
+                "<=",
+                1.2,
+                initial_spread,
+            ),
+            ClaimRule(
+                "traces-follow-gradients",
+                f"smaller of log-log Pearson (gradient norm, trace) and Spearman (trace, frequency) over classes with "
+                f"at least {REPEATED} samples, at the best measured step from {WARMED_UP} on",
+                ">=",
+                0.9,
+                best_agreement,
+            ),
+        ),
+        plot_adam_path,
+    )
+)
+
+# -- figures 23 to 27 ------------------------------------------------------------------------------------------------
+
+
+def shown_rows(track: BlockTrack, num: int = 4) -> list[int]:
+    """Return up to `num` of the measured steps, the first and the last among them."""
+    return sorted(set(np.linspace(0, len(track.step) - 1, num).round().astype(int).tolist()))
+
+
+def paths_plot(need: Need, probe: str = BLOCKS) -> Callable[[Results], Picture]:
+    """Return what draws a row for each optimizer: scatter plots along its path, then p(correct) by group."""
+
+    def plot(results: Results) -> Picture:
+        tracks = [BlockTrack.read(results, need, label, probe) for label in results.labels(need)]
+        rows = shown_rows(tracks[0])
+        picture = Picture(len(tracks), len(rows) + 1, width=2.2)
+        scatters = []
+        for r, track in enumerate(tracks):
+            last = r == len(tracks) - 1
+            for c, row in enumerate(rows):
+                xlabel, ylabel = "gradient norm" if last else "", "" if c else "Hessian trace"
+                scatters.append(picture.panel(r, c, f"{track.name}, t = {track.step[row]}", xlabel, ylabel))
+                scatter(scatters[-1], track, row)
+            panel = picture.panel(r, len(rows), f"{track.name}, p(correct)", "step" if last else "", "")
+            group_probabilities(panel, track)
+        same_axes(scatters)
+        picture.group_bar(list(picture.panels.values()), int(tracks[0].group.max()) + 1)
+        return picture
+
+    return plot
+
+
+def halves_apart(results: Results) -> float:
+    """Return Pearson over the more frequent half of classes, less that over the rarer half, at the end of GD's path."""
+    track = BlockTrack.read(results, LINEAR, "gd+m")
+    frequent, rare = (track.relation(-1, half).pearson.value for half in frequency_halves(track.count))
+    return frequent - rare
+
+
+register(
+    Figure(
+        "fig23",
+        "Gradient norm and Hessian trace along the paths of GD and Adam",
+        "Figure 23",
+        "Where samples are assigned to their class, the two are proportional: all classes under Adam, the frequent "
+        "ones under GD.",
+        (LINEAR,),
+        (
+            ClaimRule(
+                "adam-assigns-rare",
+                "probability of the correct class on the rarest group at the last measured step of Adam",
+                ">=",
+                0.5,
+                lambda r: adam_track(r).group_p_correct()[-1, -1],
+            ),
+            ClaimRule(
+                "gd-only-frequent",
+                "log-log Pearson (gradient norm, trace) at the last measured step of GD: more frequent half of classes "
+                "less rarer half",
+                ">",
+                0.0,
+                halves_apart,
+            ),
+        ),
+        paths_plot(LINEAR),
+    )
+)
+
+
+def correlation_figure(name: str, title: str, paper: str, preset: str, variant: str = "") -> Figure:
+    """Return figure 23 for another model: GD and Adam paths, and the claims that the correlation grows under Adam."""
+    need = Need(preset, PAIR, variant, probed=True)
+
+    def adam(results: Results, row: int) -> float:
+        return BlockTrack.read(results, need, "adam+m").relation(row).spearman.value
+
+    rules = (
+        ClaimRule(
+            "correlated",
+            "Spearman (gradient norm, trace) over classes at the last measured step of Adam",
+            ">=",
+            0.5,
+            lambda r: adam(r, -1),
+        ),
+        ClaimRule(
+            "correlation-rises",
+            "Spearman (gradient norm, trace) over classes at the last measured step of Adam, less that at step 0",
+            ">=",
+            0.2,
+            lambda r: adam(r, -1) - adam(r, 0),
+        ),
+    )
+    about = "The correlation of gradient norm and Hessian trace over classes that training brings about (last layer)."
+    return Figure(name, title, paper, about, (need,), rules, paths_plot(need))
+
+
+register(correlation_figure("fig24", "The head of the CNN on MNIST+Barcoded", "Figure 24", "cnn"))
+register(correlation_figure("fig25", "The head of ResNet18 on ImageNet", "Figure 25", "resnet18", "heavy-tailed"))
+register(correlation_figure("fig26", "The head of a two-layer transformer", "Figure 26", "two-layer-transformer"))
+
+
+def mirrored_correlation(results: Results) -> float:
+    """Return Pearson at the last measured step along -W_t, the larger of GD's and Adam's path."""
+    tracks = [BlockTrack.read(results, LINEAR, label, MIRRORED) for label in PAIR]
+    return float(np.max([track.relation(-1).pearson.value for track in tracks]))
+
+
+register(
+    Figure(
+        "fig27",
+        "The same along the mirrored paths",
+        "Figure 27",
+        "At -W_t, where samples are assigned to wrong classes, gradient norm and Hessian trace are not proportional: "
+        "it takes training, not only large weights.",
+        (LINEAR,),
+        (
+            ClaimRule(
+                "uncorrelated",
+                "log-log Pearson (gradient norm, trace) over classes at the last measured -W_t, larger of GD and Adam",
+                "<=",
+                0.2,
+                mirrored_correlation,
+            ),
+        ),
+        paths_plot(LINEAR, MIRRORED),
+    )
+)

@@ -1,0 +1,238 @@
+"""The theory beside what is measured: the weighted quadratic, the flows of theorem 3, proposition 2 (figure 6).
+
+Shapes: C classes (coordinates), E recorded steps, T steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from heavytail import theory
+from heavytail.figures import Figure, register
+from heavytail.figures.claims import ClaimRule
+from heavytail.figures.results import Array, Need, Results
+from heavytail.figures.style import Picture, group_colours, optimizer_colour, optimizer_name
+from heavytail.store import History
+
+# -- figure 6: the weighted quadratic --------------------------------------------------------------------------------
+
+DIMENSIONS, STEPS = 1000, 95
+SHOWN = (1, 3, 10, 30, 100, 300, 1000)  # coordinates k
+RATES = {"gd": 1.0, "adam": 0.01, "sign": 0.01}  # of GD: in units of 1 / pi_1, the largest that does not oscillate
+
+
+def quadratic(optimizer: str, *, eps: float = 1e-8) -> Array:
+    """Return the iterates of one optimizer on sum_k pi_k w_k^2 / 2 with pi_k ~ 1/k, from w = 1, [T+1, C]."""
+    pi = theory.zipf(DIMENSIONS)
+    rate = RATES[optimizer] / (pi[0] if optimizer == "gd" else 1.0)
+    return theory.quadratic_trajectory(pi, optimizer, rate, STEPS, eps=eps)
+
+
+def plot_quadratic(results: Results) -> Picture:
+    """Draw some coordinates over steps, a panel for each optimizer."""
+    picture = Picture(1, 3)
+    panels = []
+    for column, optimizer in enumerate(RATES):
+        name = optimizer_name(optimizer)
+        panels.append(picture.panel(0, column, name, "step", "" if column else "coordinate w_k"))
+        w = quadratic(optimizer)
+        for k, colour in zip(SHOWN, group_colours(len(SHOWN)), strict=True):
+            panels[-1].line(np.arange(STEPS + 1), w[:, k - 1], f"k = {k}", color=colour)
+    panels[1].axes.legend(loc="lower left", ncols=2, handlelength=1.0, columnspacing=1.0)
+    picture.share_y(panels, top=1.05)
+    return picture
+
+
+def gd_error() -> float:
+    """Return the largest distance of GD's coordinates from (1 - alpha pi_k)^t."""
+    pi = theory.zipf(DIMENSIONS)
+    return float(np.abs(quadratic("gd") - theory.quadratic_gd(pi, RATES["gd"] / pi[0], STEPS)).max())
+
+
+def spread(w: Array) -> float:
+    """Return the largest difference between coordinates at a step, relative to their size then [T+1, C]."""
+    return float((np.ptp(w, axis=1) / np.abs(w).max(axis=1)).max())
+
+
+register(
+    Figure(
+        "fig06",
+        "The weighted quadratic",
+        "Figure 6",
+        "On f(w) = sum_k pi_k w_k^2 / 2 with pi_k ~ 1/k gradient descent is slow wherever pi_k is small; Adam and sign "
+        "descent move all coordinates alike. Computed, not trained.",
+        (),
+        (
+            ClaimRule(
+                "gd-closed-form", "largest |w_k(t) - (1 - alpha pi_k)^t| of GD", "<=", 1e-12, lambda r: gd_error()
+            ),
+            ClaimRule(
+                "sign-alike",
+                "sign descent: largest difference between coordinates, relative to their size",
+                "<=",
+                1e-6,
+                lambda r: spread(quadratic("sign")),
+            ),
+            ClaimRule(
+                "adam-alike",
+                "Adam with eps = 0: largest difference between coordinates, relative to their size",
+                "<=",
+                1e-6,
+                lambda r: spread(quadratic("adam", eps=0.0)),
+            ),
+        ),
+        plot_quadratic,
+    )
+)
+
+# -- theorem 3 -------------------------------------------------------------------------------------------------------
+
+FLOWS = Need("simple-imbalanced")
+TARGET = 0.1  # nats: the loss that the times are measured to
+SOLVED = 1e-3  # nats: losses below are not compared, float32 histories and finite steps both blur them
+
+
+def simulation(results: Results, label: str) -> tuple[Array, Array, Array, History]:
+    """Return the times [E], losses [E, C] and frequencies [C] of the descent that discretises a flow, and its run."""
+    best = results.search(FLOWS, label)
+    history = next(results.histories(best.chosen or best.candidates[0]))
+    count = history.arrays["train/count"].astype(np.float64)
+    loss = history.arrays["train/class_loss"].astype(np.float64)
+    return history.step * history.spec.lr, loss, count / count.sum(), history
+
+
+def closed_form(label: str, t: Array, pi: Array) -> Array:
+    """Return the loss of each class under the flow of "gd" or "sign" at times t, [E, C]."""
+    if label == "gd":
+        return theory.gradient_flow_loss(t[:, None], pi, len(pi))
+    return np.broadcast_to(theory.sign_flow_loss(t, len(pi))[:, None], (len(t), len(pi)))
+
+
+def ode_error(label: str, results: Results) -> float:
+    """Return the largest relative distance of the closed form from an integration of the flow itself."""
+    from scipy.integrate import solve_ivp
+
+    t, _, pi, _ = simulation(results, label)
+    c, rows = len(pi), slice(1, None)
+    expected = closed_form(label, t, pi)[rows]
+    worst = 0.0
+    for k, share in enumerate(pi):
+
+        def velocity(_: float, w: Array, share: float = share) -> Array:
+            # one column of W: w[0] in the row of its class, w[1] in each other, of probability p
+            p = 1.0 / (c - 1.0 + np.exp(w[0] - w[1]))
+            pull = share * p * np.array([c - 1.0, -1.0])
+            change: Array = np.sign(pull) if label == "sign" else pull
+            return change
+
+        w = solve_ivp(velocity, (0.0, t[-1]), [0.0, 0.0], "DOP853", t[rows], rtol=1e-12, atol=1e-14).y
+        loss = np.log1p((c - 1.0) * np.exp(w[1] - w[0]))
+        worst = max(worst, float(np.abs(expected[:, k] / loss - 1).max()))
+    return worst
+
+
+def descent_error(label: str, results: Results) -> float:
+    """Return the largest relative distance of the trained losses from the closed form, where that is above 1e-3."""
+    t, loss, pi, _ = simulation(results, label)
+    expected = closed_form(label, t, pi)
+    seen = expected > SOLVED
+    return float(np.abs(loss[seen] / expected[seen] - 1).max())
+
+
+def times_to_target(results: Results, label: str) -> Array:
+    """Return when each class's trained loss crosses 0.1, [C]; NaN where it does not."""
+    t, loss, _, _ = simulation(results, label)
+    crossed = np.argmax(loss <= TARGET, axis=0)
+    times = np.full(loss.shape[1], np.nan)
+    for k, row in enumerate(crossed):
+        if row > 0:
+            before, after = np.log(loss[row - 1 : row + 1, k])
+            times[k] = t[row - 1] + (t[row] - t[row - 1]) * (before - np.log(TARGET)) / (before - after)
+    return times
+
+
+def time_exponent(results: Results, label: str) -> float:
+    """Return the slope of log(time to loss 0.1) on log(pi_k)."""
+    pi = simulation(results, label)[2]
+    return float(np.polyfit(np.log(pi), np.log(times_to_target(results, label)), 1)[0])
+
+
+def plot_flows(results: Results) -> Picture:
+    """Draw the loss of some classes under both flows, lines over points, and the time that each class takes."""
+    picture = Picture(1, 3, width=2.8)
+    for column, (label, name) in enumerate((("gd", "gradient"), ("sign", "sign"))):
+        t, loss, pi, _ = simulation(results, label)
+        panel = picture.panel(
+            0, column, f"{name} flow and descent", "time (step size x steps)", "" if column else "loss (nats)"
+        )
+        classes = np.unique(np.geomspace(1, len(pi), 6).round().astype(int)) - 1
+        expected = closed_form(label, t, pi)
+        for k, colour in zip(classes, group_colours(len(classes)), strict=True):
+            rows = np.unique(np.geomspace(1, len(t) - 1, 14).round().astype(int))
+            panel.points(t[rows], loss[rows, k], f"class {k + 1}, trained", marker="o", markersize=3, color=colour)
+            panel.line(t[1:], expected[1:, k], f"pi = {pi[k]:.3f}", color=colour, linewidth=1.0)
+        panel.axes.set(xscale="log", yscale="log", ylim=(SOLVED, None))
+        if label == "sign":
+            shown = theory.sign_flow_loss_printed(t[1:], len(pi))
+            panel.line(t[1:], shown, "Lemma 7 as printed", color="black", linestyle=":", linewidth=1.0)
+            handles, labels = panel.axes.get_legend_handles_labels()
+            panel.axes.legend(handles[-1:], labels[-1:], loc="lower left")
+        else:
+            handles, labels = panel.axes.get_legend_handles_labels()
+            panel.axes.legend(handles[1::2], labels[1::2], loc="lower left", handlelength=1.0)
+    panel = picture.panel(0, 2, "time to loss 0.1", "class frequency", "time")
+    pi = simulation(results, "gd")[2]
+    for label, name, expected in (
+        ("gd", "gradient descent", theory.gradient_flow_time(TARGET, pi, len(pi))),
+        ("sign", "sign descent", np.full(len(pi), theory.sign_flow_time(TARGET, len(pi)))),
+    ):
+        colour = optimizer_colour(label)
+        panel.points(pi, times_to_target(results, label), name, marker="o", markersize=3.5, color=colour)
+        panel.line(pi, expected, f"{name}: closed form", color=colour, linewidth=1.0)
+    panel.axes.set(xscale="log", yscale="log")
+    panel.axes.set_xticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
+    panel.axes.set_xticks([], minor=True)
+    panel.axes.legend(loc="best", handlelength=1.0)
+    return picture
+
+
+def flow_rules(label: str, name: str, exponent: float) -> tuple[ClaimRule, ...]:
+    """Return the claims on one flow."""
+    return (
+        ClaimRule(
+            f"{name}-flow-solves-its-ode",
+            f"{name} flow: largest relative distance of the closed form from a numerical integration",
+            "<=",
+            1e-8,
+            lambda r: ode_error(label, r),
+        ),
+        ClaimRule(
+            f"{name}-descent-follows",
+            f"{name} descent with small steps: largest relative distance of a class's loss (above {SOLVED}) from the "
+            "closed form",
+            "<=",
+            0.01,
+            lambda r: descent_error(label, r),
+        ),
+        ClaimRule(
+            f"{name}-time-exponent",
+            f"{name} descent: slope of log(time to loss {TARGET}) on log(class frequency)",
+            "within",
+            (exponent - 0.05, exponent + 0.05),
+            lambda r: time_exponent(r, label),
+        ),
+    )
+
+
+register(
+    Figure(
+        "thm3",
+        "Gradient flow and sign flow on the simple imbalanced setting",
+        "Theorem 3",
+        "Gradient flow takes a class of frequency pi a time of order 1/pi; sign flow takes all the same (lines: closed "
+        "form; points: trained with small fixed steps).",
+        (FLOWS,),
+        (*flow_rules("gd", "gradient", -1.0), *flow_rules("sign", "sign", 0.0)),
+        plot_flows,
+    )
+)

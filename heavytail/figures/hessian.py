@@ -1,0 +1,106 @@
+"""Entries of the Hessian between some classes and inputs: the diagonal blocks dominate (figures 8 and 28, section H.1).
+
+Measured by the probe `hessian-entries` along Adam's path on the problem of figure 4. The captions and the text of the
+paper disagree on which figure samples the classes how (erratum 7): here 8 samples log-uniformly, 28 uniformly.
+
+Shapes: P measured steps, C classes, K sampled classes, J inputs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from heavytail.figures import Figure, register
+from heavytail.figures.claims import ClaimRule
+from heavytail.figures.results import Array, Need, Results
+from heavytail.figures.style import Picture
+
+ADAM = Need("linear", ("adam+m",), probed=True)
+DECADES = 6  # shown below the largest entry
+ROUNDING = 1e-9  # by which a sum over classes may miss an identity
+
+
+def measured(results: Results, name: str) -> Array:
+    """Return one array of the probe along Adam's path."""
+    value: Array = results.probed(ADAM, "adam+m").arrays[f"probe/hessian-entries/{name}"]
+    return value
+
+
+def num_inputs(results: Results) -> int:
+    """Return J."""
+    probes = results.probed(ADAM, "adam+m").spec.resolved.probes
+    return int(next(p.params["inputs"] for p in probes if p.name == "hessian-entries"))
+
+
+def block_medians(entries: Array, inputs: int) -> tuple[float, float]:
+    """Return the median magnitude of the entries [K J, K J] within diagonal blocks, and of the others.
+
+    >>> block_medians(np.array([[2.0, 1.0, 0.0, 0.5], [1.0, 2.0, 0.5, 0.0]] * 2), 2)
+    (0.75, 0.75)
+    """
+    block = np.arange(len(entries)) // inputs
+    diagonal = block[:, None] == block[None, :]
+    size = np.abs(entries)
+    return float(np.median(size[diagonal])), float(np.median(size[~diagonal]))
+
+
+def hessian_figure(name: str, paper: str, array: str, words: str) -> Figure:
+    """Return the figure of the entries for one sampling of the classes."""
+
+    def plot(results: Results) -> Picture:
+        steps, entries, inputs = measured(results, "step"), measured(results, array), num_inputs(results)
+        picture = Picture(1, len(steps) + 1, width=2.5, height=2.6)
+        with np.errstate(divide="ignore"):
+            size = np.log10(np.abs(entries.astype(np.float64)))
+        top = float(size.max())
+        panels = []
+        for column, step in enumerate(steps):
+            label = "class x input" if column == 0 else ""
+            panels.append(picture.panel(0, column, f"t = {step}", "class x input", label))
+            shown = np.maximum(size[column], top - DECADES)
+            panels[-1].image(shown, "log10 |entry|", vmin=top - DECADES, vmax=top, cmap="magma")
+            within, between = block_medians(entries[column], inputs)
+            panels[-1].corner(f"median within blocks {within:.1e}\nbetween blocks {between:.1e}")
+            panels[-1].axes.set(xticks=[], yticks=[])
+        picture.colour_bar(panels, "log10 |entry|")
+        panel = picture.panel(0, len(steps), "largest off-diagonal block", "classes, sorted", "of the diagonal trace")
+        others = measured(results, "largest_other")
+        for column, step in enumerate(steps):
+            shade = str(0.75 - 0.75 * column / max(1, len(steps) - 1))
+            share = np.linspace(0, 1, others.shape[1])
+            panel.line(share, np.sort(others[column])[::-1], f"t = {step}", color=shade)
+        panel.axes.set(ylim=(0, None), xticks=[0, 0.5, 1], xticklabels=["0", "half", "all"])
+        panel.axes.legend(loc="best", handlelength=1.2)
+        return picture
+
+    def contrast(results: Results) -> float:
+        inputs = num_inputs(results)
+        pairs = [block_medians(entries, inputs) for entries in measured(results, array)]
+        return min(within / between if between else np.inf for within, between in pairs)
+
+    rules = (
+        ClaimRule(
+            "blocks-stand-out",
+            f"median magnitude within diagonal blocks over that between blocks, {words}, smallest over measured steps",
+            ">=",
+            10.0,
+            contrast,
+        ),
+        ClaimRule(
+            "diagonally-dominant",
+            "Tr H_kk over sum of |Tr H_kj| over j != k, smallest over classes and measured steps (1 by an identity of "
+            "the softmax, up to rounding)",
+            ">=",
+            1 - ROUNDING,
+            lambda r: float(measured(r, "diagonal_share").min()),
+        ),
+    )
+    about = (
+        f"Entries of the Hessian along Adam's path, classes sampled {words}, most frequent first: the blocks on the "
+        "diagonal stand out."
+    )
+    return Figure(name, f"Entries of the Hessian, classes sampled {words}", paper, about, (ADAM,), rules, plot)
+
+
+register(hessian_figure("fig08", "Figure 8", "log_uniform", "log-uniformly"))
+register(hessian_figure("fig28", "Figure 28", "uniform", "uniformly"))

@@ -1,0 +1,170 @@
+"""Proposition 2: what eq. 1 and eq. 2 predict for gradient and Hessian blocks, beside what is measured.
+
+Eq. 1 holds at W = 0 for any data. Eq. 2 assumes that the samples of class k give it one probability p_k and all others
+none; then grad_k = -pi_k (1 - p_k) xbar^k and Tr H_kk = pi_k p_k (1 - p_k) mean_k ||x||^2. How far the assumption holds
+is measured with it: the probability that class k gets from other classes' samples, relative to that from its own.
+
+Shapes: P measured steps, C classes, G frequency groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from heavytail import theory
+from heavytail.figures import Figure, register
+from heavytail.figures.claims import ClaimRule
+from heavytail.figures.curvature import scatter_groups
+from heavytail.figures.results import Array, MissingRuns, Need, Results
+from heavytail.figures.style import Panel, Picture, group_colours
+
+ADAM = Need("linear", ("adam+m",), "proposition-2", probed=True)
+FREQUENT = 20.0  # eq. 2 neglects O(1/c) beside pi_k: it is checked where c pi_k is at least this
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Predictions and measurements along one run.
+
+    Attributes:
+        step: measured steps [P].
+        group: of each class [C].
+        pi: frequencies [C].
+        zero, zero_predicted: the blocks at W = 0 and eq. 1 for them, [C].
+        measured, predicted: the blocks at W_t and eq. 2 for them, [P, C].
+        stray: probability that each class gets from other classes' samples over that from its own, [P, C].
+    """
+
+    step: Array
+    group: Array
+    pi: Array
+    zero: theory.RowPrediction
+    zero_predicted: theory.RowPrediction
+    measured: theory.RowPrediction
+    predicted: theory.RowPrediction
+    stray: Array
+
+    @classmethod
+    def read(cls, results: Results) -> Blocks:
+        """Return what was measured along Adam's path; raises MissingRuns without it."""
+        arrays = results.probed(ADAM, "adam+m").arrays
+        blocks, inputs = "probe/head-blocks/", "probe/proposition-2/"
+        count = arrays["train/count"].astype(np.float64)
+        pi = count / count.sum()
+        p = arrays[blocks + "p_correct"]
+        own = pi * p
+        return cls(
+            step=arrays[blocks + "step"],
+            group=arrays["group"],
+            pi=pi,
+            zero=theory.RowPrediction(arrays[inputs + "zero_grad_norm"][0], arrays[inputs + "zero_trace"][0]),
+            zero_predicted=theory.RowPrediction(
+                arrays[inputs + "predicted_grad_norm"][0], arrays[inputs + "predicted_trace"][0]
+            ),
+            measured=theory.RowPrediction(arrays[blocks + "grad_norm"], arrays[blocks + "trace"]),
+            predicted=theory.assignment_prediction(
+                pi, p, arrays[inputs + "mean_norm"][0], arrays[inputs + "sq_norm"][0]
+            ),
+            stray=np.maximum(arrays[blocks + "p_mean"] - own, 0.0) / own,
+        )
+
+    @property
+    def ratio_error(self) -> Array:
+        """Measured ratio of gradient norm to trace, relative to eq. 2's, less 1, [P, C]."""
+        return self.measured.ratio / self.predicted.ratio - 1.0
+
+    @property
+    def frequent(self) -> Array:
+        """Classes that eq. 2 is checked on [C] bool; raises MissingRuns if there are none."""
+        chosen: Array = len(self.pi) * self.pi >= FREQUENT
+        if not chosen.any():
+            raise MissingRuns(f"no class has c pi_k >= {FREQUENT:g} at this scale")
+        return chosen
+
+    @property
+    def best_row(self) -> int:
+        """The measured step at which eq. 2 holds best for its frequent classes."""
+        return int(np.argmin(np.abs(self.ratio_error[:, self.frequent]).max(axis=1)))
+
+
+def eq1_error(results: Results) -> float:
+    """Return the largest relative distance of gradient norms and traces at W = 0 from eq. 1."""
+    blocks = Blocks.read(results)
+    pairs = zip(blocks.zero, blocks.zero_predicted, strict=True)
+    return max(float(np.abs(measured / predicted - 1).max()) for measured, predicted in pairs)
+
+
+def eq2_error(results: Results) -> float:
+    """Return the largest relative distance of the ratio from eq. 2 over its classes, at the best measured step."""
+    blocks = Blocks.read(results)
+    return float(np.abs(blocks.ratio_error[blocks.best_row, blocks.frequent]).max())
+
+
+def compare(panel: Panel, blocks: Blocks, predicted: Array, measured: Array) -> None:
+    """Mark every class at its predicted and measured value, beside the line where they are equal."""
+    scatter_groups(panel, predicted, measured, blocks.group)
+    ends = np.array([min(predicted.min(), measured.min()), max(predicted.max(), measured.max())])
+    panel.line(ends, ends, "equal", color="black", linewidth=0.8, zorder=1.5)
+
+
+def over_time(panel: Panel, blocks: Blocks, values: Array) -> None:
+    """Draw the median over each group's classes of values [P, C] over steps."""
+    for g, colour in enumerate(group_colours(int(blocks.group.max()) + 1)):
+        median = np.median(values[:, blocks.group == g], axis=1)
+        panel.line(blocks.step, median, f"group {g + 1}", color=colour, marker=".", markersize=3)
+    panel.axes.set_xscale("symlog", linthresh=1)
+    panel.axes.set(xlim=(0, None), yscale="log")
+
+
+def plot(results: Results) -> Picture:
+    """Draw eq. 1, eq. 2 for both blocks at the end, its ratio over time, and its assumption over time."""
+    blocks = Blocks.read(results)
+    row = len(blocks.step) - 1
+    when = f"t = {blocks.step[row]}"
+    picture = Picture(1, 5, width=2.4, height=2.4)
+    panel = picture.panel(0, 0, "eq. 1: gradient norm, W = 0", "predicted", "measured")
+    compare(panel, blocks, blocks.zero_predicted.grad_norm, blocks.zero.grad_norm)
+    panel.corner(f"largest error {eq1_error(results):.0e}")
+    panel = picture.panel(0, 1, f"eq. 2: gradient norm, {when}", "predicted", "")
+    compare(panel, blocks, blocks.predicted.grad_norm[row], blocks.measured.grad_norm[row])
+    panel = picture.panel(0, 2, f"eq. 2: Hessian trace, {when}", "predicted", "")
+    compare(panel, blocks, blocks.predicted.trace[row], blocks.measured.trace[row])
+    panel = picture.panel(0, 3, "eq. 2: ratio", "step", "measured / predicted")
+    over_time(panel, blocks, 1.0 + blocks.ratio_error)
+    panel.level(1.0, "equal")
+    panel = picture.panel(0, 4, "its assumption: no stray p", "step", "stray / own probability")
+    over_time(panel, blocks, blocks.stray)
+    picture.group_bar(list(picture.panels.values()), int(blocks.group.max()) + 1)
+    return picture
+
+
+register(
+    Figure(
+        "prop2",
+        "Predicted and measured blocks of the head",
+        "Proposition 2",
+        "Eq. 1 is exact at W = 0. Eq. 2 holds as far as classes get their probability from their own samples alone, "
+        "which the last panel measures.",
+        (ADAM,),
+        (
+            ClaimRule(
+                "eq1-exact",
+                "largest relative distance of gradient norms and Hessian traces at W = 0 from eq. 1, in float64",
+                "<",
+                1e-12,
+                eq1_error,
+            ),
+            ClaimRule(
+                "eq2-ratio",
+                "largest relative distance of (gradient norm / trace) from eq. 2 over classes with c pi_k >= 20, at "
+                "the best measured step of Adam",
+                "<=",
+                0.2,
+                eq2_error,
+            ),
+        ),
+        plot,
+    )
+)

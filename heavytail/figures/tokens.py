@@ -1,0 +1,96 @@
+"""How often each token occurs, by tokenizer and text (figure 9). No runs: the histograms are those of the data."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heavytail import zipf
+from heavytail.errors import DataError
+from heavytail.figures import ClaimRule, Figure, register
+from heavytail.figures.results import Array, MissingRuns, Results
+from heavytail.figures.style import Picture
+from heavytail.registry import Part, registry
+
+PAPER = {"PTB": {"name": "ptb"}, "WikiText-2": {"name": "wikitext-2"}}
+EMBEDDED = {"PTB": {"name": "stdlib-text", "max_tokens": 150_000}}  # one text to stand for both
+KINDS: dict[str, dict[str, Any]] = {
+    "word": {"max_vocab": None},
+    "bpe": {"max_vocab": 4_000},
+    "unigram": {"max_vocab": 4_000},
+}
+
+
+def counts(results: Results, text: str, kind: str) -> Array:
+    """Return how often each token of a text occurs, the most frequent first [C].
+
+    Raises:
+        MissingRuns: the text is not to be had; says why.
+    """
+    texts = EMBEDDED if results.scale == "quick" else PAPER
+    if text not in texts:
+        raise MissingRuns(f"{results.scale} scale has one text of its own, which stands for PTB; {text} is not read")
+    if results.data_dir is None:
+        raise MissingRuns("the folder of the data sets is not known; run `heavytail reproduce fig09`")
+    return _counts(tuple({**texts[text], **KINDS[kind], "tokenizer": kind}.items()), results.data_dir)
+
+
+@lru_cache(maxsize=8)
+def _counts(part: tuple[tuple[str, Any], ...], data_dir: Path) -> Array:
+    try:
+        data = registry("data").make(Part.parse(dict(part), "data")).load(seed=0, data_dir=data_dir)
+    except DataError as error:
+        raise MissingRuns(str(error)) from error
+    found: Array = np.sort(data.counts.numpy())[::-1]
+    return found
+
+
+def plot(results: Results) -> Picture:
+    """Draw a row for each text, a column for each tokenizer, with both fits."""
+    texts = [text for text in PAPER if results.scale != "quick" or text in EMBEDDED]
+    picture = Picture(len(texts), len(KINDS), width=2.7)
+    for row, text in enumerate(texts):
+        shown = EMBEDDED[text]["name"] if results.scale == "quick" else text
+        for column, kind in enumerate(KINDS):
+            found = counts(results, text, kind)
+            found = found[found > 0]
+            rank, law = np.arange(1, len(found) + 1), zipf.fit(found)
+            label = f"$s$ = {law.exponent:.3f} ± {law.high - law.exponent:.3f}\nslope {law.slope:.2f}"
+            panel = picture.panel(row, column, f"{shown}, {kind}", "rank", "" if column else "tokens of the class")
+            panel.line(rank, found, "count", color="black", linewidth=1.2)
+            fitted = np.arange(zipf.LOW, zipf.HIGH + 1)
+            inside = found[fitted - 1]
+            scale = np.exp(np.mean(np.log(inside) - law.slope * np.log(fitted)))
+            panel.line(fitted, scale * fitted**law.slope, label, color="#c0392b", linestyle="--")
+            panel.axes.set(xscale="log", yscale="log")
+            panel.axes.legend(handles=panel.axes.lines[1:], loc="lower left", handlelength=1.4)
+    return picture
+
+
+def rule(text: str, kind: str) -> ClaimRule:
+    """Return the claim that one histogram is heavy-tailed."""
+    return ClaimRule(
+        f"slope-{kind}-{text.lower()}",
+        f"{text}, {kind}: least-squares slope of log frequency on log rank, ranks {zipf.LOW} to {zipf.HIGH}",
+        "within",
+        (-1.3, -0.7),
+        lambda results: zipf.fit(counts(results, text, kind)).slope,
+    )
+
+
+register(
+    Figure(
+        "fig09",
+        "Token frequencies by tokenizer and text",
+        "Figure 9",
+        "The k-th most frequent token has frequency about 1/k, whether tokens are words or pieces of words. "
+        "s: Zipf's exponent by maximum likelihood with its 95 % interval; slope: least squares (dashed); both over "
+        f"ranks {zipf.LOW} to {zipf.HIGH}.",
+        (),
+        tuple(rule(text, kind) for text in PAPER for kind in KINDS),
+        plot,
+    )
+)
