@@ -49,9 +49,7 @@ def train(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
         use_cpu=True,
         seed=0,
     )
-    trainer = Trainer(
-        model, arguments, train_dataset=train_set, eval_dataset=test_set, optimizers=(optimizer, None)
-    )
+    trainer = Trainer(model, arguments, train_dataset=train_set, eval_dataset=test_set, optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)
     FrequencyLoss(counts=data.counts, journal=heavytail.Journal(folder / name)).attach(trainer)
     trainer.train()

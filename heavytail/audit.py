@@ -28,8 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from heavytail.errors import DataError, SpecError
 from heavytail.metrics import FrequencyGroups
+from heavytail.zipf import HIGH, LOW, Zipf, fit
 
-__all__ = ["Audit", "audit", "audit_counts", "group_times", "zipf_exponent"]
+__all__ = ["Audit", "audit", "audit_counts", "group_times"]
 
 Array = NDArray[np.float64]
 TOKENIZERS = ("words", "bpe", "unigram")
@@ -48,9 +49,8 @@ class Audit:
         source: what was counted, in words.
         names: the classes that occur, most frequent first [C]; ties by name.
         counts: how often [C].
-        exponent: Zipf's, pi_k ~ k^-exponent over all ranks, by maximum likelihood.
-        interval: 95 % confidence interval of it, (low, high).
-        slope: that of log frequency on log rank by least squares over ranks 10 to 1 000; NaN for fewer than 12 classes.
+        zipf: fit over all ranks; NaN for a single class. Its interval takes samples as independent.
+        slope: of log frequency on log rank over ranks 10 to 1 000, as in figure 9; NaN for fewer than 12 classes.
         entropy: of the class frequencies (bits).
         rare_share: share of the data in classes rarer than 1/C.
         groups: frequency groups of the classes.
@@ -61,8 +61,7 @@ class Audit:
     source: str
     names: tuple[str, ...]
     counts: NDArray[np.int64]
-    exponent: float
-    interval: tuple[float, float]
+    zipf: Zipf
     slope: float
     entropy: float
     rare_share: float
@@ -101,8 +100,8 @@ class Audit:
             "samples": int(self.counts.sum()),
             "classes": self.num_classes,
             "left_out": self.left_out,
-            "zipf_exponent": plain(self.exponent),
-            "zipf_interval": [plain(end) for end in self.interval],
+            "zipf_exponent": plain(self.zipf.exponent),
+            "zipf_interval": [plain(self.zipf.low), plain(self.zipf.high)],
             "least_squares_slope": plain(self.slope),
             "entropy_bits": self.entropy,
             "rare_share": self.rare_share,
@@ -114,11 +113,11 @@ class Audit:
     def __str__(self) -> str:
         """Return a text of some twenty lines."""
         n, C = int(self.counts.sum()), self.num_classes
-        low, high = self.interval
         lines = [
             self.source,
             f"  {n} samples of {C} classes" + (f"; {self.left_out} labels below 0 left out" if self.left_out else ""),
-            f"  Zipf exponent  {self.exponent:.3f} (95 % interval {low:.3f} to {high:.3f}; "
+            f"  Zipf exponent  {self.zipf.exponent:.3f} "
+            f"(95 % interval {self.zipf.low:.3f} to {self.zipf.high:.3f}; "
             f"log-log slope over ranks 10 to 1000: {self.slope:.3f})",
             f"  entropy        {self.entropy:.2f} bits; balanced classes would have {math.log2(C):.2f}",
             f"  rare classes   hold {self.rare_share:.1%} of the samples (classes rarer than 1/C)",
@@ -191,22 +190,21 @@ def audit_counts(counts: Counter[str], *, source: str = "", num_groups: int = 10
     """Return what counts by class name mean; SpecError if there are none.
 
     >>> found = audit_counts(Counter({str(k): 5040 // k for k in range(1, 11)}), num_groups=2)
-    >>> round(found.exponent, 3), found.slowdown.round(1).tolist()
+    >>> round(found.zipf.exponent, 3), found.slowdown.round(1).tolist()
     (1.0, [1.0, 4.2])
     """
     ranked = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: (-item[1], item[0]))
     n_k = np.array([n for _, n in ranked], np.int64)
     groups = FrequencyGroups.from_counts(n_k, num_groups)
     pi = n_k / n_k.sum()
-    exponent, low, high = zipf_exponent(n_k)
+    nothing, C = Zipf(math.nan, math.nan, math.nan, math.nan), len(n_k)
     times = group_times(pi, groups.index)
     return Audit(
         source=source,
         names=tuple(name for name, _ in ranked),
         counts=n_k,
-        exponent=exponent,
-        interval=(low, high),
-        slope=_log_slope(n_k),
+        zipf=fit(n_k, 1, C) if C > 1 else nothing,
+        slope=fit(n_k, LOW, min(HIGH, C)).slope if C > LOW + 1 else math.nan,
         entropy=float(-(pi * np.log2(pi)).sum()),
         rare_share=float(pi[n_k * len(n_k) < n_k.sum()].sum()),
         groups=groups,
@@ -216,42 +214,6 @@ def audit_counts(counts: Counter[str], *, source: str = "", num_groups: int = 10
 
 
 # -- what counts mean ------------------------------------------------------------------------------------------------
-
-
-def zipf_exponent(counts: ArrayLike) -> tuple[float, float, float]:
-    """Return Zipf's exponent by maximum likelihood and its 95 % confidence interval (estimate, low, high).
-
-    The model is pi_k = k^-a / sum_j j^-a over the C ranks, its score log k - E_a[log k]. The interval does not trust
-    the model: its variance is that of log k in the data, over the square of that in the model. It does take samples as
-    independent and ranks as known, so it is too narrow for running text.
-
-    Args:
-        counts: samples of each class [C], in any order.
-
-    Raises:
-        SpecError: as `FrequencyGroups.from_counts`.
-    """
-    from scipy.optimize import brentq
-
-    n_k = np.sort(np.asarray(counts))[::-1]
-    n_k = n_k[n_k > 0]
-    n, log_rank = n_k.sum(), np.log(np.arange(1, len(n_k) + 1))
-    if len(n_k) < 2:
-        return math.nan, math.nan, math.nan
-    mean = float(n_k @ log_rank / n)
-
-    def moments(a: float) -> tuple[float, float]:
-        weight = np.exp(-a * log_rank)
-        weight /= weight.sum()
-        first = float(weight @ log_rank)
-        return first, float(weight @ (log_rank - first) ** 2)
-
-    if moments(0.0)[0] <= mean:  # balanced: the ranks of sorted counts cannot rise
-        a = 0.0
-    else:
-        a = float(brentq(lambda a: moments(a)[0] - mean, 0.0, 200.0, xtol=1e-12))
-    spread = math.sqrt(n_k @ (log_rank - mean) ** 2 / n / n) / moments(a)[1]
-    return a, a - 1.96 * spread, a + 1.96 * spread
 
 
 def group_times(pi: ArrayLike, index: ArrayLike, loss: float = TARGET_LOSS) -> Array:
@@ -280,14 +242,6 @@ def group_times(pi: ArrayLike, index: ArrayLike, loss: float = TARGET_LOSS) -> A
             low, high = (middle, high) if above else (low, middle)
         times.append(math.exp(high))
     return np.array(times)
-
-
-def _log_slope(n_k: NDArray[np.int64]) -> float:
-    """Least-squares slope of log frequency on log rank over ranks 10 to 1 000, as figure 9's claim takes it."""
-    part = n_k[9:1000]
-    if len(part) < 3:
-        return math.nan
-    return float(np.polyfit(np.log(np.arange(10, 10 + len(part))), np.log(part), 1)[0])
 
 
 # -- counting --------------------------------------------------------------------------------------------------------

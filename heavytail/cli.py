@@ -285,9 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("audit", audit_command, "how heavy the tail of a corpus is, and what it will do to gradient descent")
     sub.add_argument("path", type=Path, metavar="PATH", help="text, .jsonl, .csv, .parquet, .npy, or a folder of these")
     sub.add_argument("--tokenizer", default="words", help="words (default), bpe, unigram, or a tokenizer's JSON file")
-    sub.add_argument(
-        "--vocab", type=int, metavar="N", help="keep N types, with <unk> (default: all; learned: 4000)"
-    )
+    sub.add_argument("--vocab", type=int, metavar="N", help="keep N types, with <unk> (default: all; learned: 4000)")
     sub.add_argument("--column", metavar="NAME", help="column of a table or field of a JSON line (default: text)")
     sub.add_argument("--groups", type=int, default=10, metavar="G", help="frequency groups (default: 10)")
     sub.add_argument("--out", type=Path, help="folder of audit.json and audit.png")

@@ -269,6 +269,7 @@ def test_wandb_gets_every_number(tmp_path: Path, reading: heavytail.Reading, mon
     monkeypatch.setenv("WANDB_SILENT", "true")
     with wandb.init(mode="offline", dir=str(tmp_path)) as run:
         trackers.wandb(run)(reading, 7, "train/")
+    wandb.teardown()  # waits for the process that writes
     (file,) = tmp_path.rglob("*.wandb")
     content = file.read_bytes()
     for name, value in reading.to_dict("train/").items():

@@ -79,10 +79,10 @@ def draw_audit(found: Audit) -> Picture:
         panel = picture.panel(0, 0, "classes", "class, by frequency", "samples")
         class_histogram(panel, run)
         rank = np.arange(1, found.num_classes + 1)
-        if np.isfinite(found.exponent):
-            zipf = rank**-found.exponent
+        if np.isfinite(found.zipf.exponent):
+            zipf = rank**-found.zipf.exponent
             zipf *= found.counts.sum() / zipf.sum()
-            label = f"Zipf, exponent {found.exponent:.2f}"
+            label = f"Zipf, exponent {found.zipf.exponent:.2f}"
             panel.line(rank, zipf, label, color="#D55E00", linestyle="--", linewidth=1)
             panel.axes.legend(loc="upper right")
         title = f"time to loss {TARGET_LOSS} (Theorem 3)"
