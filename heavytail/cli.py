@@ -14,6 +14,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -178,6 +179,32 @@ def data_command(args: argparse.Namespace) -> int:
     return 1 if args.action == "verify" and incomplete else 0
 
 
+def report_command(args: argparse.Namespace) -> int:
+    """Render a monitored training."""
+    from heavytail.monitor_report import write_monitored
+
+    print(f"report: {write_monitored(args.folder)}")
+    return 0
+
+
+def audit_command(args: argparse.Namespace) -> int:
+    """Count a corpus, and say what its classes' frequencies will do to gradient descent."""
+    from heavytail.audit import audit
+
+    out = _writable(args.out) if args.out is not None else None
+    found = audit(args.path, tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, num_groups=args.groups)
+    print(found)
+    if out is not None:
+        from heavytail.figures.monitored import draw_audit
+        from heavytail.report import strict_json
+        from heavytail.store import write_atomic
+
+        write_atomic(out / "audit.json", strict_json(found.to_dict()))
+        write_atomic(out / "audit.png", draw_audit(found).render("png"))
+        print(f"\n{out / 'audit.json'}\n{out / 'audit.png'}")
+    return 0
+
+
 # -- arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +284,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("list", "verify", "fetch"))
     sub.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
     _where(sub, device=False, workers=False)
+
+    sub = add("report", report_command, "render a monitored training as one HTML page")
+    sub.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a heavytail.Journal")
+
+    sub = add("audit", audit_command, "how heavy the tail of a corpus is, and what it will do to gradient descent")
+    sub.add_argument("path", type=Path, metavar="PATH", help="text, .jsonl, .csv, .parquet, .npy, or a folder of these")
+    sub.add_argument("--tokenizer", default="words", help="words (default), bpe, unigram, or a tokenizer's JSON file")
+    sub.add_argument("--vocab", type=int, metavar="N", help="keep N types, with <unk> (default: all; learned: 4000)")
+    sub.add_argument("--column", metavar="NAME", help="column of a table or field of a JSON line (default: text)")
+    sub.add_argument("--groups", type=int, default=10, metavar="G", help="frequency groups (default: 10)")
+    sub.add_argument("--out", type=Path, help="folder of audit.json and audit.png")
     return parser
 
 
@@ -375,18 +413,20 @@ def _print_claims(claims: Sequence[Claim]) -> None:
 def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
     from heavytail import cost
     from heavytail.errors import DataError
-    from heavytail.figures import Results
+    from heavytail.figures import Need, Results
 
     results = Results(_store(args), args.scale)
-    needs = dict.fromkeys(need for figure in chosen for need in figure.needs)
+    wanted: dict[Need, dict[str, None]] = {}  # each optimizer of each problem once, whichever figures need it
+    for need in (need for figure in chosen for need in figure.needs):
+        wanted.setdefault(replace(need, optim=()), {}).update(dict.fromkeys(results.labels(need)))
     speed, total, hours = cost.speed(), 0.0, 0.0
     print(
         f"{'problem':40} {'optimizer':16} {'runs':>5} {'steps':>7} {'parameters':>11} {'operations':>10} {'memory':>9}"
     )
-    for need in needs:
+    for need, labels in wanted.items():
+        name = " ".join(filter(None, [need.preset, need.variant]))
         try:
-            for row in cost.rows([results.sweep(need)], _data_dir(args)):
-                name = " ".join(filter(None, [row.sweep.name, row.sweep.variant]))
+            for row in cost.rows(results.sweep(replace(need, optim=tuple(labels))), _data_dir(args)):
                 remark = "  (data not here)" if row.cost.nominal else ""
                 print(
                     f"{name:40} {row.entry.label:16} {row.runs:5} {row.spec.steps:7} {row.cost.parameters:11,} "
@@ -394,8 +434,8 @@ def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
                 )
                 total += row.operations
                 hours += row.gpu_hours(args.gpu)
-        except (SpecError, DataError) as error:
-            print(f"{need.preset} {need.variant}: not counted: {error}")
+        except DataError as error:
+            print(f"{name:40} not counted: {error}")
     here = total / (speed * cost.UTILISATION)
     share = f"{cost.UTILISATION:.0%}"
     print(f"all runs, if no step size diverges early: {total:.3g} floating-point operations")

@@ -78,32 +78,28 @@ class Row:
         return self.operations / (peak * UTILISATION) / 3600
 
 
-def rows(sweeps: Iterable[Sweep], data_dir: Path) -> Iterator[Row]:
-    """Yield what the searches of some sweeps cost, each optimizer of each problem once.
+def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
+    """Yield what the search of each optimizer of a sweep costs.
 
     Raises:
         DataError: data are not here, and their recipe does not know its size without them.
     """
-    seen = set()
-    for sweep in sweeps:
-        for entry in sweep.entries:
-            name = (sweep.name, sweep.variant, entry.label)
-            if name not in seen:
-                seen.add(name)
-                spec = sweep.spec(entry, entry.grid.exponents[0], sweep.seeds[0])
-                yield Row(sweep, entry, num_runs(entry, len(sweep.seeds)), spec, cost(spec, data_dir))
+    for entry in sweep.entries:
+        spec = sweep.spec(entry, entry.grid.exponents[0], sweep.seeds[0])
+        yield Row(sweep, entry, num_runs(sweep, entry), spec, cost(spec, data_dir))
 
 
-def num_runs(entry: Entry, seeds: int) -> int:
+def num_runs(sweep: Sweep, entry: Entry) -> int:
     """Return how many runs the search of an optimizer takes if none diverges and its dense grid is stable.
 
-    The sparse grid has one seed; those of the dense one on its step sizes have been run by then.
+    The sparse grid has one seed; the dense one has all, and on the first its powers of ten have been run by then. With
+    probes the selected run is trained once more, to be measured.
     """
-    grid = entry.grid
+    grid, seeds = entry.grid, len(sweep.seeds)
     if grid.refine is None:
-        return len(grid.exponents) * seeds
+        return len(grid.exponents) * seeds + bool(sweep.probes)
     shared = 1 + 2 * (grid.refine // 2)
-    return len(grid.exponents) + (2 * grid.refine + 1) * seeds - shared
+    return len(grid.exponents) + (2 * grid.refine + 1) * seeds - shared + bool(sweep.probes)
 
 
 def cost(spec: RunSpec, data_dir: Path) -> Cost:

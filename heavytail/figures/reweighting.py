@@ -15,6 +15,8 @@ from heavytail.figures.style import Picture
 PROBLEMS = {
     "transformer": "two-layer-transformer",
     "linear": "linear",
+    "CNN": "cnn",
+    "ResNet18": "resnet18",
 }
 PLAIN = ("gd+m", "adam+m")
 WEIGHTED = {"weighted-sqrt": r"SGD, $1/\sqrt{\pi_k}$", "weighted-inverse": r"SGD, $1/\pi_k$"}
