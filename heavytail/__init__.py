@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "ClassStats": "heavytail.metrics",
     "FrequencyGroups": "heavytail.metrics",
+    "Journal": "heavytail.journal",
+    "Monitor": "heavytail.monitor",
+    "Reading": "heavytail.monitor",
     "linear_cross_entropy": "heavytail.head",
     "HeavyTailError": "heavytail.errors",
 }

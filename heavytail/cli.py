@@ -179,6 +179,32 @@ def data_command(args: argparse.Namespace) -> int:
     return 1 if args.action == "verify" and incomplete else 0
 
 
+def report_command(args: argparse.Namespace) -> int:
+    """Render a monitored training."""
+    from heavytail.monitor_report import write_monitored
+
+    print(f"report: {write_monitored(args.folder)}")
+    return 0
+
+
+def audit_command(args: argparse.Namespace) -> int:
+    """Count a corpus, and say what its classes' frequencies will do to gradient descent."""
+    from heavytail.audit import audit
+
+    out = _writable(args.out) if args.out is not None else None
+    found = audit(args.path, tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, num_groups=args.groups)
+    print(found)
+    if out is not None:
+        from heavytail.figures.monitored import draw_audit
+        from heavytail.report import strict_json
+        from heavytail.store import write_atomic
+
+        write_atomic(out / "audit.json", strict_json(found.to_dict()))
+        write_atomic(out / "audit.png", draw_audit(found).render("png"))
+        print(f"\n{out / 'audit.json'}\n{out / 'audit.png'}")
+    return 0
+
+
 # -- arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +284,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("list", "verify", "fetch"))
     sub.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
     _where(sub, device=False, workers=False)
+
+    sub = add("report", report_command, "render a monitored training as one HTML page")
+    sub.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a heavytail.Journal")
+
+    sub = add("audit", audit_command, "how heavy the tail of a corpus is, and what it will do to gradient descent")
+    sub.add_argument("path", type=Path, metavar="PATH", help="text, .jsonl, .csv, .parquet, .npy, or a folder of these")
+    sub.add_argument("--tokenizer", default="words", help="words (default), bpe, unigram, or a tokenizer's JSON file")
+    sub.add_argument("--vocab", type=int, metavar="N", help="keep N types, with <unk> (default: all; learned: 4000)")
+    sub.add_argument("--column", metavar="NAME", help="column of a table or field of a JSON line (default: text)")
+    sub.add_argument("--groups", type=int, default=10, metavar="G", help="frequency groups (default: 10)")
+    sub.add_argument("--out", type=Path, help="folder of audit.json and audit.png")
     return parser
 
 

@@ -73,7 +73,7 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
             write_atomic(folder / name, pictures[name])
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier run: it would stand beside other numbers
-    write_atomic(folder / f"{figure.id}.json", _strict_json(record))
+    write_atomic(folder / f"{figure.id}.json", strict_json(record))
     return claims
 
 
@@ -84,7 +84,7 @@ def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:
     made = {row["figure"] for row in new}
     rows: list[Row] = [row for row in _read_json(out / "claims.json", []) if row["figure"] not in made]
     rows = sorted([*rows, *new], key=lambda row: row["figure"])
-    write_atomic(out / "claims.json", _strict_json(rows))
+    write_atomic(out / "claims.json", strict_json(rows))
     return rows
 
 
@@ -98,7 +98,7 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims") -> 
     figures = [_read_json(file, {}) for file in sorted((out / "figures").glob("*.json"))]
     path = out / "report.html"
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "\n".join(_page(title, figures, claims, out / "figures")).encode())
+    write_atomic(path, page(title, _body(figures, claims, out / "figures")).encode())
     return path
 
 
@@ -124,7 +124,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _strict_json(value: Any) -> bytes:
+def strict_json(value: Any) -> bytes:
+    """Return the file content of a value."""
     return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -167,13 +168,25 @@ details h3 { font-size: .92rem; margin: 1rem 0 .2rem; }
 """
 
 
-def _page(title: str, figures: Sequence[Row], claims: Sequence[Row], folder: Path) -> Iterator[str]:
+def page(title: str, body: Iterable[str]) -> str:
+    """Return a whole HTML page in the look of the report; the body is HTML already, the title is not."""
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+    )
+    return "\n".join([*head, *body, "</body></html>\n"])
+
+
+def image(content: bytes, alt: str) -> str:
+    """Return the HTML of a PNG that is part of the page."""
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+
+
+def _body(figures: Sequence[Row], claims: Sequence[Row], folder: Path) -> Iterator[str]:
     titles = {figure["figure"]: figure["title"] for figure in figures}
     scales = sorted({row["scale"] for row in [*figures, *claims]})
-    yield '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-    yield f"<h1>{escape(title)}</h1>"
     yield f'<p class="soft">Scale: {escape(", ".join(scales)) or "none"}. The thresholds of the claims were fixed '
     yield "before any run and are the same at every scale; below the paper's, a verdict is about a smaller problem.</p>"
     yield '<div class="tally">'
@@ -188,7 +201,6 @@ def _page(title: str, figures: Sequence[Row], claims: Sequence[Row], folder: Pat
         yield f'<h2 id="{escape(name)}">{escape(name)}</h2>'
         yield from _claims_table([row for row in claims if row["figure"] == name])
     yield from _environment(figures)
-    yield "</body></html>\n"
 
 
 def _section(figure: Row, claims: Sequence[Row], folder: Path) -> Iterator[str]:
@@ -254,10 +266,9 @@ def _environment(figures: Sequence[Row]) -> Iterator[str]:
 
 def _image(file: Path, alt: str) -> str:
     try:
-        content = base64.b64encode(file.read_bytes()).decode()
+        return image(file.read_bytes(), alt)
     except FileNotFoundError:
         return ""
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{content}">'
 
 
 def _number(value: Any) -> str:

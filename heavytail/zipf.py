@@ -63,7 +63,7 @@ def fit(counts: ArrayLike, low: int = LOW, high: int = HIGH) -> Zipf:
 
     total = n_k.sum()
     mean = n_k @ log_k / total
-    exponent = float(brentq(lambda s: _moments(s, log_k)[0] - mean, -20.0, 20.0, xtol=1e-12))
+    exponent = float(brentq(lambda s: _moments(s, log_k)[0] - mean, -20.0, 200.0, xtol=1e-12))
     spread = float(n_k @ (log_k - mean) ** 2 / total)  # of the samples, where Fisher's information has the model's
     error = math.sqrt(spread / total) / _moments(exponent, log_k)[1]
     return Zipf(slope, exponent, exponent - 1.96 * error, exponent + 1.96 * error)

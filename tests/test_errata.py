@@ -52,6 +52,7 @@ def test_dropout_does_not_enter_what_is_recorded(tmp_path: Path) -> None:
     data, recorded = load_data(spec, tmp_path), train(spec, RunStore(tmp_path), data_dir=tmp_path).loss[0]
     model = build_model(spec, data)
 
+    @torch.no_grad()
     def loss() -> float:
         logits = model.head(model.features(data.train.inputs))  # type: ignore[operator]
         return float(torch.nn.functional.cross_entropy(logits, data.train.targets.flatten()))

@@ -1,0 +1,129 @@
+"""Pictures for other people's data: a monitored training in the panels of figures 1 and 10, and an audited corpus.
+
+No figure of the paper, and so no claims: nothing registers here.
+
+Shapes: C classes, E readings, G groups. Losses are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heavytail.audit import TARGET_LOSS, Audit
+from heavytail.figures.panels import class_histogram, group_losses
+from heavytail.figures.results import Selected
+from heavytail.figures.style import Panel, Picture, applied, group_colours
+from heavytail.journal import Track
+from heavytail.sweep import Best
+
+Array = NDArray[Any]
+_NAMES = {"train": ("training", "#0072B2"), "test": ("validation", "#D55E00")}
+_HEAD = {"grad_norm": "gradient norm", "trace": "Hessian trace", "update_norm": "update norm"}
+
+
+class _Given(Selected):
+    """A run whose step size was its owner's business."""
+
+    lr = property(lambda self: float("nan"))
+
+
+def draw_monitored(tracks: Mapping[str, Track], counts: Array, index: Array) -> Picture:
+    """Return the picture of a monitored training.
+
+    Args:
+        tracks: readings by split.
+        counts: targets seen of each class [C]; empty if unknown.
+        index: group of each class [C].
+    """
+    with applied():
+        head = [name for name in _HEAD if "train" in tracks and np.isfinite(tracks["train"].groups.get(name, [])).any()]
+        picture = Picture(1, 2 + len(tracks) + len(head), height=2.4)
+        runs = {split: _as_selected(split, track, counts, index) for split, track in tracks.items()}
+        first = next(iter(runs.values()))
+        panel = picture.panel(0, 0, "classes", "class, by frequency", "targets seen")
+        if len(counts):
+            class_histogram(panel, first)
+        else:
+            panel.note("no training readings")
+        losses = [picture.panel(0, 1, "overall", "step", "loss (nats)")]
+        for split, track in tracks.items():
+            name, colour = _NAMES[split]
+            losses[0].line(track.step, track.overall["loss"], name, color=colour, **_marker(track))
+        losses[0].axes.legend(loc="best")
+        losses[0].axes.set_ylim(bottom=0)
+        for column, (split, run) in enumerate(runs.items(), 2):
+            losses.append(picture.panel(0, column, f"{_NAMES[split][0]}, by group", "step", ""))
+            group_losses(losses[-1], run)
+            for line in losses[-1].axes.get_lines()[1:]:
+                line.set(**_marker(tracks[split]))
+        initial = max((run.initial_loss for run in runs.values() if np.isfinite(run.initial_loss)), default=np.inf)
+        picture.share_y(losses, 2 * initial)
+        measured = [
+            _head_panel(picture.panel(0, column, f"head, {_HEAD[name]}", "step", ""), tracks["train"], name)
+            for column, name in enumerate(head, 2 + len(tracks))
+        ]
+        picture.group_bar([*losses, *measured], first.num_groups)
+        return picture
+
+
+def draw_audit(found: Audit) -> Picture:
+    """Return the picture of an audit: rank and frequency, and what Theorem 3 says of each group."""
+    with applied():
+        picture = Picture(1, 2, width=3.2, height=2.6)
+        track = Track(np.empty(0), {}, {"loss": np.empty((0, found.groups.num_groups))}, "", False)
+        run = _as_selected("train", track, found.counts, found.groups.index)
+        panel = picture.panel(0, 0, "classes", "class, by frequency", "samples")
+        class_histogram(panel, run)
+        rank = np.arange(1, found.num_classes + 1)
+        if np.isfinite(found.zipf.exponent):
+            zipf = rank**-found.zipf.exponent
+            zipf *= found.counts.sum() / zipf.sum()
+            label = f"Zipf, exponent {found.zipf.exponent:.2f}"
+            panel.line(rank, zipf, label, color="#D55E00", linestyle="--", linewidth=1)
+            panel.axes.legend(loc="upper right")
+        title = f"time to loss {TARGET_LOSS} (Theorem 3)"
+        times = picture.panel(0, 1, title, "group, by frequency", "relative to group 1")
+        group = np.arange(1, found.groups.num_groups + 1)
+        times.line(group, found.slowdown, "gradient descent", color="#0072B2", marker="o", markersize=3.5)
+        times.line(group, np.ones(len(group)), "sign descent", color="#CC79A7", marker="o", markersize=3.5)
+        times.axes.set(yscale="log")
+        times.axes.set_xticks([group[0], group[-1]] if len(group) > 1 else group)
+        times.axes.legend(loc="upper left")
+        return picture
+
+
+def _as_selected(split: str, track: Track, counts: Array, index: Array) -> Selected:
+    loss = track.overall.get("loss", np.empty(0))
+    by_group = track.groups["loss"]
+    started = np.flatnonzero(np.isfinite(loss))
+    return _Given(
+        label=_NAMES[split][0],
+        best=Best(_NAMES[split][0], None, (), ()),
+        split=split,
+        stochastic=True,
+        step=track.step,
+        loss=loss[None],
+        group_loss=by_group[None],
+        initial_loss=float(loss[started[0]]) if len(started) else float("nan"),
+        initial_group_loss=by_group[0] if len(by_group) else np.full(by_group.shape[1], np.nan),
+        group=index,
+        counts=counts,
+    )
+
+
+def _head_panel(panel: Panel, track: Track, name: str) -> Panel:
+    values = track.groups[name]
+    kept = np.isfinite(values).any(axis=1)
+    for g, colour in enumerate(group_colours(values.shape[1])):
+        panel.line(track.step[kept], values[kept, g], f"group {g + 1}", color=colour, **_marker(track))
+    panel.axes.set(yscale="log")
+    return panel
+
+
+def _marker(track: Track) -> dict[str, Any]:
+    """A marker where lines would be too few to see."""
+    return {"marker": "o", "markersize": 2.5} if len(track.step) < 20 else {}

@@ -1,0 +1,178 @@
+"""Journal: what a monitor reads during a training, kept in a folder for `heavytail report FOLDER`.
+
+    journal = heavytail.Journal("runs/gpt2")
+    journal.write(step, monitor.compute())
+    journal.write(step, validation.compute(), split="test")
+
+    FOLDER/monitor.jsonl    a line per reading, appended: overall and by group
+    FOLDER/classes.npz      targets seen of each class and its group, as of the last training reading
+
+Needs numpy only. Shapes: C classes, E readings, G groups.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heavytail.errors import DataError, SpecError, StoreError
+from heavytail.store import write_atomic
+
+if TYPE_CHECKING:
+    from heavytail.monitor import Reading
+
+__all__ = ["Journal", "Track", "read_journal"]
+
+Array = NDArray[Any]
+SPLITS = ("train", "test")
+_OVERALL = ("loss", "accuracy", "p_correct")
+
+
+class Journal:
+    """Readings appended to a folder; a crash loses at most the one being written.
+
+    A training that goes on from a checkpoint goes on in the same folder: of readings at a step that was read before,
+    and of all after it, the newer ones count.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser()
+        self._file = self.folder / "monitor.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._file.open("ab") as file:
+                if file.tell() and not _ends_in_newline(self._file):
+                    file.write(b"\n")  # of a writer that was killed: that line is lost, not the next
+        except OSError as error:
+            raise StoreError(f"cannot write {self._file}: {error.strerror or error}") from error
+
+    def write(self, step: int, reading: Reading, split: str = "train") -> None:
+        """Append a reading.
+
+        Args:
+            step: updates made so far.
+            reading: of a monitor.
+            split: "train" or "test".
+
+        Raises:
+            SpecError: the split is neither, or the step is not a whole number of at least 0.
+            StoreError: the folder cannot be written.
+        """
+        if split not in SPLITS:
+            raise SpecError(f"split: expected {' or '.join(SPLITS)}, got '{split}'")
+        if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
+            raise SpecError(f"step: expected a whole number of at least 0, got {step}")
+        by_group = {name: getattr(reading, name) for name in (*_OVERALL, "share", "count", "nonfinite")}
+        line = {
+            "step": int(step),
+            "split": split,
+            "overall": {name: _plain(value) for name, value in reading.overall.items()},
+            "groups": {name: _plain(values) for name, values in {**by_group, **reading.head}.items()},
+            "cut": reading.cut,
+        }
+        try:
+            with self._file.open("a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+            if split == "train":
+                content = io.BytesIO()
+                np.savez(content, count=reading.class_count, group=reading.groups.index)
+                write_atomic(self.folder / "classes.npz", content.getvalue())
+        except OSError as error:
+            raise StoreError(f"cannot write {self.folder}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class Track:
+    """The readings of one split.
+
+    Attributes:
+        step: of each reading [E].
+        overall: "loss", "accuracy", "p_correct" [E]; NaN where there is nothing to tell.
+        groups: the same and "share", "count", "nonfinite", "grad_norm", "trace", "update_norm" [E, G].
+        cut: what the groups of the last reading were cut from.
+        recut: whether groups were cut anew between readings, as they are without counts.
+    """
+
+    step: Array
+    overall: dict[str, Array]
+    groups: dict[str, Array]
+    cut: str
+    recut: bool
+
+
+def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Array, Array]:
+    """Return the tracks by split, and targets seen and group of each class [C] (empty without training readings).
+
+    Raises:
+        DataError: there is no journal in the folder, or it is damaged.
+    """
+    folder = Path(folder).expanduser()
+    file = folder / "monitor.jsonl"
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"no journal of a monitor in {folder}: {error}") from error
+    lines: dict[str, list[dict[str, Any]]] = {}
+    torn = 0
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            track = lines.setdefault(entry["split"], [])
+            while track and track[-1]["step"] >= entry["step"]:  # the training went back to a checkpoint
+                track.pop()
+            track.append(entry)
+        except (ValueError, KeyError, TypeError):
+            torn += 1  # one for each time the writer was killed
+    lines = {split: track for split, track in lines.items() if track}
+    if not lines:
+        raise DataError(f"{file}: no readings" + (f", {torn} broken lines" if torn else ""))
+    count, group = np.empty(0, np.int64), np.empty(0, np.int64)
+    if (folder / "classes.npz").exists():
+        try:
+            with np.load(folder / "classes.npz", allow_pickle=False) as arrays:
+                count, group = arrays["count"], arrays["group"]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder / 'classes.npz'} is damaged: {error}") from error
+    return {split: _track(lines[split]) for split in SPLITS if split in lines}, count, group
+
+
+def _track(lines: list[dict[str, Any]]) -> Track:
+    widest = max(len(line["groups"]["loss"]) for line in lines)
+    names = dict.fromkeys(name for line in lines for name in line["groups"])
+    groups = {name: np.full((len(lines), widest), np.nan) for name in names}
+    for row, line in enumerate(lines):
+        for name, values in line["groups"].items():
+            groups[name][row, : len(values)] = [math.nan if v is None else v for v in values]
+    overall = {
+        name: np.array([math.nan if line["overall"][name] is None else line["overall"][name] for line in lines])
+        for name in _OVERALL
+    }
+    cuts = {line["cut"] for line in lines}
+    return Track(np.array([line["step"] for line in lines]), overall, groups, lines[-1]["cut"], len(cuts) > 1)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: null for what is not finite."""
+    if isinstance(value, np.ndarray):
+        return [_plain(v) for v in value.tolist()]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ends_in_newline(file: Path) -> bool:
+    with file.open("rb") as handle:
+        handle.seek(-1, os.SEEK_END)
+        return handle.read(1) == b"\n"

@@ -1,0 +1,155 @@
+"""HeadWatch: gradient norm, Hessian trace and update norm of each row of a classifier, during anybody's training.
+
+A hook keeps the inputs of the head; with the targets they give, in one fused pass (`heavytail.head`), the gradient of
+the mean loss and the Hessian trace of every row w_k, whatever the model, the loss scaling or the weight tying:
+
+    grad_k = (1/n) sum_i (p_ik - 1[y_i = k]) h_i,    Tr H_kk = (1/n) sum_i p_ik (1 - p_ik) ||h_i||^2
+
+(section 3.1 of the paper, fig. 7). Update norms are those of the weight's rows over the optimizer's steps, so that of a
+tied head includes the embedding's share.
+
+Shapes: M rows, C classes, D features, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from heavytail.errors import SpecError
+from heavytail.head import linear_cross_entropy
+from heavytail.metrics import FrequencyGroups
+
+Array = NDArray[np.float64]
+
+
+class HeadWatch:
+    """Sums over the rows seen while attached; `with` detaches at the end, and what was measured stays readable.
+
+    Args:
+        head: the classifier, D -> C.
+        optimizer: also measure how far its steps move each row.
+    """
+
+    def __init__(self, head: nn.Linear, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self.head = head
+        self._inputs: Tensor | None = None
+        self._before: Tensor | None = None
+        self._handles: list[Any] = [head.register_forward_hook(self._keep)]
+        if optimizer is not None:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self.reset()
+
+    @property
+    def attached(self) -> bool:
+        """Whether it still measures."""
+        return bool(self._handles)
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._inputs, self._before = [], None, None
+
+    def __enter__(self) -> HeadWatch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.detach()
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        C, D, device = self.head.out_features, self.head.in_features, self.head.weight.device
+        self._gradient = torch.zeros(C, D, device=device)  # n times that of the mean loss; float64 for float64 inputs
+        self._trace = torch.zeros(C, dtype=torch.float64, device=device)  # n times
+        self._rows = torch.zeros((), dtype=torch.int64, device=device)
+        self._moved: Tensor | None = None
+        self._steps = 0
+
+    def add(self, targets: Tensor) -> None:
+        """Measure the head at the inputs of its last forward pass.
+
+        Args:
+            targets: class of each of them [M] int64, -1 where it counts nowhere.
+
+        Raises:
+            SpecError: there was no forward pass, or of another number of rows.
+        """
+        if not self.attached:
+            return
+        inputs, self._inputs = self._inputs, None
+        if inputs is None or inputs.shape[:-1].numel() != len(targets):
+            got = "no forward pass" if inputs is None else f"{inputs.shape[:-1].numel()} inputs of the head"
+            raise SpecError(f"targets: expected one for each input of the watched head, got {len(targets)} for {got}")
+        features, b = inputs.reshape(-1, inputs.shape[-1]), self.head.bias
+        with torch.inference_mode(False), torch.enable_grad():
+            features, targets = features.clone(), targets.clone().to(features.device)
+            weight = _whole(self.head.weight).to(features.dtype).clone().requires_grad_()
+            bias = None if b is None else _whole(b).to(features.dtype).clone()
+            out = linear_cross_entropy(features, weight, bias, targets, normalizer=1.0, ignore_index=-1, curvature=True)
+            (gradient,) = torch.autograd.grad(out.loss, weight)
+        assert out.curvature is not None
+        self._gradient = self._gradient + gradient
+        self._trace += out.curvature.weight
+        self._rows += (targets >= 0).sum()
+
+    def per_class(self, *, sync: bool = True) -> dict[str, Array]:
+        """Return the gradient norm, Hessian trace and, with an optimizer, root mean square update norm of each row [C].
+
+        Args:
+            sync: add the sums of all ranks where torch.distributed runs; every rank must then call this.
+        """
+        rows = add_over_ranks(self._rows.clone(), sync)
+        gradient, trace = add_over_ranks(self._gradient.clone(), sync), add_over_ranks(self._trace.clone(), sync)
+        found = {}
+        if rows:
+            found["grad_norm"] = (torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64) / rows).cpu().numpy()
+            found["trace"] = (trace / rows).cpu().numpy()
+        if self._moved is not None:
+            found["update_norm"] = (self._moved / self._steps).sqrt().cpu().numpy()
+        return found
+
+    def read(self, groups: FrequencyGroups, *, sync: bool = True) -> dict[str, Array]:
+        """Return the same of each group's block of rows [G]: norms over all its rows, traces summed."""
+        found = self.per_class(sync=sync)
+        return {k: groups.sum(v) if k == "trace" else np.sqrt(groups.sum(v**2)) for k, v in found.items()}
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def _keep(self, head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._inputs = inputs[0].detach()
+
+    @torch.no_grad()
+    def _before_step(self, *_: object) -> None:
+        self._before = self.head.weight.detach().clone()
+
+    @torch.no_grad()
+    def _after_step(self, *_: object) -> None:
+        assert self._before is not None
+        moved = (self.head.weight.detach() - self._before).double().square().sum(1)
+        self._moved = _whole(moved) + (0 if self._moved is None else self._moved)
+        self._steps += 1
+        self._before = None
+
+
+def add_over_ranks(value: Tensor, sync: bool = True) -> Tensor:
+    """Add a tensor over all ranks, in place, where torch.distributed runs; else return it as it is."""
+    if sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if dist.get_backend() == "nccl" and value.device.type == "cpu":  # a rank that saw nothing yet
+            value = value.cuda()
+        dist.all_reduce(value)
+    return value
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """All of a weight that FSDP2 may have sharded over ranks."""
+    full: Callable[[], Tensor] | None = getattr(weight.detach(), "full_tensor", None)
+    return weight.detach() if full is None else full()

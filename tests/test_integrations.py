@@ -1,0 +1,314 @@
+"""The monitor in the real frameworks: what they log is what a loop over the data finds."""
+
+from __future__ import annotations
+
+import math
+import runpy
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import heavytail
+from heavytail.errors import SpecError
+from heavytail.integrations import trackers
+from heavytail.journal import read_journal
+from heavytail.metrics import FrequencyGroups
+from heavytail.monitor import Monitor
+
+CLASSES = 12
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# The frameworks' own deprecations and advice are no errors of ours.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def sequences(number: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(number, 7, generator=generator) ** 3 * CLASSES).long()
+
+
+# -- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def hf_trainer(folder: Path, *, accumulate: int = 1, lr: float = 0.0, causal: bool = True, **settings: Any) -> Any:
+    """A Trainer on a tiny GPT-2; without a step size its weights stay, so that a loop can find what it must log."""
+    transformers = pytest.importorskip("transformers", reason="pip install transformers accelerate")
+    pytest.importorskip("accelerate", reason="pip install transformers accelerate")
+    torch.manual_seed(0)
+    sizes = {
+        "n_positions": 8,
+        "n_embd": 8,
+        "n_layer": 1,
+        "n_head": 2,
+        "resid_pdrop": 0,
+        "embd_pdrop": 0,
+        "attn_pdrop": 0,
+    }
+    config = transformers.GPT2Config(vocab_size=CLASSES, bos_token_id=None, eos_token_id=None, **sizes)
+    model = transformers.GPT2LMHeadModel(config)
+    model.lm_head.weight.data.mul_(20)
+    rows = []
+    for tokens in sequences(16, 0):
+        labels = tokens.clone()
+        labels[:2] = -100
+        rows.append({"input_ids": tokens, "labels": labels})
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4 // accumulate,
+        per_device_eval_batch_size=3,
+        gradient_accumulation_steps=accumulate,
+        num_train_epochs=2,
+        learning_rate=lr,
+        lr_scheduler_type="constant",
+        logging_steps=4,
+        eval_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **settings,
+    )
+    return transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+
+
+def expected_losses(trainer: Any) -> tuple[list[float], float]:
+    """Mean loss of each group and overall, over the whole data, by a loop; groups of the labels themselves."""
+    losses: list[list[float]] = [[] for _ in range(CLASSES)]
+    model = trainer.model.eval()
+    for row in trainer.train_dataset:
+        with torch.no_grad():
+            logits = model(input_ids=row["input_ids"][None]).logits[0].double()
+        for position, label in enumerate(row["labels"].tolist()[1:]):
+            if label != -100:
+                losses[label].append(-logits[position].log_softmax(0)[label].item())
+    groups = FrequencyGroups.from_counts([len(found) for found in losses], 3)
+    members = [np.flatnonzero(groups.index == g) for g in range(groups.num_groups)]
+    by_group = [float(np.mean([loss for k in classes for loss in losses[k]])) for classes in members]
+    return by_group, float(np.mean([loss for found in losses for loss in found]))
+
+
+@pytest.mark.parametrize("through", ["loss", "hook"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_hf_logs_what_a_loop_finds(tmp_path: Path, through: str, accumulate: int) -> None:
+    """Shifted labels, -100, accumulated batches, training and evaluation: log_history has the loop's numbers."""
+    trainer = hf_trainer(tmp_path / "hf", accumulate=accumulate)
+    from heavytail.integrations.hf import FrequencyLoss
+
+    journal = heavytail.Journal(tmp_path / "journal")
+    FrequencyLoss(CLASSES, num_groups=3, journal=journal).attach(trainer, through=through)
+    trainer.train()
+    by_group, overall = expected_losses(trainer)
+    train = [entry for entry in trainer.state.log_history if "loss/group_01" in entry]
+    test = [entry for entry in trainer.state.log_history if "eval_loss/group_01" in entry]
+    assert len(train) == 2
+    assert len(test) == 2
+    for entries, prefix in ((train, ""), (test, "eval_")):
+        for entry in entries:
+            found = [entry[f"{prefix}loss/group_{g:02d}"] for g in range(1, len(by_group) + 1)]
+            np.testing.assert_allclose(found, by_group, rtol=1e-5)
+            assert entry[f"{prefix}share/group_01"] > 0
+            assert 0 < entry[f"{prefix}p_correct"] < 1
+            assert "accuracy" in entry or prefix
+    assert train[0]["loss"] == pytest.approx(overall, rel=1e-4)  # the Trainer's own
+    tracks, _, _ = read_journal(tmp_path / "journal")
+    assert tracks["train"].step.tolist() == [4, 8]
+    assert tracks["test"].step.tolist() == [4, 8]
+
+
+@pytest.mark.parametrize("through", ["loss", "hook"])
+def test_hf_trains_the_same_with_it(tmp_path: Path, through: str) -> None:
+    """With the monitor the Trainer ends at the weights that it ends at without."""
+    from_transformers = []
+    for attached in (False, True):
+        trainer = hf_trainer(tmp_path, accumulate=2, lr=0.01, seed=0)
+        if attached:
+            from heavytail.integrations.hf import FrequencyLoss
+
+            FrequencyLoss(CLASSES).attach(trainer, through=through)
+        trainer.train()
+        from_transformers.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    torch.testing.assert_close(
+        *from_transformers, rtol=0 if through == "hook" else 1e-5, atol=0 if through == "hook" else 1e-6
+    )
+
+
+def test_hf_trackers_get_it(tmp_path: Path) -> None:
+    """What the monitor adds reaches the callbacks that report to trackers, here TensorBoard's."""
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    trainer = hf_trainer(tmp_path / "hf")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    from heavytail.integrations.hf import FrequencyLoss
+
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(tmp_path / "tb"))))
+    FrequencyLoss(CLASSES).attach(trainer)
+    trainer.train()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert {"train/loss/group_01", "eval/loss/group_01"} <= set(events.Tags()["scalars"])
+
+
+def test_hf_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    """A second loss function, an unknown route and missing labels are errors that say what to do."""
+    trainer = hf_trainer(tmp_path)
+    from heavytail.integrations.hf import FrequencyLoss
+
+    monitor = FrequencyLoss(CLASSES)
+    with pytest.raises(SpecError, match="through: expected 'loss' or 'hook', got 'both'"):
+        monitor.attach(trainer, through="both")
+    monitor.attach(trainer)
+    with pytest.raises(SpecError, match="through='hook'"):
+        FrequencyLoss(CLASSES).attach(trainer)
+    with pytest.raises(SpecError, match="labels: expected some"):
+        monitor({"logits": torch.zeros(1, 2, CLASSES)}, None)
+
+
+# -- Lightning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_lightning_logs_what_a_loop_finds(tmp_path: Path, accumulate: int) -> None:
+    """Training and validation metrics are those of the whole data, under accumulation and after a sanity check."""
+    lightning = pytest.importorskip("lightning", reason="pip install lightning")
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from heavytail.integrations.lightning import FrequencyLoss
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Embedding(CLASSES, CLASSES)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Tensor]:
+            logits, targets = self.head(batch[0][:, :-1]), batch[0][:, 1:]
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return {"loss": loss, "logits": logits, "targets": targets}
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Tensor]:
+            return self.training_step(batch, batch_idx)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    tokens = sequences(16, 0)
+    loader = DataLoader(TensorDataset(tokens), batch_size=4)
+    callback = FrequencyLoss(CLASSES, num_groups=3, every_n_steps=1, journal=heavytail.Journal(tmp_path / "journal"))
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accumulate_grad_batches=accumulate,
+        default_root_dir=tmp_path,
+    )
+    module = Module()
+    trainer.fit(module, loader, loader)
+    monitor = Monitor(CLASSES, num_groups=3)
+    with torch.no_grad():
+        monitor.update(module.head(tokens[:, :-1]), tokens[:, 1:])
+    expected = monitor.compute()
+    logged = trainer.logged_metrics
+    for g in range(1, len(expected.loss) + 1):
+        assert float(logged[f"val/loss/group_{g:02d}"]) == pytest.approx(expected.loss[g - 1], rel=1e-5)
+    tracks, count, _ = read_journal(tmp_path / "journal")
+    steps = 4 // accumulate
+    assert tracks["train"].step.tolist() == list(range(1, 2 * steps + 1))
+    assert tracks["test"].step.tolist() == [steps, 2 * steps]
+    np.testing.assert_array_equal(count, 2 * expected.class_count)
+    rows = tracks["train"].groups["count"].sum()
+    assert rows == 2 * tokens[:, 1:].numel()
+    state = callback.state_dict()
+    other = FrequencyLoss(CLASSES, num_groups=3)
+    other.load_state_dict(state)
+    np.testing.assert_array_equal(other.train.state_dict()["seen"], callback.train.state_dict()["seen"])
+    with pytest.raises(SpecError, match="training_step: expected it to return loss, targets and logits"):
+        callback.on_train_batch_end(trainer, module, {"loss": torch.zeros(())}, None, 0)
+
+
+# -- trackers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reading() -> heavytail.Reading:
+    monitor = Monitor(counts=[6, 2, 1, 1], num_groups=2)
+    monitor.update(torch.tensor([0.5, 1.5, 2.0, 4.0]), torch.tensor([0, 0, 1, 3]))
+    return monitor.compute()
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path, reading: heavytail.Reading) -> None:
+    """TensorBoard's files hold every entry of the reading."""
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        trackers.tensorboard(writer)(reading, 7, "train/")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = {tag: events.Scalars(tag)[0] for tag in events.Tags()["scalars"]}
+    expected = reading.to_dict("train/")
+    assert found.keys() == expected.keys()
+    assert all(found[tag].step == 7 and math.isclose(found[tag].value, expected[tag], rel_tol=1e-6) for tag in found)
+
+
+def test_wandb_gets_every_number(tmp_path: Path, reading: heavytail.Reading, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of an offline run of Weights & Biases holds every entry of the reading."""
+    wandb = pytest.importorskip("wandb", reason="pip install wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with wandb.init(mode="offline", dir=str(tmp_path)) as run:
+        trackers.wandb(run)(reading, 7, "train/")
+    wandb.teardown()  # waits for the process that writes
+    (file,) = tmp_path.rglob("*.wandb")
+    content = file.read_bytes()
+    for name, value in reading.to_dict("train/").items():
+        assert name.encode() in content
+        assert repr(value).removesuffix(".0").encode() in content  # JSON
+
+
+def test_mlflow_gets_every_number(tmp_path: Path, reading: heavytail.Reading, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local MLflow run has every entry of the reading."""
+    mlflow = pytest.importorskip("mlflow", reason="pip install mlflow-skinny")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    with mlflow.start_run() as run:
+        trackers.mlflow()(reading, 7, "train/")
+    assert mlflow.get_run(run.info.run_id).data.metrics == pytest.approx(reading.to_dict("train/"))
+
+
+# -- examples --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [("plain_loop", []), ("hf_trainer", ["transformers", "accelerate"]), ("lightning_trainer", ["lightning"])],
+)
+def test_examples_show_the_gap(
+    name: str, needs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each example runs and ends with AdamW below SGD on the rarest groups, by more than on the most frequent."""
+    for package in needs:
+        pytest.importorskip(package, reason=f"pip install {package}")
+    monkeypatch.setattr(sys, "argv", [name, "--steps", "120", "--out", str(tmp_path)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines if len(line.split()) in (3, 4) and line.split()[0].isdigit()]
+    gap = [float(row[-2]) - float(row[-1]) for row in table]
+    assert len(gap) >= 9
+    assert min(gap[-3:]) > 0.2
+    assert sum(gap[-4:]) > sum(gap[:4])
+    tracks, _, _ = read_journal(tmp_path / "adamw")
+    assert {"train", "test"} <= set(tracks)

@@ -1,0 +1,147 @@
+"""Journals: what is written is read, through crashes and resumed trainings, and the report shows it."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from heavytail.cli import main
+from heavytail.errors import DataError, SpecError, StoreError
+from heavytail.journal import Journal, read_journal
+from heavytail.monitor import Monitor, Reading
+
+COUNTS = [40, 20, 10, 8, 4, 2, 1, 1]
+
+
+def reading(seed: int, monitor: Monitor | None = None) -> Reading:
+    generator = torch.Generator().manual_seed(seed)
+    monitor = Monitor(counts=COUNTS, num_groups=3) if monitor is None else monitor
+    targets = (torch.rand(30, generator=generator) ** 3 * 8).long()
+    monitor.update(torch.randn(30, 8, generator=generator), targets)
+    return monitor.compute()
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """Steps, means and counts of both splits come back to the last digit, NaN as NaN."""
+    journal = Journal(tmp_path / "run")
+    readings = [reading(seed) for seed in range(3)]
+    for step, entry in enumerate(readings):
+        journal.write(10 * step, entry)
+    journal.write(20, Monitor(counts=COUNTS, num_groups=3).compute(), split="test")
+    tracks, count, group = read_journal(tmp_path / "run")
+    assert tracks["train"].step.tolist() == [0, 10, 20]
+    np.testing.assert_array_equal(tracks["train"].groups["loss"], [entry.loss for entry in readings])
+    np.testing.assert_array_equal(tracks["train"].overall["loss"], [entry.overall["loss"] for entry in readings])
+    assert np.isnan(tracks["test"].groups["loss"]).all()
+    np.testing.assert_array_equal(count, readings[-1].class_count)
+    np.testing.assert_array_equal(group, readings[-1].groups.index)
+    assert not tracks["train"].recut
+
+
+def test_a_resumed_training_replaces_what_it_repeats(tmp_path: Path) -> None:
+    """Readings at or after the step that a training went back to are those of the second time."""
+    for steps in ([0, 10, 20, 30], [20, 40]):
+        journal = Journal(tmp_path)
+        for step in steps:
+            journal.write(step, reading(step + len(steps)))
+    tracks, _, _ = read_journal(tmp_path)
+    assert tracks["train"].step.tolist() == [0, 10, 20, 40]
+    np.testing.assert_array_equal(tracks["train"].groups["loss"][2], reading(22).loss)
+
+
+def test_a_killed_writer_loses_one_line(tmp_path: Path) -> None:
+    """A half-written line is left out, and the next writer begins a new one."""
+    Journal(tmp_path).write(0, reading(0))
+    with (tmp_path / "monitor.jsonl").open("a") as file:
+        file.write('{"step": 1, "spl')
+    assert read_journal(tmp_path)[0]["train"].step.tolist() == [0]
+    Journal(tmp_path).write(2, reading(2))
+    assert read_journal(tmp_path)[0]["train"].step.tolist() == [0, 2]
+
+
+def test_groups_that_change_are_told(tmp_path: Path) -> None:
+    """Groups cut anew may differ in number; the missing ones are NaN, and the track says that they were recut."""
+    monitor = Monitor(num_classes=8, num_groups=3)
+    monitor.update(torch.ones(2), torch.tensor([0, 0]))
+    journal = Journal(tmp_path)
+    journal.write(0, monitor.compute())
+    journal.write(1, reading(1, monitor))
+    track = read_journal(tmp_path)[0]["train"]
+    assert track.recut
+    assert track.groups["loss"].shape == (2, 3)
+    assert np.isnan(track.groups["loss"][0, 1:]).all()
+
+
+def test_wrong_journals_are_refused(tmp_path: Path) -> None:
+    """No folder, nothing in it, damage, and wrong arguments are errors in a line."""
+    with pytest.raises(DataError, match="no journal of a monitor in"):
+        read_journal(tmp_path / "none")
+    journal = Journal(tmp_path)
+    with pytest.raises(DataError, match="no readings"):
+        read_journal(tmp_path)
+    with pytest.raises(SpecError, match="split: expected train or test, got 'val'"):
+        journal.write(0, reading(0), split="val")
+    with pytest.raises(SpecError, match="step: expected a whole number"):
+        journal.write(-1, reading(0))
+    journal.write(0, reading(0))
+    (tmp_path / "classes.npz").write_bytes(b"not an archive")
+    with pytest.raises(DataError, match="is damaged"):
+        read_journal(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write"):
+        Journal(tmp_path / "file")
+
+
+class Tags(HTMLParser):
+    """Counts tags, and keeps what is loaded from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: dict[str, int] = {}
+        self.external: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.external += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith(("data:", "#"))]
+
+
+def test_the_report_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`heavytail report` writes one self-contained page, the picture and its numbers; a hostile name is escaped."""
+    folder = tmp_path / "<script>run"
+    journal, head = Journal(folder), nn.Linear(4, 8)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    for step in range(3):
+        monitor = Monitor(counts=COUNTS, num_groups=3)
+        with monitor.watch(head, optimizer):
+            monitor.cross_entropy(head(torch.randn(30, 4)), torch.arange(30) % 8).backward()
+            optimizer.step()
+        journal.write(step, monitor.compute())
+    journal.write(2, reading(0), split="test")
+    assert main(["report", str(folder)]) == 0
+    assert str(folder / "report.html") in capsys.readouterr().out
+    page = (folder / "report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert tags.count["img"] == 1
+    assert tags.count["table"] == 2
+    assert "script" not in tags.count
+    assert tags.external == []
+    with Image.open(folder / "monitor.png") as image:
+        assert len(image.convert("L").getcolors() or []) > 20
+    panels = json.loads((folder / "monitor.json").read_text())["panels"]
+    titles = [panel["title"] for panel in panels]
+    assert titles == ["classes", "overall", "training, by group", "validation, by group", "head, gradient norm",
+                      "head, Hessian trace", "head, update norm"]  # fmt: skip
+    lines = [series for series in panels[2]["series"] if series["kind"] == "line"]
+    np.testing.assert_allclose(
+        [line["y"] for line in lines], read_journal(folder)[0]["train"].groups["loss"].T, rtol=1e-6
+    )
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "no journal" in capsys.readouterr().err

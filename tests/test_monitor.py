@@ -1,0 +1,465 @@
+"""The monitor: its sums against a loop over rows, its groups, bad input, and what it must not change."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import heavytail
+from heavytail.errors import SpecError
+from heavytail.head import linear_cross_entropy
+from heavytail.metrics import FrequencyGroups
+from heavytail.monitor import Monitor
+from heavytail.spec import RunSpec
+from heavytail.store import RunStore
+from heavytail.train import engine
+from tests.reference import monitor as reference
+
+COUNTS = [50, 20, 10, 9, 5, 3, 2, 1]
+SUMS = {"count": "count", "loss": "loss_sum", "correct": "correct", "p_correct": "p_correct_sum"}
+
+
+def rows(shape: tuple[int, ...], classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits [..., C] float64 and heavy-tailed targets [...]."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(*shape, classes, generator=generator, dtype=torch.float64)
+    return logits, (torch.rand(shape, generator=generator) ** 3 * classes).long()
+
+
+def check_sums(monitor: Monitor, expected: dict[str, list[float]], tolerance: float = 1e-12) -> None:
+    for name, field in SUMS.items():
+        found = getattr(monitor.stats, field)
+        np.testing.assert_allclose(found, expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+# -- sums ------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=3).map(tuple),
+    classes=st.integers(2, 7),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    ignore_index=st.sampled_from([-100, -1, 0, 1, None]),
+    integers=st.sampled_from([torch.int64, torch.int32]),
+    shifted=st.booleans(),
+)
+def test_sums_equal_a_loop(
+    shape: tuple[int, ...],
+    classes: int,
+    dtype: torch.dtype,
+    ignore_index: int | None,
+    integers: torch.dtype,
+    shifted: bool,
+) -> None:
+    """Whatever the shape, layout, type and ignored target, the sums per class are those of a loop over the rows."""
+    shifted = shifted and len(shape) > 1
+    wide = (*shape[:-1], shape[-1] + 1) if shifted else shape
+    logits, targets = rows(wide, classes)
+    logits = logits.to(dtype)
+    if ignore_index is not None and targets.numel():
+        targets.view(-1)[::3] = ignore_index
+    targets = targets.to(integers)
+    if shifted:
+        logits, targets = logits[..., :-1, :], targets[..., 1:]
+    monitor = Monitor(classes, ignore_index=ignore_index)
+    monitor.update(logits, targets)
+    flat = logits.double().reshape(-1, classes).tolist()
+    expected = reference.class_sums(flat, targets.flatten().tolist(), classes, ignore_index)
+    check_sums(monitor, expected, 1e-12 if dtype == torch.float64 else 1e-5)  # a loss is a difference of logits near 10
+
+
+@pytest.mark.parametrize("route", ["logits", "losses", "cross_entropy", "head"])
+def test_all_routes_give_the_same(route: str) -> None:
+    """Logits, losses, the drop-in loss and the fused head end in the same sums."""
+    logits, targets = rows((5, 6), 8)
+    monitor = Monitor(8)
+    targets[0, :3] = -100
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(5, 6)
+    if route == "logits":
+        monitor.update(logits, targets)
+    elif route == "losses":
+        monitor.update(losses, targets, correct=logits.argmax(-1) == targets)
+    elif route == "cross_entropy":
+        monitor.cross_entropy(logits, targets)
+    else:
+        flat = targets.flatten()
+        eye = torch.eye(8, dtype=torch.float64)
+        monitor.update(linear_cross_entropy(logits.flatten(0, 1), eye, None, flat, ignore_index=-100), flat)
+    expected = reference.class_sums(logits.flatten(0, 1).tolist(), targets.flatten().tolist(), 8, -100)
+    check_sums(monitor, expected)
+
+
+def test_large_logits_are_walked_in_chunks() -> None:
+    """A batch of many chunks gives the sums of its rows, wherever the cuts fall."""
+    logits, targets = rows((37,), 30_000)
+    monitor = Monitor(30_000)
+    monitor.update(logits.float(), targets)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    expected = torch.zeros(30_000, dtype=torch.float64).index_add_(0, targets, losses)
+    torch.testing.assert_close(monitor.stats.loss_sum, expected, rtol=1e-6, atol=0)
+
+
+def test_updates_add_up() -> None:
+    """Many updates are one, and `reset` starts again."""
+    logits, targets = rows((40,), 8)
+    whole, parts = Monitor(counts=COUNTS), Monitor(counts=COUNTS)
+    whole.update(logits, targets)
+    for part in range(0, 40, 7):
+        parts.update(logits[part : part + 7], targets[part : part + 7])
+    np.testing.assert_allclose(parts.compute().loss, whole.compute().loss, rtol=1e-14)
+    parts.reset()
+    assert parts.compute().count.sum() == 0
+    parts.update(logits, targets)
+    np.testing.assert_array_equal(parts.compute().loss, whole.compute().loss)
+
+
+def test_reading_by_hand() -> None:
+    """Four classes in two groups: means, shares, counts and the keys for trackers, by hand."""
+    monitor = Monitor(counts=[6, 2, 1, 1], num_groups=2)
+    monitor.update(torch.tensor([0.5, 1.5, 2.0, 4.0]), torch.tensor([0, 0, 1, 3]))
+    reading = monitor.compute()
+    assert reading.groups.index.tolist() == [0, 1, 1, 1]
+    assert reading.loss.tolist() == [1.0, 3.0]
+    assert reading.share.tolist() == [0.5, 0.5]
+    assert reading.count.tolist() == [2, 2]
+    assert reading.overall["loss"] == 2.0
+    assert np.isnan(reading.accuracy).all()
+    p_correct = [(math.exp(-0.5) + math.exp(-1.5)) / 2, (math.exp(-2) + math.exp(-4)) / 2]
+    np.testing.assert_allclose(reading.p_correct, p_correct)
+    table = reading.to_dict("train/")
+    assert table["train/loss"] == 2.0
+    assert table["train/loss/group_02"] == 3.0
+    assert not any("accuracy" in name for name in table)
+    assert "    2         3   50.0%           3" in str(reading)
+
+
+def test_equals_the_engines_history(tmp_path: Path) -> None:
+    """Around a loop of one's own, the monitor measures what the engine stores of the same run."""
+    spec = RunSpec.from_dict(
+        {
+            "data": {"name": "random-heavy-tail", "groups": 4},
+            "model": {"name": "linear"},
+            "optim": {"name": "gd", "momentum": 0.9},
+            "lr": 0.01,
+            "steps": 5,
+        }
+    )
+    history = engine.train(spec, RunStore(tmp_path), data_dir=tmp_path)
+    data = engine.load_data(spec, tmp_path)
+    model = engine.build_model(spec, data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    monitor = Monitor(groups=data.groups())
+    for step in range(6):
+        loss = monitor.cross_entropy(model.head(data.train.inputs), data.train.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        np.testing.assert_allclose(monitor.stats.mean_loss(), history.arrays["train/class_loss"][step], rtol=2e-5)
+        np.testing.assert_array_equal(monitor.stats.correct, history.arrays["train/correct"][step])
+        np.testing.assert_allclose(monitor.compute().loss, history.group_loss()[step], rtol=2e-5)
+        monitor.reset()
+
+
+# -- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_cut_from_what_was_seen() -> None:
+    """Without counts the groups are those of all targets so far, over resets, and the reading says so."""
+    monitor = Monitor(num_classes=8, num_groups=3)
+    seen: list[int] = []
+    for seed in range(3):
+        logits, targets = rows((30,), 8, seed)
+        monitor.update(logits, targets)
+        seen += targets.tolist()
+        reading = monitor.compute()
+        counts = np.bincount(seen, minlength=8)
+        np.testing.assert_array_equal(reading.groups.index, FrequencyGroups.from_counts(counts, 3).index)
+        np.testing.assert_array_equal(reading.class_count, counts)
+        assert reading.cut == f"{len(seen)} targets seen"
+        monitor.reset()
+
+
+def test_a_validation_monitor_takes_the_groups_of_training() -> None:
+    """`groups=monitor` follows that monitor; before it has seen anything, the groups are one's own."""
+    train = Monitor(num_classes=4, num_groups=2)
+    test = Monitor(groups=train)
+    test.update(torch.ones(4), torch.tensor([3, 3, 3, 0]))
+    assert test.compute().groups.index.tolist() == [1, 1, 1, 0]
+    train.update(torch.ones(4), torch.tensor([0, 0, 0, 3]))
+    assert test.compute().groups.index.tolist() == [0, 1, 1, 1]
+
+
+def test_state_goes_on() -> None:
+    """A new monitor that loads the state of another reads the same, and copies rather than shares."""
+    logits, targets = rows((30,), 8)
+    first, second = Monitor(8), Monitor(8)
+    first.update(logits, targets)
+    first.reset()
+    first.update(logits * 2, targets)
+    second.load_state_dict(first.state_dict())
+    expected = first.compute().loss
+    first.update(logits, targets)
+    np.testing.assert_array_equal(second.compute().loss, expected)
+    with pytest.raises(SpecError, match="expected 9 classes, got 8"):
+        Monitor(9).load_state_dict(first.state_dict())
+    with pytest.raises(SpecError, match="differs in"):
+        first.load_state_dict({"count": torch.zeros(8)})
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_losses_that_are_not_finite_are_counted_and_in_no_mean() -> None:
+    """NaN and infinity are counted per group; every mean is that of the other rows."""
+    monitor = Monitor(counts=[6, 2, 1, 1], num_groups=2)
+    losses = torch.tensor([1.0, math.nan, 2.0, math.inf, 4.0])
+    monitor.update(losses, torch.tensor([0, 0, 1, 2, 3]))
+    reading = monitor.compute()
+    assert reading.loss.tolist() == [1.0, 3.0]
+    assert reading.count.tolist() == [1, 2]
+    assert reading.nonfinite.tolist() == [1, 1]
+    assert reading.to_dict()["nonfinite"] == 2
+    assert "2 rows with a loss that is not finite" in str(reading)
+    logits = torch.zeros(2, 4)
+    logits[1, 3] = math.nan
+    monitor.reset()
+    monitor.update(logits, torch.tensor([0, 0]))
+    assert monitor.compute().nonfinite.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "num_classes: expected at least 1, or counts or groups, got None"),
+        ({"num_classes": 0}, "num_classes: expected"),
+        ({"num_classes": 3, "counts": [1, 2]}, "num_classes: expected 2, got 3"),
+        ({"counts": [1, 2], "groups": FrequencyGroups.from_counts([1, 2])}, "expected none beside counts"),
+        ({"num_classes": 3, "num_groups": 0}, "num_groups: expected at least 1, got 0"),
+        ({"counts": [0, 0]}, "counts: expected at least one sample"),
+        ({"counts": torch.tensor([0.5, 1.0])}, "counts: expected integers"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(arguments: dict[str, object], message: str) -> None:
+    """A monitor that could not know its groups or classes is not made."""
+    with pytest.raises(SpecError, match=message):
+        Monitor(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "targets", "message"),
+    [
+        (torch.zeros(2, 4), torch.tensor([0, 4]), "targets: expected 0 to 3, got 4"),
+        (torch.zeros(2), torch.tensor([0, -1]), "targets: expected 0 to 3, got -1"),
+        (torch.zeros(2, 5), torch.tensor([0, 4]), r"logits \[2, 4\], got \[2, 5\]"),
+        (torch.zeros(3), torch.tensor([0, 1]), r"losses \[2\] or logits \[2, 4\], got \[3\]"),
+        (torch.zeros(2, 4, 3), torch.zeros(2, 3, dtype=torch.int64), r"got \[2, 4, 3\]"),
+        (torch.zeros(2), torch.tensor([0.0, 1.0]), "targets: expected integers, got torch.float32"),
+        (torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1]), "values: expected floating point"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(values: Tensor, targets: Tensor, message: str) -> None:
+    """Wrong shapes, types and classes are errors that say what was expected, and nothing is counted."""
+    monitor = Monitor(4)
+    with pytest.raises(SpecError, match=message):
+        monitor.update(values, targets)
+    assert monitor.stats.count.sum() == 0
+
+
+def test_nothing_seen() -> None:
+    """Without rows means are NaN and counts 0; without counts as well there is nothing to cut, which is an error."""
+    reading = Monitor(counts=COUNTS).compute()
+    assert np.isnan(reading.loss).all()
+    assert reading.count.sum() == 0
+    assert reading.to_dict() == {f"share/group_{g:02d}": 0.0 for g in range(1, len(reading.loss) + 1)}
+    assert "0 rows" in str(reading)
+    with pytest.raises(SpecError, match="targets seen before"):
+        Monitor(num_classes=4).compute()
+
+
+# -- what it must not change -----------------------------------------------------------------------------------------
+
+
+def test_cross_entropy_is_torchs() -> None:
+    """The drop-in loss and its gradient are those of F.cross_entropy, also with a normalizer for micro-batches."""
+    logits, targets = rows((6, 5), 8)
+    targets[1, 2:] = -100
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = Monitor(8).cross_entropy(ours, targets)
+    expected = F.cross_entropy(theirs.flatten(0, 1), targets.flatten())
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-16)
+    monitor, total = Monitor(8), (targets != -100).sum()
+    halves = [monitor.cross_entropy(logits[part], targets[part], normalizer=total) for part in (slice(3), slice(3, 6))]
+    torch.testing.assert_close(sum(halves), expected.detach(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, where it breaks the graph at `update`
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training_is_the_same_with_it(compiled: bool) -> None:
+    """A training with `update` in it takes the same steps, bit for bit, plain or under torch.compile."""
+    inputs = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(20) % 8
+
+    def train(monitor: Monitor | None) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8))
+        optimizer = torch.optim.AdamW(model.parameters())
+
+        def objective() -> Tensor:
+            logits = model(inputs)
+            if monitor is not None:
+                monitor.update(logits, targets)
+            return F.cross_entropy(logits, targets)
+
+        run = torch.compile(objective, backend="eager") if compiled else objective
+        for _ in range(4):
+            run().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach() for p in model.parameters()]
+
+    monitor = Monitor(8)
+    for with_it, without in zip(train(monitor), train(None), strict=True):
+        torch.testing.assert_close(with_it, without, rtol=0, atol=0)
+    assert monitor.stats.count.sum() == 80
+
+
+def test_a_compiled_model_is_measured_the_same() -> None:
+    """The monitor around a compiled model reads what it reads around the plain one."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 8), torch.randn(20, 5), torch.arange(20) % 8
+    plain, compiled = Monitor(8), Monitor(8)
+    with plain.watch(model):
+        plain.update(model(x), y)
+    run = torch.compile(model, backend="eager")
+    with compiled.watch(model):
+        compiled.update(run(x), y)
+    first, second = plain.compute(), compiled.compute()
+    np.testing.assert_allclose(second.loss, first.loss, rtol=1e-6)
+    np.testing.assert_allclose(second.head["trace"], first.head["trace"], rtol=1e-6)
+
+
+def test_made_in_inference_mode_and_used_in_training() -> None:
+    """Sums that an evaluation under inference mode made or reset go on in training, and the other way round."""
+    logits, targets = rows((10,), 8)
+    with torch.inference_mode():
+        monitor = Monitor(8)
+        monitor.update(logits * 1.0, targets)
+        monitor.reset()
+    monitor.cross_entropy(logits.requires_grad_(), targets).backward()
+    with torch.inference_mode():
+        monitor.update(logits * 1.0, targets)
+    assert monitor.compute().count.sum() == 20
+
+
+@pytest.mark.parametrize("updates", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_memory_does_not_grow(updates: int) -> None:
+    """However many updates follow, the monitor holds what it held before, and has counted every row."""
+    monitor, losses, targets = Monitor(8), torch.ones(2), torch.tensor([0, 5])
+
+    def update(times: int) -> int:
+        for _ in range(times):
+            monitor.update(losses, targets)
+        return tracemalloc.get_traced_memory()[0]
+
+    update(100)
+    tracemalloc.start()
+    try:
+        before = update(100)
+        after = update(updates)
+    finally:
+        tracemalloc.stop()
+    assert after - before < 2_000
+    assert sum(t.nbytes for t in monitor.state_dict().values()) < 1_000
+    assert monitor.compute().count.sum() == 2 * (updates + 200)
+
+
+# -- the head --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_head_statistics_equal_autograd(bias: bool) -> None:
+    """Gradient norms are autograd's, traces those of its full Hessian, updates the difference of the weights."""
+    torch.manual_seed(0)
+    head = nn.Linear(3, 4, bias=bias).double()
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+    features, targets = torch.randn(2, 5, 3, dtype=torch.float64), torch.randint(4, (2, 5))
+    targets[0, 0] = -100
+    monitor = Monitor(counts=[5, 3, 2, 1], num_groups=2)
+
+    def loss_of(weight: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(features, weight, head.bias).flatten(0, 1), targets.flatten())
+
+    before = head.weight.detach().clone()
+    gradient = torch.autograd.functional.jacobian(loss_of, before)
+    hessian = torch.autograd.functional.hessian(loss_of, before)
+    with monitor.watch(head, optimizer) as watch:
+        for half in (slice(0, 1), slice(1, 2)):  # two micro-batches, one step
+            monitor.cross_entropy(head(features[half]), targets[half], normalizer=9.0).backward()
+        optimizer.step()
+    found = watch.per_class()
+    np.testing.assert_allclose(found["grad_norm"], gradient.norm(dim=1), rtol=1e-12)
+    traces = torch.einsum("kdkd->k", hessian).detach().numpy()
+    np.testing.assert_allclose(found["trace"], traces, rtol=1e-10)
+    moved = (head.weight.detach() - before).norm(dim=1).numpy()
+    np.testing.assert_allclose(found["update_norm"], moved, rtol=1e-12)
+    reading = monitor.compute()
+    index = reading.groups.index
+    for g in range(2):
+        np.testing.assert_allclose(reading.head["grad_norm"][g], gradient[index == g].norm(), rtol=1e-12)
+        np.testing.assert_allclose(reading.head["trace"][g], traces[index == g].sum(), rtol=1e-10)
+    monitor.reset()
+    assert monitor.compute().head == {}
+
+
+def test_watching_does_not_change_training_and_ends() -> None:
+    """Steps taken while watched are the same bit for bit, and afterwards no hook is left."""
+
+    def train(watched: bool) -> tuple[Tensor, nn.Linear]:
+        torch.manual_seed(0)
+        head, monitor = nn.Linear(3, 4), Monitor(4)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+        x, y = torch.randn(6, 3), torch.arange(6) % 4
+        for _ in range(2):
+            if watched:
+                watch = monitor.watch(head, optimizer)
+            monitor.cross_entropy(head(x), y).backward()
+            optimizer.step()
+            if watched:
+                watch.detach()
+        assert not head._forward_hooks
+        assert not optimizer._optimizer_step_pre_hooks
+        return head.weight.detach(), head
+
+    torch.testing.assert_close(train(True)[0], train(False)[0], rtol=0, atol=0)
+
+
+def test_a_watched_head_must_fit_its_targets() -> None:
+    """Targets without a forward pass, or of another size, and a head of other classes are refused."""
+    head, monitor = nn.Linear(3, 4), Monitor(4)
+    with pytest.raises(SpecError, match="expected 4 outputs, got 5"):
+        monitor.watch(nn.Linear(3, 5))
+    with monitor.watch(head):
+        with pytest.raises(SpecError, match="one watched head at a time"):
+            monitor.watch(head)
+        with pytest.raises(SpecError, match="no forward pass"):
+            monitor.update(torch.ones(2), torch.tensor([0, 1]))
+        logits = head(torch.zeros(1, 4, 3))
+        with pytest.raises(SpecError, match="got 3 for 4 inputs"):
+            monitor.update(logits[:, :-1], torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_is_a_public_name() -> None:
+    """`heavytail.Monitor` is the class, imported when asked for."""
+    assert heavytail.Monitor is Monitor

@@ -1,0 +1,130 @@
+"""The monitor in two real processes, plain and under FSDP2, against one process that sees all rows."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from heavytail.monitor import Monitor, Reading
+
+CLASSES, ROWS = 9, 24
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
+
+
+@pytest.fixture(scope="module")
+def readings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes left what they read."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, args=(folder, port), nprocs=2)
+    return folder
+
+
+def test_two_processes_read_what_one_reads(readings: Path) -> None:
+    """Sums of two ranks are one process's, also where one rank saw no rows, and every rank cuts the same groups."""
+    inputs, targets = _rows()
+    monitor = Monitor(num_classes=CLASSES, num_groups=3)
+    head = _head()
+    with monitor.watch(head):
+        monitor.update(head(inputs), targets)
+    expected = monitor.compute()
+    for rank in range(2):
+        _check(np.load(readings / f"uneven-{rank}.npz"), expected)
+        _check(np.load(readings / f"even-{rank}.npz"), expected)
+        local = np.load(readings / f"local-{rank}.npz")
+        assert local["count"].sum() == ROWS / 2
+
+
+def test_fsdp_reads_what_one_process_reads(readings: Path) -> None:
+    """With the parameters sharded over two ranks, losses, head statistics and updates are those of one process."""
+    inputs, targets = _rows()
+    model = nn.Sequential(nn.Identity(), _head())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    monitor = Monitor(num_classes=CLASSES, num_groups=3)
+    with monitor.watch(model[1], optimizer):
+        monitor.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    expected = monitor.compute()
+    assert {"grad_norm", "trace", "update_norm"} == set(expected.head)
+    for rank in range(2):
+        _check(np.load(readings / f"fsdp-{rank}.npz"), expected)
+
+
+def _plain(rank: int, folder: Path) -> None:
+    inputs, targets = _rows()
+    head = _head()
+    for name, mine in (
+        ("even", slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)),
+        ("uneven", slice(0, ROWS - rank * ROWS)),
+    ):
+        monitor = Monitor(num_classes=CLASSES, num_groups=3)
+        with monitor.watch(head):
+            if len(targets[mine]):
+                monitor.update(head(inputs[mine]), targets[mine])
+        _save(folder / f"{name}-{rank}.npz", monitor.compute())
+        if name == "even":
+            _save(folder / f"local-{rank}.npz", monitor.compute(sync=False))
+
+
+def _sharded(rank: int, folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    inputs, targets = _rows()
+    mine = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+    model = nn.Sequential(nn.Identity(), _head())
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    monitor = Monitor(num_classes=CLASSES, num_groups=3)
+    with monitor.watch(model[1], optimizer):
+        monitor.cross_entropy(model(inputs[mine]), targets[mine]).backward()
+        optimizer.step()
+    _save(folder / f"fsdp-{rank}.npz", monitor.compute())
+
+
+def _rows() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(ROWS, 4, generator=generator), (torch.rand(ROWS, generator=generator) ** 3 * CLASSES).long()
+
+
+def _head() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, CLASSES)
+
+
+def _save(file: Path, reading: Reading) -> None:
+    means = {
+        name: getattr(reading, name) for name in ("loss", "accuracy", "p_correct", "share", "count", "class_count")
+    }
+    np.savez(file, index=reading.groups.index, **means, **reading.head)
+
+
+def _check(found: np.lib.npyio.NpzFile, expected: Reading) -> None:
+    np.testing.assert_array_equal(found["index"], expected.groups.index)
+    np.testing.assert_array_equal(found["count"], expected.count)
+    np.testing.assert_array_equal(found["class_count"], expected.class_count)
+    for name in ("loss", "accuracy", "p_correct", "share"):
+        np.testing.assert_allclose(found[name], getattr(expected, name), rtol=1e-6, err_msg=name)
+    for name, values in expected.head.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+
+
+def _rank(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        _plain(rank, folder)
+        _sharded(rank, folder)
+    finally:
+        dist.destroy_process_group()
