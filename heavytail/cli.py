@@ -14,6 +14,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,12 +23,13 @@ from heavytail import __version__
 from heavytail.errors import HeavyTailError, SpecError, StoreError
 
 if TYPE_CHECKING:
-    from heavytail.figures import Claim
+    from heavytail.figures import Claim, Figure
     from heavytail.sweep import Sweep
     from heavytail.train.runner import Options
 
 LAB = ("scipy", "matplotlib", "polars", "rich", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
 SCALES = ("paper", "small", "quick")
+GPUS = ("a100", "h100", "h200", "rtx4090")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +83,8 @@ def reproduce_command(args: argparse.Namespace) -> int:
     from heavytail.train.distributed import joined
 
     chosen = [figures.figure(name) for name in args.figures] or figures.all_figures()
+    if args.dry_run:
+        return _print_costs(chosen, args)
     out = _writable(args.out or Path("results") / args.scale)
     with joined(_options(args)) as options, display(quiet=not options.first) as shown:
         claims = reproduce(chosen, _store(args), out, scale=args.scale, options=options, display=shown)
@@ -244,6 +248,8 @@ def _parser() -> argparse.ArgumentParser:
     _scale(sub)
     sub.add_argument("--out", type=Path, help="folder of the results (default: results/SCALE)")
     sub.add_argument("--strict", action="store_true", help="exit 1 if a claim that was checked does not hold")
+    sub.add_argument("--dry-run", action="store_true", help="train nothing; list the runs and what they would cost")
+    sub.add_argument("--gpu", choices=GPUS, default="h100", help="GPU whose hours --dry-run counts (default: h100)")
     _where(sub)
 
     sub = add("run", run_command, "train one run; write its losses per class and per frequency group")
@@ -402,6 +408,47 @@ def _print_claims(claims: Sequence[Claim]) -> None:
     Console().print(table)
     counts = {verdict: sum(c.verdict == verdict for c in claims) for verdict in colour}
     print(", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
+
+
+def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
+    from heavytail import cost
+    from heavytail.errors import DataError
+    from heavytail.figures import Need, Results
+
+    results = Results(_store(args), args.scale)
+    wanted: dict[Need, dict[str, None]] = {}  # each optimizer of each problem once, whichever figures need it
+    for need in (need for figure in chosen for need in figure.needs):
+        wanted.setdefault(replace(need, optim=()), {}).update(dict.fromkeys(results.labels(need)))
+    speed, total, hours = cost.speed(), 0.0, 0.0
+    print(
+        f"{'problem':40} {'optimizer':16} {'runs':>5} {'steps':>7} {'parameters':>11} {'operations':>10} {'memory':>9}"
+    )
+    for need, labels in wanted.items():
+        name = " ".join(filter(None, [need.preset, need.variant]))
+        try:
+            for row in cost.rows(results.sweep(replace(need, optim=tuple(labels))), _data_dir(args)):
+                remark = "  (data not here)" if row.cost.nominal else ""
+                print(
+                    f"{name:40} {row.entry.label:16} {row.runs:5} {row.spec.steps:7} {row.cost.parameters:11,} "
+                    f"{row.operations:10.2g} {row.cost.memory / 2**30:6.2f} GB{remark}"
+                )
+                total += row.operations
+                hours += row.gpu_hours(args.gpu)
+        except DataError as error:
+            print(f"{name:40} not counted: {error}")
+    here = total / (speed * cost.UTILISATION)
+    share = f"{cost.UTILISATION:.0%}"
+    print(f"all runs, if no step size diverges early: {total:.3g} floating-point operations")
+    print(f"here: about {_duration(here)} ({share} of the time in matrix products, at {speed / 1e9:.0f} GFLOP/s)")
+    print(f"on one {args.gpu}: about {hours:.3g} hours ({share} of its peak); memory is that of one run")
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _print_sweep(sweep: Sweep, lookup: Any) -> None:

@@ -18,6 +18,7 @@ from heavytail.analysis.hutchinson import sample_traces
 from heavytail.data import Data, Split
 from heavytail.errors import DataError, SpecError
 from heavytail.registry import Part, registry
+from tests.problems import output
 from tests.reference import hessian as reference
 
 C = 6
@@ -293,3 +294,18 @@ def test_halves_cut_the_classes_that_occur() -> None:
     frequent, rare = frequency_halves([0, 3, 9, 1, 4, 7])
     assert np.flatnonzero(frequent).tolist() == [2, 5]
     assert np.flatnonzero(rare).tolist() == [1, 3]
+
+
+@pytest.mark.slow
+def test_block_trace_matrix_of_2047_classes_fits_in_half_a_gigabyte() -> None:
+    """The peak grows by less than 0.5 GB at C = 2 047, whatever the number of samples."""
+    grown = output(
+        "import resource, torch\n"
+        "from heavytail.analysis.entries import block_trace_matrix\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "X, W = torch.rand(6000, 64), torch.randn(2047, 64)\n"
+        "before = peak()\n"
+        "block_trace_matrix([(X, torch.zeros(6000, dtype=torch.int64))], W)\n"
+        "print(peak() - before)"
+    )
+    assert int(grown) * 1024 < 0.5e9

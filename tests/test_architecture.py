@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, str] = {
     "train": "registry spec store sweep data models optim losses head metrics probes environment",
     "figures": "registry spec sweep store data metrics theory analysis zipf audit journal",
     "export": "store",
+    "cost": "data registry spec sweep train",
     "report": "figures store",
     "monitor_report": "figures journal report store",
     "progress": "spec",

@@ -23,6 +23,13 @@ def _user_arrays(folder: Path) -> dict[str, Any]:
     return {"path": str(path)}
 
 
+def _user_text(folder: Path) -> dict[str, Any]:
+    path = folder / "mine.txt"
+    if not path.exists():
+        path.write_text("".join(f"the {i % 7} of {i % 3}, or not.\n" for i in range(200)))
+    return {"path": str(path), "length": 10}
+
+
 def _image_files(folder: Path) -> dict[str, Any]:
     for name, count in (("train/a", 4), ("train/b", 2), ("val/a", 1)):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -42,12 +49,16 @@ SMALL: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "random-heavy-tail": {"groups": 4},
     "simple-imbalanced": {"num_classes": 20, "samples": 100},
     "stdlib-text": {"max_tokens": 2_000},
+    "text": _user_text,
     "tiny-imagenet": {"per_class": 1, "pool": 100, "size": 8, "validation": 1},
     "tiny-ptb": {"max_tokens": 2_000, "vocabulary": "seen"},
+    "wikitext-103": {"max_tokens": 2_000, "max_vocab": 300, "length": 32},
+    "wikitext-103-prefix": {"max_tokens": 2_000, "tokenizer": "word", "max_vocab": 300, "length": 32},
+    "wikitext-2": {"max_tokens": 2_000},
 }
 
 # Those that read public files: skipped where HEAVYTAIL_DATA names no folder of them.
-PUBLIC = {"barcoded-mnist", "mnist", "ptb", "tiny-imagenet", "tiny-ptb"}
+PUBLIC = {"barcoded-mnist", "mnist", "ptb", "tiny-imagenet", "tiny-ptb", "wikitext-103-prefix", "wikitext-2"}
 
 
 Load = Callable[[int], Data]

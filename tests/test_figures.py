@@ -19,7 +19,7 @@ from tests.reference.figures import decay, fill, write_presets
 
 STEPS = 20
 RATES = (0.1, 1.0, 10.0)
-FAMILIES = [f"fig{n:02}" for n in (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)]
+FAMILIES = [f"fig{n:02}" for n in (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22)]
 SWEEPS = sorted({(need.preset, need.variant) for name in FAMILIES for need in figure(name).needs})
 LINEAR = Need("linear", ("gd+m", "adam+m"))
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from heavytail.data import REGISTRY, Data, fetch
+import torch
+
+from heavytail.data import REGISTRY, Data, Split, fetch
 from heavytail.data.corpus import Text, tokenised_data
 from heavytail.data.text import TextSettings
 
@@ -49,6 +51,15 @@ class WikiText103(TextSettings):
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
         return _load(self, "WikiText-103", "wikitext-103/train.txt", "wikitext-103/valid.txt", data_dir)
+
+    def nominal(self) -> tuple[Data, int, int]:
+        """Return a stand-in of one sequence, and about how many there are to train on and to test, without the files.
+
+        103 and 0.21 million words give about 1.15 times as many pieces, if there are 50 000 different ones.
+        """
+        tokens = torch.zeros(1, self.length, dtype=torch.int64)
+        train, test = (min(self.max_tokens or n, n) // self.length for n in (118_000_000, 250_000))
+        return Data(Split(tokens, tokens), None, self.max_vocab or 267_735), train, test
 
 
 @REGISTRY.register("wikitext-103-prefix")

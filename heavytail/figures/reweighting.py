@@ -13,8 +13,10 @@ from heavytail.figures.style import Picture
 
 # Name -> preset, with the variants "weighted-sqrt" and "weighted-inverse". Another problem is another line.
 PROBLEMS = {
-    "PTB": "two-layer-transformer",
+    "transformer": "two-layer-transformer",
     "linear": "linear",
+    "CNN": "cnn",
+    "ResNet18": "resnet18",
 }
 PLAIN = ("gd+m", "adam+m")
 WEIGHTED = {"weighted-sqrt": r"SGD, $1/\sqrt{\pi_k}$", "weighted-inverse": r"SGD, $1/\pi_k$"}
@@ -47,7 +49,7 @@ def plot(results: Results) -> Picture:
             xlabel = "step" if row == len(named) else ""
             losses.append(picture.panel(row, column, f"{name}: {title}", xlabel, "" if column else loss_label("train")))
             group_losses(losses[-1], run)
-        picture.share_y(losses)
+        picture.share_y(losses, 2 * runs["gd+m"].initial_loss)
     return picture
 
 

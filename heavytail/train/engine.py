@@ -132,7 +132,7 @@ class _Run:
             raise SpecError(f"test_every: expected 0, as {missing}, got {spec.test_every}")
         self.full_batch = spec.batch_size is None
         self.microbatch = group.portion(spec.batch_size or len(self.data.train), spec.microbatch)
-        self.noisy = _differs_in_training(self.model)
+        self.noisy = differs_in_training(self.model)
         if group.size > 1 and any(isinstance(m, BATCH_NORM) for m in self.model.modules()):
             raise SpecError(
                 f"model '{spec.model.name}': batch normalisation needs the whole batch; train in one process"
@@ -442,6 +442,6 @@ def _frozen_body(model: nn.Module) -> bool:
     return all(name.startswith("head.") for name, p in model.named_parameters() if p.requires_grad)
 
 
-def _differs_in_training(model: nn.Module) -> bool:
+def differs_in_training(model: nn.Module) -> bool:
     """Whether a pass in training mode differs from one in eval mode: dropout, batch normalisation."""
     return any(isinstance(m, BATCH_NORM) or (isinstance(m, nn.Dropout) and m.p > 0) for m in model.modules())

@@ -1,0 +1,190 @@
+"""What runs cost before they are trained: parameters, operations, memory, and time by a short calibration.
+
+A model is built on torch's "meta" device, which has shapes and no numbers; the operations of one sample are counted
+as it goes forward and back, and everything else is multiplication. Only matrix products and convolutions are counted.
+
+Shapes: N samples, C classes, D features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from heavytail.data import Data
+from heavytail.errors import DataError
+from heavytail.registry import registry
+from heavytail.spec import RunSpec
+from heavytail.sweep import Entry, Sweep
+from heavytail.train.engine import differs_in_training, load_data
+
+# Share of its time that a run spends in matrix products at full speed: about 0.3 for the smallest models on a CPU,
+# 0.9 for a linear one.
+UTILISATION = 0.4
+# Dense peak in operations a second, from the makers' data sheets: float32, TF32, bfloat16.
+GPUS = {
+    "a100": (19.5e12, 156e12, 312e12),
+    "h100": (67e12, 494e12, 989e12),
+    "h200": (67e12, 494e12, 989e12),
+    "rtx4090": (82.6e12, 82.6e12, 165e12),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run.
+
+    Attributes:
+        parameters: numbers in the model, frozen ones included.
+        operations: floating-point operations of all its matrix products and convolutions.
+        memory: bytes held at once by parameters, gradients, optimizer, activations and data.
+        nominal: whether the size of the data is an estimate, as they are not here.
+    """
+
+    parameters: int
+    operations: float
+    memory: float
+    nominal: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """The search of one optimizer: how many runs at most, and what one of them costs."""
+
+    sweep: Sweep
+    entry: Entry
+    runs: int
+    spec: RunSpec
+    cost: Cost
+
+    @property
+    def operations(self) -> float:
+        """Of all runs together."""
+        return self.runs * self.cost.operations
+
+    def gpu_hours(self, gpu: str) -> float:
+        """Return the hours that all runs take on one GPU of GPUS."""
+        peak = GPUS[gpu][
+            ("float32", "tf32", "bf16").index(self.spec.precision) if self.spec.precision != "float64" else 0
+        ]
+        return self.operations / (peak * UTILISATION) / 3600
+
+
+def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
+    """Yield what the search of each optimizer of a sweep costs.
+
+    Raises:
+        DataError: data are not here, and their recipe does not know its size without them.
+    """
+    for entry in sweep.entries:
+        spec = sweep.spec(entry, entry.grid.exponents[0], sweep.seeds[0])
+        yield Row(sweep, entry, num_runs(sweep, entry), spec, cost(spec, data_dir))
+
+
+def num_runs(sweep: Sweep, entry: Entry) -> int:
+    """Return how many runs the search of an optimizer takes if none diverges and its dense grid is stable.
+
+    The sparse grid has one seed; the dense one has all, and on the first its powers of ten have been run by then. With
+    probes the selected run is trained once more, to be measured.
+    """
+    grid, seeds = entry.grid, len(sweep.seeds)
+    if grid.refine is None:
+        return len(grid.exponents) * seeds + bool(sweep.probes)
+    shared = 1 + 2 * (grid.refine // 2)
+    return len(grid.exponents) + (2 * grid.refine + 1) * seeds - shared + bool(sweep.probes)
+
+
+def cost(spec: RunSpec, data_dir: Path) -> Cost:
+    """Return what one run costs."""
+    spec = spec.resolved
+    data, N, N_test, nominal = _data(spec, data_dir)
+    with torch.device("meta"):
+        model = registry("model").make(spec.model).build(data).eval()
+    batch = next(iter(data.train.batches([slice(0, 1)])))
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    frozen = all(name.startswith("head.") for name, p in model.named_parameters() if p.requires_grad)
+
+    saved = _Saved(parameters)
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+        features = model.features(batch.inputs.to("meta"))
+        forward = counter.get_total_flops()
+        if features.requires_grad:
+            features.sum().backward()
+        both = counter.get_total_flops()
+    head = 2 * len(features) * model.head.weight.numel()
+    full, noisy = spec.batch_size is None, differs_in_training(model)
+    step = both + (2 if frozen else 3) * head  # a sample, forward and back
+    look = forward + head  # a sample, evaluated
+
+    kept = frozen and full and not noisy  # features are computed once
+    operations = spec.steps * (spec.batch_size or N) * float(step - forward if kept else step)
+    if spec.train_stats == "exact":
+        looks = 1 if full and not noisy else len(spec.recorded_steps())
+        operations += looks * N * float(look)
+    operations += len(spec.recorded_steps(spec.test_every)) * N_test * float(look)
+
+    together = spec.microbatch or spec.batch_size or N
+    sample = sum(t.numel() * t.element_size() for t in (batch.inputs, batch.targets))
+    memory = _bytes(parameters) + 2 * _bytes(trained) + _state(spec, trained)  # the new gradients, and their sum
+    kept_bytes = saved.bytes + _bytes([features]) * int(features.requires_grad)  # and the gradient of the features
+    memory += together * kept_bytes + (N + N_test) * sample
+    return Cost(sum(p.numel() for p in parameters), operations, memory, nominal)
+
+
+def speed(seconds: float = 0.3, size: int = 1024) -> float:
+    """Return the operations a second of this machine's matrix products in float32, all cores together."""
+    a, b = torch.ones(size, size), torch.ones(size, size)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class _Saved:
+    """Counts the bytes that a forward pass keeps for the backward pass, parameters aside."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.bytes = 0
+        self._seen = {p.untyped_storage()._cdata for p in parameters}
+        self._kept: list[Any] = []  # so that no storage's address is used twice
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._kept.append(storage)
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _data(spec: RunSpec, data_dir: Path) -> tuple[Data, int, int, bool]:
+    """Data, N of both splits; a stand-in of one sample and nominal N where the data are not here."""
+    try:
+        data = load_data(spec, data_dir)
+    except DataError:
+        recipe = registry("data").make(spec.data)
+        if not hasattr(recipe, "nominal"):
+            raise
+        return (*recipe.nominal(), True)
+    return data, len(data.train), 0 if data.test is None else len(data.test), False
+
+
+def _state(spec: RunSpec, trained: list[nn.Parameter]) -> int:
+    """Bytes that the optimizer keeps."""
+    per_number = {"adam": 8}.get(spec.optim.name, 4 if spec.optim.params.get("momentum", 0.0) else 0)
+    return sum(p.numel() for p in trained) * per_number
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

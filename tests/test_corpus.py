@@ -1,0 +1,267 @@
+"""Texts are tokenised once, in bounded memory, and what is kept can be trusted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from heavytail.data import corpus, tokenizer
+from heavytail.data.corpus import Text, tokenise
+from heavytail.data.text import basic_english, build_vocabulary
+from heavytail.data.text_file import TextFile
+from heavytail.data.tokenizer import LearnedTokenizer, WordTokenizer, learn
+from heavytail.errors import DataError, SpecError
+from heavytail.registry import Part, registry
+from tests.problems import output
+
+LINES = [
+    "The quick brown fox can't jump over 13 lazy dogs; it won't.\n",
+    "  Two  spaces, a\ttab, and “quotes” – naïve café, 東京, 🦊.\n",
+    "\n",
+    "no line end",
+] * 50
+
+
+def write(path: Path, content: str | bytes) -> Text:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return Text((path,))
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def learned(request: pytest.FixtureRequest) -> tokenizer.Tokenizer:
+    return learn(request.param, LINES, 400)
+
+
+# -- tokenizers --------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet=st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t'aé東<>"))))
+def test_learned_tokens_give_the_text_back(learned: tokenizer.Tokenizer, text: str) -> None:
+    """Decoding what was encoded gives any text back, also one of characters never seen before."""
+    assert learned.decode(learned.encode([text]).tolist()) == text.replace(" <unk>", "<unk>")
+
+
+def test_unknown_stays_one_token(learned: tokenizer.Tokenizer) -> None:
+    """`<unk>` is class 0 with the space before it, and nothing else is."""
+    assert learned.encode(["a <unk> b"]).tolist().count(0) == 1
+    assert 0 not in learned.encode(LINES)
+
+
+def test_learned_sizes(learned: tokenizer.Tokenizer) -> None:
+    """Class numbers lie below the size, which is at most the one asked for."""
+    numbers = learned.encode(LINES)
+    assert 256 < learned.size <= 400
+    assert numbers.dtype == np.int64
+    assert numbers.max() < learned.size
+
+
+def test_bpe_is_reproducible() -> None:
+    """The same text gives the same pieces, so that a run's key names its classes."""
+    assert learn("bpe", LINES, 350).to_json() == learn("bpe", LINES, 350).to_json()
+
+
+def test_words_are_those_of_the_vocabulary() -> None:
+    """The streaming word tokenizer gives the classes of `build_vocabulary`."""
+    words = [word for line in LINES for word in basic_english(line)]
+    known = build_vocabulary(words, 20)
+    found = learn("word", LINES, 20)
+    assert found.size == 20
+    assert found.encode(LINES).tolist() == [known.get(word, 0) for word in words]
+    assert found.decode([1, 2]) == " ".join(list(known)[1:3])
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe", "unigram"])
+def test_a_stored_tokenizer_is_the_same(kind: tokenizer.Kind, tmp_path: Path) -> None:
+    """Written and read, a tokenizer gives the same classes."""
+    made = learn(kind, LINES, 400)
+    (tmp_path / "t.json").write_text(made.to_json())
+    again = tokenizer.load(tmp_path / "t.json")
+    assert isinstance(again, WordTokenizer if kind == "word" else LearnedTokenizer)
+    assert again.size == made.size
+    np.testing.assert_array_equal(again.encode(LINES), made.encode(LINES))
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    """A file that is no tokenizer is an error with its path."""
+    (tmp_path / "t.json").write_text("{")
+    with pytest.raises(DataError, match=r"t\.json: not a readable tokenizer"):
+        tokenizer.load(tmp_path / "t.json")
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.text(alphabet="ab é東🦊\n", max_size=60), longest=st.integers(8, 20))
+def test_lines_are_the_text(content: str, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the length of lines, their parts make up the text, none is longer than the limit, no word is cut
+    that could be kept whole, and positions count bytes."""
+    monkeypatch.setattr(corpus, "LONGEST", longest)
+    text = write(tmp_path / "t.txt", content)
+    parts = list(corpus._lines(text.paths[0]))
+    assert "".join(part for _, part in parts) == content
+    position = 0
+    for offset, part in parts:
+        assert offset == position
+        assert len(part.encode()) <= longest
+        position += len(part.encode())
+    for (_, first), (_, second) in itertools.pairwise(parts):
+        assert first.endswith("\n") or second.startswith(" ") or " " not in first[1:]
+
+
+def test_split_keeps_every_line_once(tmp_path: Path) -> None:
+    """Both parts of a text, over several files, are all of its lines in order, and the first is about its share."""
+    texts = [write(tmp_path / f"{k}.txt", f"file {k}\n" + "x\n" * 30 * k) for k in range(4)]
+    whole = Text(tuple(path for text in texts for path in text.paths))
+    for share in (0.1, 0.5, 0.9):
+        first, second = whole.split(share)
+        assert [*first.lines(), *second.lines()] == list(whole.lines())
+        assert sum(map(len, first.lines())) == pytest.approx(share * whole.size, abs=8)
+        assert first.size + second.size == whole.size
+
+
+@pytest.mark.parametrize(("before", "bad"), [("", b"\xff"), ("one\ntwo é ", b"\xc3("), ("x" * 30, b"\xe6\x9d")])
+def test_text_that_is_not_utf8_names_file_and_byte(before: str, bad: bytes, tmp_path: Path) -> None:
+    """The error has the path and the position of the first wrong byte, in the second of two files too."""
+    good = write(tmp_path / "good.txt", "fine\n")
+    broken = write(tmp_path / "bad.txt", before.encode() + bad)
+    with pytest.raises(DataError, match=rf"bad\.txt: not UTF-8 at byte {len(before.encode())}$"):
+        list(Text((*good.paths, *broken.paths)).lines())
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe", "unigram"])
+def test_a_text_is_tokenised_once(kind: tokenizer.Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time nothing is learned or encoded, and the numbers are those of the whole text encoded at once."""
+    text = write(tmp_path / "t.txt", "".join(LINES))
+    monkeypatch.setattr(corpus, "BATCH", 100)  # many small batches
+    made, (stream,) = tokenise(text, [text], kind, 400, tmp_path / "cache")
+    np.testing.assert_array_equal(stream, made.encode(list(text.lines())))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(tokenizer, "learn", refuse)
+    monkeypatch.setattr(WordTokenizer, "encode", refuse)
+    monkeypatch.setattr(LearnedTokenizer, "encode", refuse)
+    assert torch.equal(tokenise(text, [text], kind, 400, tmp_path / "cache")[1][0], stream)
+
+
+def test_damaged_tokens_are_made_again(tmp_path: Path) -> None:
+    """A flipped byte and a missing note are both found, and repaired from the text."""
+    text = write(tmp_path / "t.txt", "".join(LINES))
+    stream = tokenise(text, [text], "word", None, tmp_path / "cache")[1][0].clone()
+    (file,) = (tmp_path / "cache").rglob("*.tokens")
+    content = bytearray(file.read_bytes())
+    content[8] ^= 1
+    file.write_bytes(content)
+    assert torch.equal(tokenise(text, [text], "word", None, tmp_path / "cache")[1][0], stream)
+    file.with_suffix(".json").unlink()
+    file.write_bytes(b"short")
+    assert torch.equal(tokenise(text, [text], "word", None, tmp_path / "cache")[1][0], stream)
+
+
+def test_the_first_writer_wins(tmp_path: Path) -> None:
+    """A file that another process has written meanwhile stays, whole, and nothing else is left behind."""
+    target = tmp_path / "tokenizer.json"
+    with corpus._first(target) as stream:
+        stream.write(b"late")
+        target.write_bytes(b"early")
+    assert target.read_bytes() == b"early"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_cache_is_where_one_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the data, even if their folder is not there yet; in the user's cache if it is read-only."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    assert corpus.cache_folder(tmp_path / "data" / "new") == tmp_path / "data" / "new" / "tokenised"
+    monkeypatch.setattr(corpus.os, "access", lambda *_: False)  # as root, every folder can be written
+    assert corpus.cache_folder(tmp_path) == tmp_path / "mine" / "heavytail" / "tokenised"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory in KiB, as Linux does")
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    """Tokenising 16 MB takes hardly more memory than tokenising 4 MB of the same text."""
+    line = "".join(LINES).replace("no line end", "a line end\n")
+    code = (
+        "import sys, resource; from pathlib import Path; from heavytail.data.corpus import Text, tokenise\n"
+        "small, big, cache = map(Path, sys.argv[1:])\n"
+        "tokenise(Text((small,)), [Text((small,))], 'bpe', 500, cache)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "tokenise(Text((small,)), [Text((big,))], 'bpe', 500, cache)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    for name, size in (("small", 4), ("big", 16)):
+        (tmp_path / name).write_text(line * (size * 2**20 // len(line.encode())))
+    grown = int(output(code, tmp_path / "small", tmp_path / "big", tmp_path / "cache"))
+    assert grown < 30 * 1024  # KiB; the tokens of the text alone take about 60 MB
+
+
+# -- a user's own text -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
+    """Hidden files are left out, the others are read by the order of their paths."""
+    (tmp_path / "b").mkdir()
+    for name, content in {"b/1.txt": "third\n", "a.txt": "first\n", "b.txt": "second\n", ".hidden": "no\n"}.items():
+        (tmp_path / name).write_text(content)
+    assert list(TextFile(path=str(tmp_path))._text().lines()) == ["first\n", "second\n", "third\n"]
+
+
+def test_a_text_that_changes_is_another_run(tmp_path: Path) -> None:
+    """The key of a run follows the content; a run pinned to other content refuses to load."""
+    file = tmp_path / "t.txt"
+    file.write_text("one two three\n" * 100)
+    part = Part("text", {"path": str(file), "length": 5})
+    before = registry("data").resolve(part)
+    file.write_text("four five six\n" * 100)
+    assert registry("data").resolve(part) != before
+    with pytest.raises(DataError, match="has changed"):
+        registry("data").make(before).load(seed=0, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "data.path: expected a text file"),
+        ({"path": "x", "tokenizer": "bpe", "max_vocab": 256}, "data.max_vocab: expected at least 257"),
+        ({"path": "x", "tokenizer": "bpr"}, "did you mean 'bpe'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    """Errors name the field, what is allowed and what was given."""
+    with pytest.raises(SpecError, match=message):
+        registry("data").make(Part("text", settings))
+
+
+@pytest.mark.parametrize("path", ["none.txt", "empty"])
+def test_a_text_that_is_not_there_is_named(path: str, tmp_path: Path) -> None:
+    """A missing file and an empty folder are errors that name them."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=path):
+        TextFile(path=str(tmp_path / path)).pinned()
+
+
+def test_wikitext_103_says_how_to_get_it(tmp_path: Path) -> None:
+    """Without its files, the error names the command that fetches them."""
+    with pytest.raises(DataError, match="heavytail data fetch wikitext-103"):
+        registry("data").make(Part("wikitext-103")).load(seed=0, data_dir=tmp_path)
+
+
+def test_notes_are_json(tmp_path: Path) -> None:
+    """The note beside the numbers holds their sha256."""
+    text = write(tmp_path / "t.txt", "a b c\n")
+    tokenise(text, [text], "word", None, tmp_path / "cache")
+    (note,) = [f for f in (tmp_path / "cache").rglob("*.json") if f.name != "tokenizer.json"]
+    assert len(json.loads(note.read_text())["sha256"]) == 64
