@@ -1,6 +1,6 @@
 """Weighting the loss by how rare a class is lets SGD reach rare classes without Adam (figure 22).
 
-A column for each problem: the unweighted loss of SGD, Adam, and SGD on the losses weighted by 1/sqrt(pi) and 1/pi.
+A row for each problem: the unweighted loss of SGD, Adam, and SGD on the losses weighted by 1/sqrt(pi) and 1/pi.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from heavytail.figures import ClaimRule, Figure, register
 from heavytail.figures.claims import rarest, ratio
 from heavytail.figures.panels import group_losses, loss_label, overall_loss
-from heavytail.figures.results import Need, Results, Selected
-from heavytail.figures.style import Picture
+from heavytail.figures.results import Need, Results
+from heavytail.figures.style import Picture, optimizer_name
 
 # Name -> preset, with the variants "weighted-sqrt" and "weighted-inverse". Another problem is another line.
 PROBLEMS = {
@@ -19,7 +19,7 @@ PROBLEMS = {
     "ResNet18": "resnet18",
 }
 PLAIN = ("gd+m", "adam+m")
-WEIGHTED = {"weighted-sqrt": r"SGD, $1/\sqrt{\pi_k}$", "weighted-inverse": r"SGD, $1/\pi_k$"}
+WEIGHTED = {"weighted-sqrt": r"$1/\sqrt{\pi_k}$", "weighted-inverse": r"$1/\pi_k$"}
 
 
 def needs(preset: str) -> tuple[Need, ...]:
@@ -28,28 +28,28 @@ def needs(preset: str) -> tuple[Need, ...]:
 
 
 def plot(results: Results) -> Picture:
-    """Draw a column for each problem: the overall loss, then each of the four by group."""
-    picture = Picture(5, len(PROBLEMS), width=2.8, height=2.0)
-    for column, (name, preset) in enumerate(PROBLEMS.items()):
+    """Draw a row for each problem: the overall loss of all four, then each of them by group."""
+    picture = Picture(len(PROBLEMS), 5, width=2.2, height=2.1)
+    for row, (name, preset) in enumerate(PROBLEMS.items()):
         plain, *weighted = needs(preset)
-        runs = {label: results.best(plain, label) for label in PLAIN}
-        named: dict[str, Selected] = {"SGD": runs["gd+m"], "Adam": runs["adam+m"]}
-        named |= {title: results.best(need, "gd+m") for need, title in zip(weighted, WEIGHTED.values(), strict=True)}
-        top = picture.panel(0, column, name, "", "" if column else loss_label("train"))
-        overall_loss(top, list(runs.values()))
-        for style, (title, run) in zip((":", "-."), list(named.items())[2:], strict=True):
+        sgd, adam = (results.best(plain, label) for label in PLAIN)
+        others = {title: results.best(need, "gd+m") for need, title in zip(weighted, WEIGHTED.values(), strict=True)}
+        losses = [picture.panel(row, 0, f"{name}: overall", "step", loss_label("train"))]
+        overall_loss(losses[0], [sgd, adam])
+        for style, (title, run) in zip((":", "-."), others.items(), strict=True):
             if run.lr is None:
-                top.note(f"{title}: no stable step size")
-                continue
-            step, median, _, _ = run.curve()
-            top.line(step, median, title, color="#2e7d32", linestyle=style)
-        top.axes.legend(loc="lower left", handlelength=1.6)
-        losses = [top]
-        for row, (title, run) in enumerate(named.items(), 1):
-            xlabel = "step" if row == len(named) else ""
-            losses.append(picture.panel(row, column, f"{name}: {title}", xlabel, "" if column else loss_label("train")))
+                losses[0].note(f"{title}: no stable step size")
+            else:
+                step, median, _, _ = run.curve()
+                losses[0].line(step, median, title, color="#2e7d32", linestyle=style)
+        losses[0].axes.legend(loc="lower left", handlelength=1.6)
+        plain_name = optimizer_name(sgd.label, stochastic=sgd.stochastic)
+        named = {plain_name: sgd, "Adam": adam, **{f"{plain_name}, {title}": run for title, run in others.items()}}
+        for column, (title, run) in enumerate(named.items(), 1):
+            losses.append(picture.panel(row, column, title, "step", ""))
             group_losses(losses[-1], run)
-        picture.share_y(losses, 2 * runs["gd+m"].initial_loss)
+        picture.share_y(losses, 2 * sgd.initial_loss)
+        picture.group_bar(losses, sgd.num_groups)
     return picture
 
 
@@ -80,7 +80,7 @@ register(
         "SGD on reweighted losses",
         "Figure 22",
         "Weights of 1/sqrt(pi) let SGD lower rare groups without Adam; weights of 1/pi overdo it on frequent ones. "
-        "The unweighted loss is shown, by frequency group (dark: frequent; dashed: initial loss).",
+        "The unweighted loss is shown, by frequency group (dashed: initial loss).",
         tuple(need for preset in PROBLEMS.values() for need in needs(preset)),
         tuple(rule for name, preset in PROBLEMS.items() for rule in rules(name, preset)),
         plot,
