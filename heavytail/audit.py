@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -186,10 +186,10 @@ def audit(
     return audit_counts(counts, source=f"{path}: {what}", num_groups=num_groups, left_out=left_out)
 
 
-def audit_counts(counts: Counter[str], *, source: str = "", num_groups: int = 10, left_out: int = 0) -> Audit:
+def audit_counts(counts: Mapping[str, int], *, source: str = "", num_groups: int = 10, left_out: int = 0) -> Audit:
     """Return what counts by class name mean; SpecError if there are none.
 
-    >>> found = audit_counts(Counter({str(k): 5040 // k for k in range(1, 11)}), num_groups=2)
+    >>> found = audit_counts({str(k): 5040 // k for k in range(1, 11)}, num_groups=2)
     >>> round(found.zipf.exponent, 3), found.slowdown.round(1).tolist()
     (1.0, [1.0, 4.2])
     """

@@ -80,7 +80,8 @@ class Reading:
 
     def __str__(self) -> str:
         """Return a table with a line for each group and one for all."""
-        names = [name for name in _COLUMNS if not math.isnan(self.overall[name])] + list(self.head)
+        told = [name for name in _COLUMNS if name == "loss" or not math.isnan(self.overall[name])]
+        names = told + list(self.head)
         classes = np.bincount(self.groups.index)
         lines = [" ".join(["group", f"{'classes':>9}", f"{'share':>7}", *(f"{name:>11}" for name in names)])]
         for g, size in enumerate(classes):
