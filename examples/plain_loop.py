@@ -50,7 +50,9 @@ def train(name: str, steps: int, folder: Path) -> heavytail.Reading:
     torch.manual_seed(0)
     model = TinyGPT(data.num_classes, 32)
     if name == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.1, momentum=0.9
+        )  # best of 0.03, 0.1, 0.3
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
 

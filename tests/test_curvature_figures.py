@@ -27,7 +27,7 @@ LIGHT = (64 // 2**GROUP) / (64 // 2**GROUP).sum()  # the same with a first class
 ONES = np.ones((3, C))
 NOISE, OTHER = np.exp(np.random.default_rng(0).normal(size=(2, 3, C)))
 PRESETS = {
-    "linear": "proposition-2",
+    "linear": "",
     "cnn": "",
     "resnet18": "heavy-tailed",
     "two-layer-transformer": "",

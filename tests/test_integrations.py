@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import runpy
 import sys
@@ -312,3 +313,17 @@ def test_examples_show_the_gap(
     assert sum(gap[-4:]) > sum(gap[:4])
     tracks, _, _ = read_journal(tmp_path / "adamw")
     assert {"train", "test"} <= set(tracks)
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells of docs/monitor.ipynb run from top to bottom, and its groups show what its text says."""
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((EXAMPLES.parent / "docs" / "monitor.ipynb").read_text())["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["sgd"].loss[-1] > math.log(1000)
+    assert (names["adamw"].loss < math.log(1000)).all()
+    head = names["monitor"].compute().head
+    np.testing.assert_allclose(head["update_norm"], 0.024 * np.sqrt(np.bincount(names["sgd"].groups.index)), rtol=0.01)

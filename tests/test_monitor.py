@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import tracemalloc
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import heavytail
+from heavytail.cli import LAB
 from heavytail.errors import SpecError
 from heavytail.head import linear_cross_entropy
 from heavytail.metrics import FrequencyGroups
@@ -22,6 +23,7 @@ from heavytail.monitor import Monitor
 from heavytail.spec import RunSpec
 from heavytail.store import RunStore
 from heavytail.train import engine
+from tests.problems import output
 from tests.reference import monitor as reference
 
 COUNTS = [50, 20, 10, 9, 5, 3, 2, 1]
@@ -460,6 +462,16 @@ def test_a_watched_head_must_fit_its_targets() -> None:
             monitor.update(logits[:, :-1], torch.zeros(1, 3, dtype=torch.int64))
 
 
-def test_is_a_public_name() -> None:
-    """`heavytail.Monitor` is the class, imported when asked for."""
-    assert heavytail.Monitor is Monitor
+def test_needs_torch_and_numpy_only(tmp_path: Path) -> None:
+    """Without any package of the lab, and without scipy, the monitor measures and the journal writes."""
+    code = f"""
+        import sys
+        sys.modules |= dict.fromkeys({LAB!r})
+        import torch, heavytail
+        head, monitor = torch.nn.Linear(3, 4), heavytail.Monitor(counts=[4, 3, 2, 1])
+        with monitor.watch(head):
+            monitor.cross_entropy(head(torch.ones(2, 3)), torch.tensor([0, 1])).backward()
+        heavytail.Journal({str(tmp_path)!r}).write(0, monitor.compute())
+        print(len(heavytail.journal.read_journal({str(tmp_path)!r})[0]["train"].step))
+    """
+    assert output(textwrap.dedent(code)) == "1"

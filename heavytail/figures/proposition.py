@@ -20,7 +20,7 @@ from heavytail.figures.curvature import scatter_groups
 from heavytail.figures.results import Array, MissingRuns, Need, Results
 from heavytail.figures.style import Panel, Picture, group_colours
 
-ADAM = Need("linear", ("adam+m",), "proposition-2", probed=True)
+ADAM = Need("linear", ("adam+m",), probed=True)
 FREQUENT = 20.0  # eq. 2 neglects O(1/c) beside pi_k: it is checked where c pi_k is at least this
 
 
