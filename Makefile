@@ -38,7 +38,7 @@ check: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(VENV)/dev  ## measure speed against named baselines, interleaved in one process
-	$(BIN)/python benchmarks/bench_head.py
+	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:  ## remove .venv and results
 	rm -rf $(VENV) results
