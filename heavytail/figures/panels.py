@@ -73,7 +73,7 @@ def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = 
     panel.level(runs[0].initial_loss, "initial")
     if any(run.lr is not None for run in runs):
         solved = all(run.final_loss < runs[0].initial_loss / 2 for run in runs)  # then the upper right is empty
-        place = {"loc": "upper right", "bbox_to_anchor": (1, 0.92)} if solved else {"loc": "lower left"}
+        place = {"loc": "upper right", "bbox_to_anchor": (1, 0.92)} if solved else {"loc": "best"}
         panel.axes.legend(handlelength=1.4, **place)
     panel.axes.set_ylim(bottom=0)
 
