@@ -231,7 +231,6 @@ class RunStore:
                 "observed": {
                     "train_steps": history.arrays.get("train/step", np.empty(0, np.int64)).tolist(),
                     "test_steps": history.arrays.get("test/step", np.empty(0, np.int64)).tolist(),
-                    "train_stats": spec.train_stats,
                     "probes": spec.measured,
                 },
                 "history": _write_arrays(folder, "history", history.arrays) if history.arrays else None,
@@ -298,7 +297,7 @@ def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
     if record is None or record["history"] is None:
         return wanted
     have = record["observed"]
-    if any(p not in have["probes"] for p in spec.measured) or spec.train_stats != have["train_stats"]:
+    if any(p not in have["probes"] for p in spec.measured):
         return wanted
     end = record["step"] if record["status"] == "diverged" else spec.steps + 1
     missing = {s for s in wanted if s < end} - set(have["train_steps"])

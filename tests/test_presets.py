@@ -71,6 +71,21 @@ def test_every_preset_resolves(preset: str, scale: str) -> None:
                 assert len(spec.key) == 20
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("preset", "many"), [("cnn", ("mnist", "barcoded", "")), ("resnet18", ("uniform", "heavy-tailed"))]
+)
+def test_variants_train_on_different_data(preset: str, many: tuple[str, ...], scale: str) -> None:
+    """The data sets that a figure compares are different ones at every scale."""
+    sweeps = [Sweep.load(preset, scale=scale, variant=variant) for variant in many]
+    data = [sweep.spec(sweep.entries[0], 0.0, 0).resolved.data.to_dict() for sweep in sweeps]
+    assert all(a != b for i, a in enumerate(data) for b in data[:i])
+    if preset == "cnn":
+        assert data[0].get("bits", 0) == 0
+        assert data[1]["only"]
+        assert not data[2]["only"]
+
+
 @pytest.mark.parametrize(("preset", "variant"), PAPER)
 def test_paper_scale_is_the_papers(preset: str, variant: str) -> None:
     """The paper preset is the paper's setting exactly: data, model, steps, three seeds, the grid, no weighting."""

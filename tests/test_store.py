@@ -213,7 +213,6 @@ def no_op_probe(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"test_every": 5}, "done", 10, {"test_every": 10}, []),
         ({}, "done", 10, {"probes": [PROBE]}, list(range(11))),
         ({"probes": [PROBE]}, "done", 10, {}, []),
-        ({"batch_size": 4}, "done", 10, {"batch_size": 4, "train_stats": "running"}, list(range(11))),
         ({}, "interrupted", 4, {}, [5, 6, 7, 8, 9, 10]),
         ({}, "diverged", 4, {}, []),
         ({}, "diverged", 4, {"steps": 10**6}, []),
