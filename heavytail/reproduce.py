@@ -54,12 +54,10 @@ def reproduce(
 def _failed(sweep: Sweep, failures: list[Failure]) -> str | None:
     """Why a sweep could not be finished, if it could not."""
     ours = RunSpec.from_dict({**sweep.run, "optim": sweep.entries[0].optim, "lr": 1.0})
-    shared = ("data", "model", "loss", "batch_size", "precision")
+    shared = ("model", "loss", "batch_size", "precision")
     for failure in failures:
-        if failure.spec.data == ours.data and (failure.no_data or all(_same(failure.spec, ours, f) for f in shared)):
+        theirs = failure.spec
+        alike = failure.no_data or all(getattr(theirs, name) == getattr(ours, name) for name in shared)
+        if theirs.data == ours.data and alike:
             return failure.reason
     return None
-
-
-def _same(a: RunSpec, b: RunSpec, field: str) -> bool:
-    return bool(getattr(a, field) == getattr(b, field))
