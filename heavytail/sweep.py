@@ -195,7 +195,8 @@ class Sweep:
         for label in labels:
             if labels.count(label) > 1:
                 raise SpecError(f"preset '{name}': two optimizers are called '{label}'; give each a label of its own")
-        title = variants.get(variant, {}).get("title", table.get("title", name))
+        titled = (table, chosen, variants.get(variant, {}), chosen.get("variant", {}).get(variant, {}))
+        title = next((layer["title"] for layer in reversed(titled) if "title" in layer), name)
         probes = tuple(Part.parse(p, "sweep.probes") for p in search.get("probes", []))
         sweep = cls(name, title, scale, variant, merged["run"], entries, tuple(seeds), probes)
         # Refuse a bad table now, not at the first run.
