@@ -11,6 +11,7 @@ import pytest
 
 from heavytail.figures import ClaimRule, Figure, Need, Picture, Results
 from heavytail.progress import display
+from heavytail.publish import publish
 from heavytail.reproduce import reproduce
 from heavytail.store import RunStore
 from heavytail.train.runner import Options
@@ -85,3 +86,17 @@ def test_a_stopped_reproduction_is_written_down(mine: Figure, tmp_path: Path) ->
         remake(mine, tmp_path, display=Stops())
     rows = remake(mine, tmp_path)
     assert [(row["trained"], row["reused"], row["finished"]) for row in rows] == [(1, 0, False), (3, 1, True)]
+
+
+def test_what_is_reproduced_can_be_published(mine: Figure, tmp_path: Path) -> None:
+    """The folder that `reproduce` leaves is one that `publish` takes: verdict, picture, machine and time."""
+    remake(mine, tmp_path)
+    (made,) = publish([tmp_path / "out"], tmp_path / "to")
+    (claim,) = json.loads((made / "claims.json").read_text())
+    assert claim["verdict"] == "reproduced"
+    assert (made / "figures" / "fig99.png").is_file()
+    (machine,) = json.loads((made / "environment.json").read_text())
+    assert machine["device"] == "cpu"
+    assert json.loads((made / "timing.json").read_text())[0]["trained"] == 4
+    text = " ".join(file.read_text() for file in made.rglob("*.json"))
+    assert str(tmp_path) not in text
