@@ -179,6 +179,24 @@ def data_command(args: argparse.Namespace) -> int:
     return 1 if args.action == "verify" and incomplete else 0
 
 
+def publish_command(args: argparse.Namespace) -> int:
+    """Write what is to be committed of reproductions, and the README's table of all that is."""
+    from heavytail import scoreboard
+    from heavytail.publish import publish
+
+    if args.check:
+        if args.folders:
+            raise SpecError(f"--check writes nothing: expected no folder, got {args.folders[0]}")
+        same = scoreboard.updated(args.readme, args.to) == args.readme.read_text(encoding="utf-8")
+        print(f"{args.readme}: {'agrees' if same else 'does not agree'} with {args.to}")
+        return 0 if same else 1
+    scoreboard.updated(args.readme, args.to)  # refuse a README without a place for the table before writing anything
+    for folder in publish(args.folders, args.to):
+        print(folder)
+    print(f"{args.readme}: {'updated' if scoreboard.update(args.readme, args.to) else 'is up to date'}")
+    return 0
+
+
 def report_command(args: argparse.Namespace) -> int:
     """Render a monitored training."""
     from heavytail.monitor_report import write_monitored
@@ -251,6 +269,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="train nothing; list the runs and what they would cost")
     sub.add_argument("--gpu", choices=GPUS, default="h100", help="GPU whose hours --dry-run counts (default: h100)")
     _where(sub)
+
+    sub = add("publish", publish_command, "write what is to be committed of reproductions, and the README's table")
+    sub.add_argument("folders", nargs="*", type=Path, metavar="OUT", help="folders of reproductions (none: the table)")
+    sub.add_argument("--to", type=Path, default=Path("docs/results"), help="folder of all scales (docs/results)")
+    sub.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the table (README.md)")
+    sub.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table is not up to date")
 
     sub = add("run", run_command, "train one run; write its losses per class and per frequency group")
     for kind, text in (("data", "data set"), ("model", "model"), ("optim", "optimizer")):

@@ -3,6 +3,7 @@
     OUT/figures/figNN.{png,pdf,json}        the picture, and every number in it with the step-size searches behind it
     OUT/figures/figNN-search.png            those searches, drawn
     OUT/claims.json                         every claim with its measured number, threshold and verdict
+    OUT/timing.json                         when each `reproduce` into OUT began, how long it took, what it trained
     OUT/report.html                         all of it in one file, nothing loaded from elsewhere
 
 Every file is written atomically, is strict JSON where it is JSON, and the page is made from the other files alone.
@@ -82,10 +83,16 @@ def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:
     out.mkdir(parents=True, exist_ok=True)
     new = [claim.to_dict() for claim in claims]
     made = {row["figure"] for row in new}
-    rows: list[Row] = [row for row in _read_json(out / "claims.json", []) if row["figure"] not in made]
+    rows: list[Row] = [row for row in read_json(out / "claims.json", []) if row["figure"] not in made]
     rows = sorted([*rows, *new], key=lambda row: row["figure"])
     write_atomic(out / "claims.json", strict_json(rows))
     return rows
+
+
+def add_timing(out: Path, row: Row) -> None:
+    """Add one `reproduce` to OUT/timing.json; the first of several trains, and the others reuse what it trained."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "timing.json", strict_json([*read_json(out / "timing.json", []), row]))
 
 
 def write_report(out: Path, *, title: str = "heavytail: figures and claims") -> Path:
@@ -94,8 +101,8 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims") -> 
     Raises:
         StoreError: a file under OUT cannot be read.
     """
-    claims: list[Row] = _read_json(out / "claims.json", [])
-    figures = [_read_json(file, {}) for file in sorted((out / "figures").glob("*.json"))]
+    claims: list[Row] = read_json(out / "claims.json", [])
+    figures = [read_json(file, {}) for file in sorted((out / "figures").glob("*.json"))]
     path = out / "report.html"
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page(title, _body(figures, claims, out / "figures")).encode())
@@ -129,7 +136,8 @@ def strict_json(value: Any) -> bytes:
     return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
 
 
-def _read_json(file: Path, missing: Any) -> Any:
+def read_json(file: Path, missing: Any) -> Any:
+    """Return the content of a file, or `missing` where there is none; StoreError names one that is damaged."""
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:

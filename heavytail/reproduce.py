@@ -5,14 +5,16 @@ The one place where figures and training meet; neither knows the other.
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from heavytail.figures import Claim, Figure, Results
-from heavytail.report import write_claims, write_figure, write_report
+from heavytail.report import add_timing, write_claims, write_figure, write_report
 from heavytail.spec import RunSpec
-from heavytail.store import RunStore
+from heavytail.store import Outcome, RunStore
 from heavytail.sweep import Sweep
-from heavytail.train.runner import Display, Failure, Options, search
+from heavytail.train.runner import Display, Failure, Options, remember, search
 
 
 def reproduce(
@@ -24,7 +26,7 @@ def reproduce(
     options: Options,
     display: Display,
 ) -> list[Claim]:
-    """Make figures under `out`, and return their claims.
+    """Make figures under `out`, and return their claims; how long it took is written down even if it is stopped.
 
     A figure whose data cannot be had, or one of whose runs failed, is not drawn; its claims are "not run", with the
     reason. Of several processes that train together the first one makes the figures; the others return no claims.
@@ -39,16 +41,65 @@ def reproduce(
     """
     results = Results(store, scale, data_dir=options.data_dir)
     sweeps = {need: results.sweep(need) for figure in figures for need in figure.needs}
-    failures = search(list(sweeps.values()), store, options, display)
-    if not options.first:
-        return []
-    claims: list[Claim] = []
-    for figure in figures:
-        reason = next((why for need in figure.needs if (why := _failed(sweeps[need], failures))), None)
-        claims += write_figure(figure, results, out, missing=reason)
-    write_claims(out, claims)
-    write_report(out)
-    return claims
+    started, clock, tally, finished = datetime.now(UTC), time.perf_counter(), _Tally(display), False
+    try:
+        failures = search(list(sweeps.values()), store, options, tally)
+        if not options.first:
+            return []
+        claims: list[Claim] = []
+        for figure in figures:
+            reason = next((why for need in figure.needs if (why := _failed(sweeps[need], failures))), None)
+            claims += write_figure(figure, results, out, missing=reason)
+        write_claims(out, claims)
+        write_report(out)
+        finished = True
+        return claims
+    finally:
+        if options.first:
+            row = {
+                "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",
+                "seconds": round(time.perf_counter() - clock, 1),
+                "scale": scale,
+                "figures": [figure.id for figure in figures],
+                "trained": len(tally.trained),
+                "reused": len(_used(list(sweeps.values()), store) - tally.trained),
+                "finished": finished,
+            }
+            add_timing(out, row)
+
+
+class _Tally:
+    """Passes on what a display is told, and keeps the keys of the runs that were trained."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self.trained: set[str] = set()
+
+    def started(self, spec: RunSpec) -> None:
+        self._display.started(spec)
+
+    def progressed(self, spec: RunSpec, step: int, loss: float) -> None:
+        self._display.progressed(spec, step, loss)
+
+    def finished(self, spec: RunSpec, status: str) -> None:
+        if status in ("done", "diverged"):
+            self.trained.add(spec.key)
+        self._display.finished(spec, status)
+
+
+def _used(sweeps: list[Sweep], store: RunStore) -> set[str]:
+    """The keys of the finished runs that the searches look at."""
+    lookup, used = remember(store), set()
+
+    def noted(spec: RunSpec) -> Outcome | None:
+        outcome = lookup(spec)
+        if outcome is not None:
+            used.add(spec.key)
+        return outcome
+
+    for sweep in sweeps:
+        sweep.propose(noted)
+    return used
 
 
 def _failed(sweep: Sweep, failures: list[Failure]) -> str | None:

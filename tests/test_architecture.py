@@ -40,6 +40,8 @@ MAY_IMPORT: dict[str, str] = {
     "export": "store",
     "cost": "data registry spec sweep train",
     "report": "figures store",
+    "publish": "report store",
+    "scoreboard": "figures publish report store",
     "monitor_report": "figures journal report store",
     "progress": "spec",
     "reproduce": "figures report spec store sweep train environment",

@@ -110,6 +110,16 @@ def test_every_entry_is_a_data_set() -> None:
     assert set(SMALL) >= PUBLIC
 
 
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_data_set_has_a_title(name: str, tmp_path: Path) -> None:
+    """Figures call a data set by the recipe's title, which is no setting and so no part of a run's key."""
+    settings = SMALL[name]
+    recipe = REGISTRY.make(Part(name, settings(tmp_path) if callable(settings) else settings))
+    assert recipe.title
+    assert "/" not in recipe.title
+    assert "title" not in REGISTRY.resolve(Part(name, settings(tmp_path) if callable(settings) else settings)).params
+
+
 def test_the_same_seed_gives_the_same_data(load: Load, data: Data) -> None:
     """Loaded twice from one seed, inputs, targets, classes and description are identical."""
     again = load(0)

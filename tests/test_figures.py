@@ -216,8 +216,33 @@ def test_caption_tells_the_scale_and_the_data(results):
     """Below the paper's scale a caption says so, and names the data that were used."""
     caption = figure("fig04").caption(results)
     assert "quick scale, not the paper's" in caption
-    assert "random-heavy-tail" in caption
+    assert "random heavy-tailed labels" in caption
     assert "3 seeds" in caption
+
+
+@pytest.mark.parametrize("scale", ["quick", "small", "paper"])
+@pytest.mark.parametrize("name", [made.id for made in all_figures()])
+def test_a_figure_names_the_data_it_was_made_from(name, scale, tmp_path):
+    """No title, caption or claim of a figure names a data set of the paper where another one stands in for it."""
+    made, results = figure(name), Results(RunStore(tmp_path), scale)
+    text = " ".join([made.title, made.caption(results), *(rule.statement for rule in made.rules)])
+    used = " ".join(results.data_title(need) for need in made.needs)
+    for public in ("MNIST", "ImageNet", "WikiText-103"):
+        assert public not in text or public in used
+
+
+@pytest.mark.parametrize("name", ["fig02", "fig03", "fig14"])
+def test_panels_name_the_data(name, tmp_path):
+    """Whatever stands in for the data of the paper, the panels call it by its own name."""
+    sweeps = [(need.preset, need.variant) for need in figure(name).needs]
+    write_presets(tmp_path, sweeps, steps=STEPS, seeds=1, rates=[1.0])
+    for file in tmp_path.glob("*.toml"):
+        file.write_text(file.read_text().replace('"random-heavy-tail", groups', '"digits", bits'))
+    store = RunStore(tmp_path)
+    fill(store, tmp_path, sweeps, losses)
+    picture = figure(name).draw(Results(store, "quick", presets=tmp_path))
+    assert "digits+Barcoded" in picture.plotted[0]["title"]
+    assert not any("MNIST" in record["title"] or "ImageNet" in record["title"] for record in picture.plotted)
 
 
 def test_unknown_figure():

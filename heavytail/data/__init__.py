@@ -99,6 +99,10 @@ class Data:
 class DataRecipe(Protocol):
     """What every recipe in this folder has."""
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data; the same seed always gives the same data."""
 

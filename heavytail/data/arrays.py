@@ -44,6 +44,11 @@ class Arrays:
         """Return the recipe with the digest of the file as it is now; DataError if it cannot be read."""
         return replace(self, sha256=self.sha256 or _sha256(self._file))
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return Path(self.path).name
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, X as float32; DataError says in a line what is wrong with the file."""
         if self.sha256 and (got := _sha256(self._file)) != self.sha256:

@@ -38,6 +38,11 @@ class Digits:
         if self.bits:
             check_barcode("data", self.bits, self.per_class, SIDE)
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return ("barcoded digits" if self.only else "digits+Barcoded") if self.bits else "digits"
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data set embedded in scikit-learn; `data_dir` is not used."""
         try:

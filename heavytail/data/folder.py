@@ -51,6 +51,11 @@ class ImageFolder(ImageRecipe):
     path: str
     skip_corrupt: bool = False
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return Path(self.path).name
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """List the folders and choose the subset; the images are decoded batch by batch."""
         root = data_dir / self.path

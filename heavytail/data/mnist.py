@@ -32,6 +32,11 @@ class Mnist:
     def __post_init__(self) -> None:
         check_samples(self.samples)
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "MNIST"
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Read the files from `data_dir`/mnist."""
         return _load(data_dir, seed, self.samples)
@@ -60,6 +65,11 @@ class BarcodedMnist:
     def __post_init__(self) -> None:
         check_barcode("data", self.bits, self.per_class, SIDE)
         check_samples(self.samples)
+
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "barcoded MNIST" if self.only else "MNIST+Barcoded"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Read the files from `data_dir`/mnist and write the barcodes."""

@@ -46,6 +46,11 @@ class PTB(_Treebank):
         length, max_tokens, max_vocab, tokenizer: see TextSettings.
     """
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "PTB"
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
         return self._load("Penn Treebank", ("train", "valid"), data_dir)
@@ -61,6 +66,11 @@ class TinyPTB(_Treebank):
     Attributes:
         vocabulary, length, max_tokens, max_vocab, tokenizer: as in PTB.
     """
+
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "TinyPTB"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""

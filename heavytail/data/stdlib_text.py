@@ -52,6 +52,11 @@ class StdlibText(TextSettings):
         """Return the recipe with the running version named, so that a run's key tells which text it was made of."""
         return replace(self, python=self.python or platform.python_version())
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "Python's standard library"
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if another Python version is running."""
         running = platform.python_version()

@@ -42,6 +42,11 @@ class RandomHeavyTail:
         if not 2 <= self.groups <= 14:
             raise SpecError(f"data.groups: expected 2 to 14 (14 takes 225 GB), got {self.groups}")
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "random balanced labels" if self.balanced else "random heavy-tailed labels"
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data; only the inputs depend on the seed. There is no test split."""
         m = self.groups
@@ -83,6 +88,11 @@ class SimpleImbalanced:
             raise SpecError(
                 f"data.samples: expected at least data.num_classes = {self.num_classes}, got {self.samples}"
             )
+
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "simple imbalanced setting"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters. There is no test split."""

@@ -40,6 +40,11 @@ class TextFile(TextSettings):
         """Return the recipe with the digest of the text as it is now; DataError if it cannot be read."""
         return replace(self, sha256=self.sha256 or self._text().digest)
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return Path(self.path).name
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError says in a line what is wrong with the text."""
         text = self._text()

@@ -64,6 +64,11 @@ class TinyImageNet(ImageRecipe):
         if not 0 <= self.validation <= MOST_VALIDATION:
             raise SpecError(f"data.validation: expected 0..{MOST_VALIDATION}, got {self.validation}")
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "Tiny ImageNet"
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Read the archives, choose the subset and decode it."""
         files = _read(data_dir, self.pool)

@@ -30,6 +30,11 @@ class WikiText2(TextSettings):
         length, max_tokens, max_vocab, tokenizer: see TextSettings.
     """
 
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "WikiText-2"
+
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
         return _load(self, "WikiText-2", "wikitext-2/train.txt", "wikitext-2/valid.txt", data_dir)
@@ -47,6 +52,11 @@ class WikiText103(TextSettings):
     length: int = 1024
     max_vocab: int | None = 50_608
     tokenizer: Literal["word", "bpe", "unigram"] = "bpe"
+
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "WikiText-103"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
@@ -70,6 +80,11 @@ class WikiText103Prefix(WikiText103):
     Attributes:
         length, max_tokens, max_vocab, tokenizer: see TextSettings.
     """
+
+    @property
+    def title(self) -> str:
+        """How a figure calls it."""
+        return "start of WikiText-103"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""

@@ -75,7 +75,7 @@ class Figure:
         spread = "one seed" if seeds == [1] else f"medians over {' or '.join(map(str, seeds))} seeds"
         if all(need.probed for need in self.needs):
             spread = "measured along the selected runs of the first seed"
-        data = ", ".join(dict.fromkeys(_data_name(sweep.run) for sweep in sweeps))
+        data = ", ".join(dict.fromkeys(results.data_title(need) for need in self.needs))
         return f"{self.about} Step sizes by the paper's search, {spread}; data: {data}; {sweeps[0].caption}."
 
     def search(self, results: Results) -> list[dict[str, Any]]:
@@ -103,11 +103,6 @@ class Figure:
             for label in results.labels(need):
                 found += [e for e in results.best(need, label).environments if e not in found]
         return found
-
-
-def _data_name(run: Any) -> str:
-    data = run["data"]
-    return str(data if isinstance(data, str) else data["name"])
 
 
 _FIGURES: dict[str, Figure] = {}

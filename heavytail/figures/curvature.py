@@ -284,8 +284,8 @@ def correlation_figure(name: str, title: str, paper: str, preset: str, variant: 
     return Figure(name, title, paper, about, (need,), rules, paths_plot(need))
 
 
-register(correlation_figure("fig24", "The head of the CNN on MNIST+Barcoded", "Figure 24", "cnn"))
-register(correlation_figure("fig25", "The head of ResNet18 on ImageNet", "Figure 25", "resnet18", "heavy-tailed"))
+register(correlation_figure("fig24", "The head of the CNN", "Figure 24", "cnn"))
+register(correlation_figure("fig25", "The head of ResNet18", "Figure 25", "resnet18", "heavy-tailed"))
 register(correlation_figure("fig26", "The head of a two-layer transformer", "Figure 26", "two-layer-transformer"))
 
 

@@ -41,7 +41,7 @@ def direction_figure(name: str, title: str, paper: str, preset: str) -> Figure:
     return Figure(name, title, paper, ABOUT, (need,), direction_rules(need), plot)
 
 
-register(direction_figure("fig05", "Last layer of a simplified transformer, TinyPTB", "Figure 5", "last-layer"))
+register(direction_figure("fig05", "Last layer of a simplified transformer", "Figure 5", "last-layer"))
 register(direction_figure("fig19", "Eight optimizers, softmax regression", "Figure 19", "linear"))
 register(direction_figure("fig20", "Eight optimizers, one-layer transformer", "Figure 20", "one-layer-transformer"))
-register(direction_figure("fig21", "Eight optimizers, CNN on MNIST+Barcoded", "Figure 21", "cnn"))
+register(direction_figure("fig21", "Eight optimizers, CNN", "Figure 21", "cnn"))

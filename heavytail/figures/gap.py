@@ -39,7 +39,7 @@ def gap_figure(
     return Figure(name, title, paper, about or usual, (need,), gap_rules(need, *claims, split=split), plot)
 
 
-register(gap_figure("fig01", "GPT2-Small on WikiText-103", "Figure 1", "gpt2"))
+register(gap_figure("fig01", "GPT-2", "Figure 1", "gpt2"))
 register(
     gap_figure(
         "fig04",
@@ -56,7 +56,7 @@ register(
 register(
     gap_figure(
         "fig10",
-        "GPT2-Small on WikiText-103, validation loss",
+        "GPT-2, validation loss",
         "Figure 10",
         "gpt2",
         "ordered",
@@ -66,5 +66,5 @@ register(
         split="test",
     )
 )
-register(gap_figure("fig17", "Two-layer transformer on PTB", "Figure 17", "two-layer-transformer"))
-register(gap_figure("fig18", "One-layer transformer on TinyPTB, full batch", "Figure 18", "one-layer-transformer"))
+register(gap_figure("fig17", "Two-layer transformer", "Figure 17", "two-layer-transformer"))
+register(gap_figure("fig18", "One-layer transformer, full batch", "Figure 18", "one-layer-transformer"))

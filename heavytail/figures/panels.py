@@ -149,8 +149,8 @@ def group_row(
         The three panels with losses.
     """
     runs = [results.best(need, label, split) for label in results.labels(need)]
-    title = f"{name}: classes" if name else "classes"
-    class_histogram(picture.panel(row, 0, title, "class, by frequency", "samples"), results.best(need, runs[0].label))
+    histogram = picture.panel(row, 0, name or "classes", "class, by frequency", "samples")
+    class_histogram(histogram, results.best(need, runs[0].label))
     losses = [picture.panel(row, 1, "overall", "step", loss_label(split))]
     overall_loss(losses[0], runs)
     for column, run in enumerate(runs, 2):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.errors import HeavyTailError, SpecError, StoreError
+from heavytail.registry import Part, registry
 from heavytail.store import History, RunStore
 from heavytail.sweep import Best, Candidate, Sweep
 
@@ -163,6 +164,11 @@ class Results:
     def labels(self, need: Need) -> tuple[str, ...]:
         """Return the labels of the needed optimizers."""
         return need.optim or tuple(entry.label for entry in self.sweep(need).entries)
+
+    def data_title(self, need: Need) -> str:
+        """Return how the data set of a needed sweep is called; at a smaller scale it may be another one."""
+        part = Part.parse(self.sweep(need).run["data"], "data")
+        return str(registry("data").make(part).title)
 
     def search(self, need: Need, label: str) -> Best:
         """Return the finished search for an optimizer's step size; raises MissingRuns if it is not finished."""

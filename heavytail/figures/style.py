@@ -6,9 +6,11 @@ frequent) to dark (rarest), which survives a black-and-white print. No global st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
+from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +19,8 @@ from numpy.typing import ArrayLike
 COLOURS = {"gd": "#0072B2", "adam": "#D55E00", "normalized-gd": "#009E73", "sign": "#CC79A7"}
 NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "sign descent"}
 INK = "#3a3a3a"
+TABLE_FONT = 7.0
+TABLE_WRAP = 34  # characters of a line of a table's cell
 _RC: Any = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -83,6 +87,36 @@ def group_colours(num_groups: int) -> list[Any]:
     return [colormaps["viridis_r"](place) for place in places]
 
 
+class TextTable:
+    """A table of text as it is laid out, in points: long cells are broken, each column is as wide as its widest line.
+
+    Args:
+        header: names of the columns.
+        rows: cells of each row.
+    """
+
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        from matplotlib.textpath import TextPath
+
+        self.header, self.rows = header, rows
+        self.cells = [[_broken(cell) for cell in row] for row in (header, *rows)]
+        columns = ["\n".join(column).split("\n") for column in zip(*self.cells, strict=True)]
+        size = TABLE_FONT
+        self.widths = [max(TextPath((0, 0), x or "-", size=size).get_extents().width for x in c) + 12 for c in columns]
+        self.heights = [(max(cell.count("\n") for cell in row) + 1) * 1.2 * size + 4 for row in self.cells]
+
+    @property
+    def inches(self) -> tuple[float, float]:
+        """Width and height of a picture of nothing but this table."""
+        return sum(self.widths) / 72 + 0.1, sum(self.heights) / 72 + 0.35
+
+
+def _broken(cell: str) -> str:
+    """A cell in lines, broken after commas only."""
+    bound = re.sub(r"(?<![,;]) ", "\N{NO-BREAK SPACE}", cell)
+    return "\n".join(wrap(bound, TABLE_WRAP, break_on_hyphens=False))
+
+
 class Panel:
     """One pair of axes of a picture; whatever is drawn through it is kept as numbers in `record`."""
 
@@ -123,6 +157,21 @@ class Panel:
         self._keep("image", label, values=values)
         self.axes.imshow(values, interpolation="nearest", **style)
         self.axes.grid(False)
+
+    def table(self, table: TextTable) -> None:
+        """Print a table, its header above a line."""
+        self._keep("table", "", header=table.header, rows=table.rows)
+        height = sum(table.heights)
+        self.axes.set(xlim=(0, sum(table.widths)), ylim=(height, 0))
+        self.axes.axis("off")
+        bottom = np.cumsum(table.heights)
+        left = np.cumsum(table.widths) - table.widths
+        for y, row in zip(bottom - np.array(table.heights) / 2, table.cells, strict=True):
+            ink = {"weight": "bold", "color": "black"} if row is table.cells[0] else {"color": INK}
+            for x, cell in zip(left, row, strict=True):
+                self.axes.text(x, y, cell, fontsize=TABLE_FONT, va="center_baseline", linespacing=1.1, **ink)
+        for y, thick in ((0, 0.9), (bottom[0], 0.6), (height, 0.9)):
+            self.axes.axhline(y, color=INK, linewidth=thick, clip_on=False)
 
     def corner(self, text: str) -> None:
         """Write measured numbers into the lower right corner."""

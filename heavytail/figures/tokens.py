@@ -72,9 +72,10 @@ def plot(results: Results) -> Picture:
 
 def rule(text: str, kind: str) -> ClaimRule:
     """Return the claim that one histogram is heavy-tailed."""
+    shown = f"{text} (at quick scale {EMBEDDED[text]['name']})" if text in EMBEDDED else text
     return ClaimRule(
         f"slope-{kind}-{text.lower()}",
-        f"{text}, {kind}: least-squares slope of log frequency on log rank, ranks {zipf.LOW} to {zipf.HIGH}",
+        f"{shown}, {kind}: least-squares slope of log frequency on log rank, ranks {zipf.LOW} to {zipf.HIGH}",
         "within",
         (-1.3, -0.7),
         lambda results: zipf.fit(counts(results, text, kind)).slope,

@@ -14,64 +14,66 @@ PAIR = ("gd+m", "adam+m")
 
 
 def rows_figure(
-    name: str, title: str, paper: str, about: str, rows: dict[str, Need], rules: tuple[ClaimRule, ...]
+    name: str, title: str, paper: str, about: str, rows: dict[Need, str], rules: tuple[ClaimRule, ...]
 ) -> Figure:
-    """Return a figure with a row for each data set: its classes, the overall loss, GD and Adam by group."""
+    """Return a figure with a row for each data set (and its labels): classes, overall loss, GD and Adam by group."""
 
     def plot(results: Results) -> Picture:
         picture = Picture(len(rows), 4)
-        for row, (data, need) in enumerate(rows.items()):
-            group_row(picture, row, results, need, name=data)
+        for row, (need, labels) in enumerate(rows.items()):
+            name = ", ".join(filter(None, (results.data_title(need), labels)))
+            group_row(picture, row, results, need, name=name)
         return picture
 
-    return Figure(name, title, paper, about, tuple(rows.values()), rules, plot)
+    return Figure(name, title, paper, about, tuple(rows), rules, plot)
 
 
 def imbalance_figure(name: str, title: str, paper: str, preset: str) -> Figure:
-    """Return the figure of one vision model on a balanced and on a heavy-tailed subset of ImageNet."""
+    """Return the figure of one vision model on a balanced and on a heavy-tailed subset of one data set."""
     uniform, heavy = Need(preset, PAIR, "uniform"), Need(preset, PAIR, "heavy-tailed")
     about = (
         "On balanced labels SGD keeps up with Adam; on heavy-tailed ones it falls behind, on rare classes above all."
     )
-    rows = {"uniform": uniform, "heavy-tailed": heavy}
+    rows = {uniform: "uniform", heavy: "heavy-tailed"}
     return rows_figure(name, title, paper, about, rows, imbalance_rules(uniform, heavy))
 
 
-MNIST, BARCODED, COMBINED = (Need("cnn", PAIR, variant) for variant in ("mnist", "barcoded", ""))
+DIGITS, BARCODED, COMBINED = (Need("cnn", PAIR, variant) for variant in ("mnist", "barcoded", ""))
 FULL = Need("simple-vit", PAIR, "full")
 
 register(
     rows_figure(
         "fig02",
-        "CNN on MNIST and MNIST+Barcoded",
+        "CNN on digits, without and with barcoded ones",
         "Figure 2",
-        "GD solves MNIST; with 10 240 rare classes added it fits the digits and makes no progress on the rest.",
-        {"MNIST": MNIST, "MNIST+Barcoded": COMBINED},
+        "GD solves the ten digits; with many rare, barcoded classes added it fits the digits and makes no progress on "
+        "the rest.",
+        {DIGITS: "", COMBINED: ""},
         (
             ClaimRule(
                 "mnist-solved",
-                "MNIST: final loss relative to the initial loss, the larger of GD and Adam",
+                "digits alone: final loss relative to the initial loss, the larger of GD and Adam",
                 "<=",
                 0.1,
-                lambda r: np.max([progress(r.best(MNIST, label)) for label in PAIR]),
+                lambda r: np.max([progress(r.best(DIGITS, label)) for label in PAIR]),
             ),
             ClaimRule(
                 "barcoded-stays",
-                "MNIST+Barcoded: final loss of GD on the barcoded group, relative to its initial loss",
+                "digits and barcoded ones: final loss of GD on the barcoded group, relative to its initial loss",
                 ">=",
                 0.9,
                 lambda r: group_ratios(r.best(COMBINED, "gd+m"))[-1],
             ),
             ClaimRule(
                 "digits-fall",
-                "MNIST+Barcoded: final loss of GD on the digits, relative to its initial loss",
+                "digits and barcoded ones: final loss of GD on the digits, relative to its initial loss",
                 "<=",
                 0.5,
                 lambda r: group_ratios(r.best(COMBINED, "gd+m"))[0],
             ),
             ClaimRule(
                 "adam-lowers-both",
-                "MNIST+Barcoded: final loss of Adam relative to the initial loss, the larger of the two groups",
+                "digits and barcoded ones: final loss of Adam relative to the initial loss, the larger of both groups",
                 "<=",
                 0.5,
                 lambda r: group_ratios(r.best(COMBINED, "adam+m")).max(),
@@ -79,15 +81,15 @@ register(
         ),
     )
 )
-register(imbalance_figure("fig03", "ResNet18 on uniform and heavy-tailed ImageNet", "Figure 3", "resnet18"))
+register(imbalance_figure("fig03", "ResNet18 on uniform and heavy-tailed labels", "Figure 3", "resnet18"))
 register(imbalance_figure("fig11", "ResNet18 with LayerNorm instead of BatchNorm", "Figure 11", "resnet18-layernorm"))
 register(
     rows_figure(
         "fig12",
-        "SimpleViT on the full ImageNet",
+        "SimpleViT on nearly balanced labels",
         "Figure 12",
         "On the full, nearly balanced data set SGD and Adam train a vision transformer alike.",
-        {"full": FULL},
+        {FULL: ""},
         (
             ClaimRule(
                 "no-gap",
@@ -99,16 +101,16 @@ register(
         ),
     )
 )
-register(imbalance_figure("fig13", "SimpleViT on uniform and heavy-tailed ImageNet", "Figure 13", "simple-vit"))
+register(imbalance_figure("fig13", "SimpleViT on uniform and heavy-tailed labels", "Figure 13", "simple-vit"))
 
-SETS = {"MNIST": MNIST, "barcoded only": BARCODED, "MNIST+Barcoded": COMBINED}
+SETS = (DIGITS, BARCODED, COMBINED)
 
 
 def plot_balance(results: Results) -> Picture:
     """Draw figure 14: the overall loss of GD and Adam on each of the three data sets."""
     picture = Picture(1, len(SETS), width=2.7)
-    for column, (name, need) in enumerate(SETS.items()):
-        panel = picture.panel(0, column, name, "step", "" if column else loss_label("train"))
+    for column, need in enumerate(SETS):
+        panel = picture.panel(0, column, results.data_title(need), "step", "" if column else loss_label("train"))
         overall_loss(panel, [results.best(need, label) for label in results.labels(need)])
     return picture
 
@@ -118,19 +120,19 @@ register(
         "fig14",
         "It is the imbalance, not the number of classes",
         "Figure 14",
-        "GD trains the CNN on either balanced set, ten classes or 10 240; only on their union does it fall behind.",
-        tuple(SETS.values()),
+        "GD trains the CNN on either balanced set, of ten classes or of many; only on their union does it fall behind.",
+        SETS,
         (
             ClaimRule(
                 "balanced-solved",
-                "final loss of GD relative to the initial loss, the larger of MNIST and barcoded only",
+                "final loss of GD relative to the initial loss, the larger of digits alone and barcoded ones alone",
                 "<=",
                 0.05,
-                lambda r: np.max([progress(r.best(need, "gd+m")) for need in (MNIST, BARCODED)]),
+                lambda r: np.max([progress(r.best(need, "gd+m")) for need in (DIGITS, BARCODED)]),
             ),
             ClaimRule(
                 "combined-stays",
-                "final loss of GD on MNIST+Barcoded, relative to the initial loss",
+                "final loss of GD on digits and barcoded ones together, relative to the initial loss",
                 ">=",
                 0.3,
                 lambda r: progress(r.best(COMBINED, "gd+m")),

@@ -1,0 +1,104 @@
+"""Table 1: models x data x batch, printed from the presets themselves at the scale that is asked for.
+
+No runs and no claims. A row is a problem: variants of a preset that differ in the loss alone share theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from heavytail.figures import Figure, all_figures, register
+from heavytail.figures.results import Need, Results
+from heavytail.figures.style import Picture, TextTable, optimizer_name, split_label
+from heavytail.registry import Part, registry
+from heavytail.sweep import Sweep, preset_names, read_preset
+
+HEADER = ("preset", "model", "data", "batch", "steps", "optimizers", "seeds", "figures")
+
+
+def rows(results: Results) -> list[tuple[str, ...]]:
+    """Return the table below its header: a row for each problem, in the order of the presets."""
+    users: dict[tuple[str, str], list[str]] = {}
+    for figure in all_figures():
+        for need in figure.needs:
+            users.setdefault((need.preset, need.variant), []).append(figure.id.removeprefix("fig").lstrip("0"))
+    table: dict[tuple[str, ...], tuple[str, dict[str, None]]] = {}  # problem -> its name, and the figures that use it
+    for preset in preset_names():
+        for variant in ("", *read_preset(preset).get("variant", ())):
+            name, sweep = " ".join(filter(None, (preset, variant))), Need(preset, (), variant).load(results.scale)
+            _, figures = table.setdefault((preset, *problem(sweep)), (name, {}))
+            figures |= dict.fromkeys(users.get((preset, variant), ()))
+    return [
+        (name, *cells[1:], ", ".join(sorted(figures, key=_place)) or "–") for cells, (name, figures) in table.items()
+    ]
+
+
+def problem(sweep: Sweep) -> tuple[str, ...]:
+    """Return the cells of a problem: model, data, batch, steps, optimizers, seeds."""
+    model, data = (Part.parse(sweep.run[kind], kind) for kind in ("model", "data"))
+    batch = sweep.run.get("batch_size")
+    return (
+        ", ".join((model.name, *_settings(model.params))),
+        ", ".join((registry("data").make(data).title, *_settings(data.params))),
+        "full" if batch is None else _shown(batch),
+        _shown(sweep.run["steps"]),
+        _optimizers((entry.label for entry in sweep.entries), stochastic=batch is not None),
+        str(len(sweep.seeds)),
+    )
+
+
+def plot(results: Results) -> Picture:
+    """Print the table."""
+    table = TextTable(HEADER, rows(results))
+    width, height = table.inches
+    picture = Picture(1, 1, width=width, height=height)
+    picture.panel(0, 0, f"The problems at {results.scale} scale", "", "").table(table)
+    return picture
+
+
+def _settings(params: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in params.items():
+        name = key.replace("_", " ")
+        if isinstance(value, bool):
+            yield name if value else f"no {name}"
+        elif key != "path":  # which the title of the data has
+            yield f"{name} {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    """A setting as a reader writes it: 12 000, 16 × 32."""
+    if isinstance(value, list | tuple):
+        return " × ".join(map(_shown, value))
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) and value > 9_999 else str(value)
+
+
+def _optimizers(labels: Iterable[str], *, stochastic: bool) -> str:
+    """Optimizers with the same kinds of momentum side by side: "GD, Adam ±m"."""
+    kinds: dict[str, list[str]] = {}
+    for label in labels:
+        kinds.setdefault(optimizer_name(label, stochastic=stochastic), []).append(split_label(label)[1])
+    sets: dict[tuple[str, ...], list[str]] = {}
+    for name, suffixes in kinds.items():
+        sets.setdefault(tuple(sorted(suffixes)), []).append(name)
+    signs = {("+m", "-m"): " ±m", ("+m",): " +m", ("-m",): " −m"}
+    return "; ".join(", ".join(names) + signs.get(suffixes, "") for suffixes, names in sets.items())
+
+
+def _place(figure: str) -> tuple[int, str]:
+    """Figures by number, then what has none."""
+    return (int(figure), "") if figure.isdigit() else (1_000, figure)
+
+
+register(
+    Figure(
+        "table1",
+        "Models, data and batches",
+        "Table 1",
+        "The problems of the paper as the presets state them: settings that differ from a component's defaults, the "
+        "optimizers whose step sizes are searched (−m: without momentum, +m: with), and the figures made from them.",
+        (),
+        (),
+        plot,
+    )
+)

@@ -1,0 +1,107 @@
+"""The README's table: of every figure, at every scale, how many of its claims were reproduced; with its picture.
+
+Made from the published results alone (see heavytail.publish), between two comments in the README.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from heavytail.errors import StoreError
+from heavytail.figures import Figure, all_figures
+from heavytail.publish import SCALES
+from heavytail.report import Row, read_json
+from heavytail.store import write_atomic
+
+BEGIN = "<!-- made by `heavytail publish`: do not edit -->"
+END = "<!-- end of what `heavytail publish` made -->"
+
+
+def updated(readme: Path, published: Path) -> str:
+    """Return the text of a README with the table of what is published in place of the old one.
+
+    Raises:
+        StoreError: the README cannot be read, or has no place for the table.
+    """
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot read {readme}: {error.strerror}; --readme names the file with the table") from error
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise StoreError(f"{readme} has no place for the table: expected the lines {BEGIN} and {END}, once each")
+    link = Path(os.path.relpath(published, readme.parent)).as_posix()
+    return "\n".join([text[: text.index(BEGIN)] + BEGIN, "", *table(published, link), "", text[text.index(END) :]])
+
+
+def update(readme: Path, published: Path) -> bool:
+    """Bring the table of a README up to date; return whether it was not."""
+    text = updated(readme, published)
+    stale = text != readme.read_text(encoding="utf-8")
+    if stale:
+        write_atomic(readme, text.encode())
+    return stale
+
+
+def table(published: Path, link: str) -> Iterator[str]:
+    """Yield the lines of the table.
+
+    Args:
+        published: folder of the published results.
+        link: the same, as seen from the README.
+    """
+    claims: dict[str, list[Row]] = {scale: read_json(published / scale / "claims.json", []) for scale in SCALES}
+    yield f"| figure | | {' | '.join(SCALES)} |"
+    yield "|---|---|" + "---|" * len(SCALES)
+    for figure in all_figures():
+        cells = [_cell(figure, scale, claims[scale], published, link) for scale in SCALES]
+        yield f"| {figure.id} | {figure.title.replace('|', '&#124;')} | {' | '.join(cells)} |"
+    totals = (f"**{_count(rows)}**" if rows else "—" for rows in claims.values())
+    yield f"| all | | {' | '.join(totals)} |"
+    lines = [line for scale in SCALES for line in _made(scale, published / scale)]
+    yield from ["", *lines] if lines else []
+
+
+def _cell(figure: Figure, scale: str, claims: list[Row], published: Path, link: str) -> str:
+    """How many claims of a figure were reproduced, "drawn" where it has none, a dash where it was not made."""
+    place = f"{scale}/figures/{figure.id}"
+    if not (published / f"{place}.json").is_file():
+        return "—"
+    drawn = (published / f"{place}.png").is_file()
+    mine = [row for row in claims if row["figure"] == figure.id]
+    text = _count(mine) if mine else "drawn" if drawn else "not drawn"
+    return f"[{text}]({link}/{place}.png)" if drawn else text
+
+
+def _count(claims: list[Row]) -> str:
+    """Such as "4 of 6", "4 of 6, 1 not run", or "not run"."""
+    reproduced, not_run = (sum(row["verdict"] == verdict for row in claims) for verdict in ("reproduced", "not run"))
+    if not_run == len(claims):
+        return "not run"
+    return f"{reproduced} of {len(claims)}" + (f", {not_run} not run" if not_run else "")
+
+
+def _made(scale: str, folder: Path) -> Iterator[str]:
+    """A line on how long a scale took, and on what."""
+    timing: list[Row] = read_json(folder / "timing.json", [])
+    if not timing:
+        return
+    machines: list[Row] = read_json(folder / "environment.json", [])
+    on = dict.fromkeys(_machine(table) for table in machines)
+    trained, seconds = (sum(row[key] for row in timing) for key in ("trained", "seconds"))
+    yield f"- {scale}: {trained} runs trained, {_spent(seconds)} in all" + (f"; {', '.join(on)}" if on else "")
+
+
+def _machine(environment: Row) -> str:
+    device = environment.get("device", "cpu")
+    return (
+        f"{environment.get('processor', device) if device == 'cpu' else device}, torch {environment.get('torch', '?')}"
+    )
+
+
+def _spent(seconds: float) -> str:
+    for unit, size in (("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} seconds"

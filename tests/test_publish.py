@@ -1,0 +1,321 @@
+"""Published results: small, the same bytes for the same input, nothing of the machine, and the README agrees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from heavytail import publish as publishing
+from heavytail import scoreboard
+from heavytail.cli import main
+from heavytail.errors import StoreError
+from heavytail.figures import all_figures
+from heavytail.publish import CELLS, POINTS, Reproduction, publish, short, small_picture, thinned
+from heavytail.report import strict_json
+
+ROOT = Path(__file__).parent.parent
+HOST = {"torch": "2.11", "platform": "Linux-6.1.9-mine-x86_64-with-glibc2.36", "device": "cpu", "processor": "A CPU"}
+
+
+def claim(figure: str, verdict: str, scale: str = "quick", reason: str = "") -> dict[str, Any]:
+    measured = None if verdict == "not run" else 0.123456789
+    row = {"figure": figure, "claim": f"c{verdict}", "verdict": verdict, "measured": measured, "threshold": 0.9}
+    return {**row, "scale": scale, "comparison": "<=", "statement": "a ratio", "reason": reason}
+
+
+def write(folder: Path, figures: dict[str, list[str]], scale: str = "quick", *, steps: int = 1_000) -> Path:
+    """Write a reproduction by hand: a figure is drawn unless all of its verdicts are "not run"."""
+    (folder / "figures").mkdir(parents=True)
+    rows = [claim(name, v, scale, "no /home/me/data/x.txt") for name, all_of in figures.items() for v in all_of]
+    (folder / "claims.json").write_bytes(strict_json(rows))
+    time = {"started": "2026-01-02T03:04:05Z", "seconds": 600.0, "scale": scale, "figures": sorted(figures)}
+    (folder / "timing.json").write_bytes(strict_json([{**time, "trained": 7, "reused": 3, "finished": True}]))
+    curve = {"kind": "line", "label": "GD", "x": list(range(steps)), "y": [1 / (1 + t) for t in range(steps)]}
+    for name, verdicts in figures.items():
+        drawn = set(verdicts) != {"not run"}
+        record = {"figure": name, "title": name, "scale": scale, "caption": "", "environments": [HOST], "search": []}
+        record |= {"missing": None if drawn else "no file in /home/me/data", "panels": []}
+        if drawn:
+            record["panels"] = [{"title": "overall", "series": [curve], "notes": []}]
+            picture = np.random.default_rng(0).integers(0, 255, (60, 2000, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / "figures" / f"{name}.png")
+        (folder / "figures" / f"{name}.json").write_bytes(strict_json(record))
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Figure 4 in part, figure 16 not run, and the images, which have no claims."""
+    return write(tmp_path / "out", {"fig04": ["reproduced", "not reproduced"], "fig16": ["not run"], "images": []})
+
+
+@pytest.fixture
+def readme(tmp_path: Path) -> Path:
+    """A README with a place for the table."""
+    (tmp_path / "README.md").write_text(f"before\n\n{scoreboard.BEGIN}\nold\n{scoreboard.END}\n\nafter\n")
+    return tmp_path / "README.md"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_what_is_published(out: Path, tmp_path: Path) -> None:
+    """Claims, environment, timing, and of every figure its numbers and, if it was drawn, its picture."""
+    assert publish([out], tmp_path / "to") == [tmp_path / "to" / "quick"]
+    assert set(content(tmp_path / "to" / "quick")) == {
+        *("claims.json", "environment.json", "timing.json", "figures/fig04.json", "figures/fig04.png"),
+        *("figures/fig16.json", "figures/images.json", "figures/images.png"),
+    }
+    claims = json.loads((tmp_path / "to/quick/claims.json").read_text())
+    assert [row["verdict"] for row in claims] == ["reproduced", "not reproduced", "not run"]
+    assert {"measured", "threshold", "comparison"} <= set(claims[0])
+    (machine,) = json.loads((tmp_path / "to/quick/environment.json").read_text())
+    assert machine["figures"] == ["fig04", "fig16", "images"]
+
+
+def test_the_same_input_gives_the_same_bytes(out: Path, tmp_path: Path) -> None:
+    """Publishing twice, and from a copy elsewhere, writes the same bytes."""
+    shutil.copytree(out, tmp_path / "elsewhere")
+    for source, to in ((out, "a"), (out, "a"), (tmp_path / "elsewhere", "b")):
+        publish([source], tmp_path / to)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_nothing_of_the_machine_is_published(out: Path, tmp_path: Path) -> None:
+    """Absolute paths are cut to their last part, and the local name of a kernel is left out."""
+    publish([out], tmp_path / "to")
+    text = b" ".join(v for k, v in content(tmp_path / "to").items() if k.endswith("json")).decode()
+    assert "/home" not in text
+    assert str(tmp_path) not in text
+    assert "no .../x.txt" in text
+    assert "Linux-6.1.9-x86_64-with-glibc2.36" in text
+
+
+def test_ratios_and_fractions_are_no_paths() -> None:
+    """A slash inside a word or alone is left as it is."""
+    text = "|L(SGD)/L(Adam) - 1| on 1/sqrt(pi), measured / predicted, and/or https://a.org/b"
+    assert publishing.public(text) == text
+
+
+def test_numbers_are_short_and_thinned(out: Path, tmp_path: Path) -> None:
+    """Floats have five digits; a long series keeps its ends, is told how long it was, and the file says so."""
+    publish([out], tmp_path / "to")
+    record = json.loads((tmp_path / "to/quick/figures/fig04.json").read_text())
+    (series,) = record["panels"][0]["series"]
+    assert len(series["x"]) == len(series["y"]) == POINTS
+    assert (series["x"][0], series["x"][-1], series["of"]) == (0, 999, 1_000)
+    assert series["y"][1] == float(f"{1 / (1 + series['x'][1]):.5g}")
+    assert "'of'" in record["note"]
+    assert (tmp_path / "to/quick/figures/fig04.json").read_bytes().count(b"\n") == 1
+
+
+def test_short_series_stay_whole() -> None:
+    """Nothing is left out where nothing is long, and a level is a number."""
+    line = {"kind": "line", "label": "", "x": list(range(POINTS)), "y": [0.5] * POINTS}
+    level = {"kind": "level", "label": "initial", "y": 5.0}
+    assert short({"panels": [{"series": [line, level]}]})["panels"][0]["series"] == [line, level]
+
+
+def test_a_histogram_is_thinned_on_its_logarithmic_axis() -> None:
+    """The first ranks all stay, with the edges of their bars, and the last edge closes the last bar."""
+    made = thinned({"kind": "steps", "label": "", "edges": [k + 0.5 for k in range(5_001)], "y": [9] * 5_000})
+    assert made["edges"][:5] == [0.5, 1.5, 2.5, 3.5, 4.5]
+    assert made["edges"][-1] == 5_000.5
+    assert len(made["edges"]) == len(made["y"]) + 1 <= POINTS + 1
+
+
+def test_large_matrices_are_left_to_the_picture() -> None:
+    """An image of many numbers has its shape alone; a small one stays."""
+    large = thinned({"kind": "image", "label": "", "values": [[0.0] * (CELLS + 1)]})
+    assert (large["values"], large["of"]) == (None, [1, CELLS + 1])
+    small = {"kind": "image", "label": "", "values": [[0.0, 1.0]]}
+    assert thinned(small) == small
+
+
+def test_pictures_are_small(out: Path) -> None:
+    """A picture is at most 900 pixels wide, keeps its shape, and has a palette."""
+    made = Image.open(BytesIO(small_picture(out / "figures" / "fig04.png")))
+    assert made.size == (900, 27)
+    assert made.mode == "P"
+
+
+def test_the_colours_of_lines_survive(tmp_path: Path) -> None:
+    """A thin orange line stays orange on a picture that is mostly white and green."""
+    picture = np.full((200, 400, 3), 255, np.uint8)
+    picture[:, :150] = np.linspace(0, 255, 200)[:, None, None] * np.array([0, 1, 0.3])
+    picture[100, 200:] = (213, 94, 0)
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    made = np.asarray(Image.open(BytesIO(small_picture(tmp_path / "x.png"))).convert("RGB")).astype(int)
+    assert np.abs(made[100, 300] - (213, 94, 0)).max() <= 12
+
+
+def test_publishing_again_leaves_nothing_stale(out: Path, tmp_path: Path) -> None:
+    """A figure that is not in the reproduction any more is not in the published results either; other scales stay."""
+    publish([out, write(tmp_path / "small", {"fig01": ["reproduced"]}, "small")], tmp_path / "to")
+    for kind in ("json", "png"):
+        (out / "figures" / f"images.{kind}").unlink()
+    publish([out], tmp_path / "to")
+    names = set(content(tmp_path / "to"))
+    assert not any("images" in name for name in names)
+    assert "small/figures/fig01.png" in names
+
+
+def test_parts_of_a_scale_are_put_together(out: Path, tmp_path: Path) -> None:
+    """Two folders of one scale with different figures make one; with the same figure they are refused."""
+    other = write(tmp_path / "other", {"fig01": ["reproduced"]})
+    publish([out, other], tmp_path / "to")
+    claims = json.loads((tmp_path / "to/quick/claims.json").read_text())
+    assert [row["figure"] for row in claims] == ["fig01", "fig04", "fig04", "fig16"]
+    assert len(json.loads((tmp_path / "to/quick/timing.json").read_text())) == 2
+    again = write(tmp_path / "again", {"fig04": ["reproduced"]})
+    with pytest.raises(StoreError, match="fig04 is in two folders of quick scale"):
+        publish([out, again], tmp_path / "to")
+
+
+def test_too_much_is_refused_before_anything_is_written(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the limit over all scales is refused with the largest file, and the folder stays as it was."""
+    publish([write(tmp_path / "small", {"fig01": ["reproduced"]}, "small")], tmp_path / "to")
+    before = content(tmp_path / "to")
+    monkeypatch.setattr(publishing, "LIMIT", sum(map(len, before.values())) + 100)
+    with pytest.raises(StoreError, match=r"more than .* MB; the largest file is quick/figures/"):
+        publish([out], tmp_path / "to")
+    assert content(tmp_path / "to") == before
+
+
+def _nothing(folder: Path) -> None:
+    folder.mkdir()
+
+
+def _without_figures(folder: Path) -> None:
+    (folder / "figures").mkdir(parents=True)
+    (folder / "claims.json").write_text("[]")
+
+
+def _two_scales(folder: Path) -> None:
+    write(folder, {"fig04": ["reproduced"]})
+    (folder / "claims.json").write_bytes(strict_json([claim("fig04", "reproduced", "small")]))
+
+
+def _own_scale(folder: Path) -> None:
+    write(folder, {"fig04": ["reproduced"]}, "../quick")
+
+
+def _damaged(folder: Path) -> None:
+    write(folder, {"fig04": ["reproduced"]})
+    (folder / "figures" / "fig04.json").write_text("{")
+
+
+def _misnamed(folder: Path) -> None:
+    write(folder, {"fig04": ["reproduced"]})
+    (folder / "figures" / "fig04.json").rename(folder / "figures" / "fig05.json")
+
+
+def _no_picture(folder: Path) -> None:
+    write(folder, {"fig04": ["reproduced"]})
+    (folder / "figures" / "fig04.png").write_text("not a picture")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no such folder"),
+        (_nothing, "is not the folder of a reproduction: expected claims.json and figures/"),
+        (_without_figures, "has no figures; run `heavytail reproduce --out"),
+        (_two_scales, "mixes the scales quick, small; reproduce each in a folder of its own"),
+        (_own_scale, "scale of"),
+        (_damaged, "fig04.json"),
+        (_misnamed, "expected the numbers of figure fig05"),
+        (_no_picture, "cannot read"),
+    ],
+)
+def test_bad_folders_are_one_line(
+    make: Any, message: str, tmp_path: Path, readme: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not one reproduction at one scale is refused with 2 and a line that names it; nothing is written."""
+    make(tmp_path / "bad")
+    before = readme.read_text()
+    assert main(["publish", str(tmp_path / "bad"), "--to", str(tmp_path / "to"), "--readme", str(readme)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert message in printed
+    assert not (tmp_path / "to").exists()
+    assert readme.read_text() == before
+
+
+def test_the_table_counts_and_links(out: Path, tmp_path: Path, readme: Path) -> None:
+    """A cell says how many claims were reproduced and links the picture; what was not made is a dash."""
+    assert main(["publish", str(out), "--to", str(tmp_path / "docs/results"), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[2:] for line in text.splitlines()}
+    assert rows["fig04"] == ["[1 of 2](docs/results/quick/figures/fig04.png)", "—", "—"]
+    assert rows["fig16"] == ["not run", "—", "—"]
+    assert rows["images"] == ["[drawn](docs/results/quick/figures/images.png)", "—", "—"]
+    assert rows["fig01"] == ["—"] * 3
+    assert {figure.id for figure in all_figures()} <= set(rows)
+    assert "**1 of 3, 1 not run**" in text
+    assert "- quick: 7 runs trained, 10 minutes in all; A CPU, torch 2.11" in text
+    assert text.startswith("before\n\n")
+    assert text.endswith("\n\nafter\n")
+    assert "old" not in text
+
+
+def test_check_tells_a_stale_table(out: Path, tmp_path: Path, readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--check writes nothing: 1 while the table is not that of the results, 0 once it is, 2 with a folder."""
+    where = ["--to", str(tmp_path / "to"), "--readme", str(readme)]
+    before = readme.read_text()
+    assert main(["publish", "--check", *where]) == 1
+    assert readme.read_text() == before
+    assert main(["publish", str(out), *where]) == 0
+    assert main(["publish", "--check", *where]) == 0
+    (tmp_path / "to/quick/claims.json").write_bytes(strict_json([claim("fig04", "reproduced")]))
+    assert main(["publish", "--check", *where]) == 1
+    assert main(["publish", "--check", str(out), *where]) == 2
+    assert "--check writes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [None, "no place\n", f"{scoreboard.END}\n{scoreboard.BEGIN}\n"])
+def test_a_readme_without_a_place_is_refused_first(
+    text: str | None, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A README that is missing or has no place for the table is one line, before anything is published."""
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    command = ["publish", str(out), "--to", str(tmp_path / "to"), "--readme", str(tmp_path / "README.md")]
+    assert main(command) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "README.md" in printed
+    assert not (tmp_path / "to").exists()
+
+
+def test_the_readme_agrees_with_what_is_published() -> None:
+    """The table in this project's README is the one that its published results give."""
+    readme = ROOT / "README.md"
+    assert scoreboard.updated(readme, ROOT / "docs" / "results") == readme.read_text(encoding="utf-8")
+
+
+def test_what_is_committed_is_small_and_of_no_machine() -> None:
+    """This project's published results stay below the limit, and name no folder of anybody's machine."""
+    files = content(ROOT / "docs" / "results")
+    assert sum(map(len, files.values())) <= publishing.LIMIT
+    for name, made in files.items():
+        if name.endswith(".json"):
+            table = json.loads(made)
+            assert publishing.public(table) == table
+
+
+def test_a_folder_is_read_whole(out: Path) -> None:
+    """What is read of a folder is its scale, claims, figures and timing."""
+    made = Reproduction.read(out)
+    assert (made.scale, len(made.claims), sorted(made.figures)) == ("quick", 3, ["fig04", "fig16", "images"])
+    assert made.timing[0]["trained"] == 7
