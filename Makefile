@@ -37,8 +37,8 @@ check: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev  ## measure speed against named baselines, interleaved in one process
-	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+bench: $(VENV)/dev  ## measure speed and memory against named baselines (results/bench.json)
+	$(BIN)/python -m benchmarks --json results/bench.json
 
 clean:  ## remove .venv and results
 	rm -rf $(VENV) results

@@ -1,14 +1,11 @@
 """Interleaved timing: contenders take turns, so that a change of load or clock speed meets all of them.
 
 Times of one contender spread by tens of percent on a shared machine. The ratio of two within one round
-spreads far less, and its median over the rounds is what is reported.
+spreads far less, and its median over the rounds is what is reported (docs/decisions/0007).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +14,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        rounds: measured calls of each contender; None takes what suits the case.
+        device: of torch.
+        data_dir: where public data sets are.
+        tiny: shapes so small that the numbers mean nothing: does everything run?
+    """
+
+    rounds: int | None = None
+    device: str = "cpu"
+    data_dir: Path = Path("data")
+    tiny: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured ratio, or one amount.
+
+    Attributes:
+        case: what was measured.
+        name, base: the two contenders; `base` is "" for an amount.
+        value: their ratio, median over the rounds; or the amount.
+        low, high: quartiles over the rounds.
+        unit: "x" for ratios.
+        target: what `value` should not exceed, if anything was promised.
+        detail: what else a reader of the file may want, such as median times.
+    """
+
+    case: str
+    name: str
+    base: str
+    value: float
+    low: float
+    high: float
+    unit: str = "x"
+    target: float | None = None
+    detail: Mapping[str, Any] | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the target is met."""
+        return "" if self.target is None else "met" if self.value <= self.target else "missed"
 
 
 @dataclass(frozen=True)
@@ -29,12 +73,15 @@ class Timing:
         """Return the median time of a contender (seconds)."""
         return statistics.median(self.seconds[name])
 
-    def ratio(self, name: str, base: str) -> float:
-        """Return the median over rounds of the time of `name` divided by that of `base` in the same round."""
-        return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[base], strict=True))
+    def row(self, case: str, name: str, base: str, target: float | None = None) -> Row:
+        """Return the ratio of the times of `name` and `base` within rounds."""
+        ratios = [a / b for a, b in zip(self.seconds[name], self.seconds[base], strict=True)]
+        low, value, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        medians = {f"{contender} seconds": self.median(contender) for contender in (name, base)}
+        return Row(case, name, base, value, low, high, target=target, detail={**medians, "rounds": len(ratios)})
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2) -> Timing:
+def interleave(contenders: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> Timing:
     """Time the contenders round-robin, every second round in reverse order.
 
     Args:
@@ -54,24 +101,6 @@ def interleave(contenders: Mapping[str, Callable[[], object]], *, rounds: int = 
                 seconds[name].append(time.perf_counter() - start)
         order.reverse()
     return Timing(seconds)
-
-
-def environment() -> dict[str, Any]:
-    """Return what a measured time depends on and a reader cannot see."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-def save(path: Path, results: dict[str, Any]) -> None:
-    """Write results with their environment as JSON."""
-    path.write_text(json.dumps({"environment": environment(), **results}, indent=2) + "\n")
 
 
 def _synchronize() -> None:

@@ -46,7 +46,6 @@ MAY_IMPORT: dict[str, str] = {
     "progress": "spec",
     "reproduce": "figures report spec store sweep train environment",
     "integrations": "monitor journal",
-    "benchmark": "head metrics store train spec environment data models optim losses",
     "cli": "",
     "__main__": "cli",
     "__init__": "",

@@ -1,4 +1,4 @@
-"""What the monitor costs in a training step of GPT2-Small: `python benchmarks/bench_monitor.py [--json FILE]`.
+"""What the monitor costs in a training step of GPT2-Small.
 
 Steps with and without the monitor take turns in one process. As one percent of a step is less than its own spread, the
 monitor's part is also timed by itself, on the step's own logits, and divided by the step's time in the same round.
@@ -6,42 +6,28 @@ monitor's part is also timed by itself, on the step's own logits, and divided by
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, save
 from torch import Tensor
 
+from benchmarks.timing import Options, Row, interleave
 from heavytail.models.transformer import GPT2Recipe, Transformer
 from heavytail.monitor import Monitor
 
 CLASSES = 50_257
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, help="sequences in a step (default: 1, on a GPU 16)")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
-    parser.add_argument("--depth", type=int, default=12, help="blocks; fewer for a quick look")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    contenders = _contenders(args.device, args.batch or (1 if args.device == "cpu" else 16), args.length, args.depth)
-    timing = interleave(contenders, rounds=args.rounds, warmup=2)
-    step = timing.median("step")
-    print(f"{'':>40} {'ms':>10} {'of a step':>10}")
+def rows(options: Options) -> Iterator[Row]:
+    """Return the parts of the monitor over a step."""
+    depth, length = (1, 16) if options.tiny else (12, 1024)
+    contenders = _contenders(options.device, 1 if options.device == "cpu" else 16, length, depth)
+    timing = interleave(contenders, rounds=options.rounds or 3, warmup=1)
     for name in contenders:
-        print(f"{name:>40} {1e3 * timing.median(name):>10.2f} {timing.ratio(name, 'step'):>10.2%}")
-    extra = timing.median("monitor.cross_entropy") - timing.median("F.cross_entropy")
-    print(f"{'monitor.cross_entropy - F.cross_entropy':>40} {1e3 * extra:>10.2f} {extra / step:>10.2%}")
-    if args.json:
-        save(args.json, {"arguments": {k: str(v) for k, v in vars(args).items()}, "seconds": timing.seconds})
+        if name != "step":
+            yield timing.row("GPT2-Small", name, "step")
 
 
 def _contenders(device: str, batch: int, length: int, depth: int) -> dict[str, Callable[[], object]]:
@@ -75,7 +61,3 @@ def _contenders(device: str, batch: int, length: int, depth: int) -> dict[str, C
         "monitor.cross_entropy": lambda: monitor.cross_entropy(logits, targets),
         "compute and reset": lambda: (monitor.compute(), monitor.reset(), monitor.update(losses, targets)),
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,4 @@
-"""What all class gradients and Hessian traces of a linear model cost, against the products that any gradient needs.
-
-    python benchmarks/bench_curvature.py [--threads N] [--rounds N] [--device cpu] [--json FILE]
+"""All class gradients and Hessian traces of a linear model, against the products that any gradient needs.
 
 `bare` is the two matrix products of a forward and backward pass, X W^T and R^T X, on whole logits; `blocks` is
 head_blocks: gradient norm, Hessian trace and probabilities of every class. `by class` goes through the classes one at a
@@ -9,15 +7,12 @@ time, the obvious way. Shapes are those of the random heavy-tailed data with m =
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, save
 
+from benchmarks.timing import Options, Row, interleave
 from heavytail.analysis.blocks import head_blocks
 
 TARGET = 1.15  # of the time of `bare`
@@ -48,27 +43,9 @@ def contenders(m: int, device: str) -> dict[str, Callable[[], object]]:
     return {"bare": bare, "blocks": lambda: head_blocks([(X, y)], W, b), "by class": by_class}
 
 
-def main() -> int:
-    """Print a line for each size; exit with 1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="file for the results")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    results, missed = {}, False
-    for m in SIZES:
-        timing = interleave(contenders(m, args.device), rounds=args.rounds)
-        ratio = timing.ratio("blocks", "bare")
-        missed |= ratio > TARGET
-        results[f"m = {m}"] = {"ms": {n: 1e3 * timing.median(n) for n in timing.seconds}, "blocks / bare": ratio}
-        times = ", ".join(f"{name} {1e3 * timing.median(name):.1f} ms" for name in timing.seconds)
-        print(f"m = {m}: {times}; blocks / bare {ratio:.3f} (target {TARGET})")
-    if args.json:
-        save(args.json, results)
-    return int(missed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def rows(options: Options) -> Iterator[Row]:
+    """Return the ratios at every size."""
+    for m in (3,) if options.tiny else SIZES:
+        timing = interleave(contenders(m, options.device), rounds=options.rounds or 15)
+        yield timing.row(f"linear, m = {m}", "blocks", "bare", TARGET)
+        yield timing.row(f"linear, m = {m}", "by class", "blocks")
