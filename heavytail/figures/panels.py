@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import wrap
 
 import numpy as np
 
@@ -166,7 +167,7 @@ def search_picture(results: Results, needs: Sequence[Need]) -> Picture:
     """Return the picture of a figure's step-size searches, a panel for each need."""
     picture = Picture(1, len(needs), width=3.6, height=2.6)
     for column, need in enumerate(needs):
-        title = " ".join(filter(None, [need.preset, need.variant]))
+        title = "\n".join(wrap(results.sweep(need).title, 40))
         panel = picture.panel(0, column, title, "step size", "final training loss (nats)")
         step_size_search(panel, [results.search(need, label) for label in results.labels(need)])
     return picture
