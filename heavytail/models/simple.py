@@ -67,8 +67,9 @@ class CNN(nn.Module):
 
     def __init__(self, channels: Sequence[int], size: tuple[int, int], num_classes: int) -> None:
         super().__init__()
+        # The ReLU comes after the pooling, with which it commutes bit for bit, gradients included: a quarter of the values.
         stages = [
-            nn.Sequential(nn.Conv2d(before, after, kernel_size=5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
+            nn.Sequential(nn.Conv2d(before, after, kernel_size=5, padding=2), nn.MaxPool2d(2), nn.ReLU(inplace=True))
             for before, after in pairwise(channels)
         ]
         # Channels last is the layout that convolution kernels work in: a tenth faster on one CPU core.
