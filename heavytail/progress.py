@@ -57,7 +57,7 @@ class Bars:
 
 
 class Lines:
-    """For logs: one line when a run has ended, at most every few seconds."""
+    """For logs: one line every few seconds, on how many runs have ended and where a present one is."""
 
     def __init__(self) -> None:
         self._finished, self._last = 0, time.monotonic()
@@ -74,7 +74,8 @@ class Lines:
 
     def progressed(self, spec: RunSpec, step: int, loss: float) -> None:
         """Print where a long run is."""
-        self._say(f"{spec.describe()}: step {step} of {spec.steps}, loss {loss:.4g}")
+        before = f"{self._finished} runs trained; " if self._finished else ""
+        self._say(f"{before}{spec.describe()}: step {step} of {spec.steps}, loss {loss:.4g}")
 
     def finished(self, spec: RunSpec, status: str) -> None:
         """Print what ended."""
