@@ -67,7 +67,7 @@ class CNN(nn.Module):
 
     def __init__(self, channels: Sequence[int], size: tuple[int, int], num_classes: int) -> None:
         super().__init__()
-        # The ReLU comes after the pooling, with which it commutes bit for bit, gradients included: a quarter of the values.
+        # ReLU and pooling commute bit for bit, gradients included; this way round it sees a quarter of the values.
         stages = [
             nn.Sequential(nn.Conv2d(before, after, kernel_size=5, padding=2), nn.MaxPool2d(2), nn.ReLU(inplace=True))
             for before, after in pairwise(channels)
