@@ -6,12 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from heavytail.figures import all_figures
 from heavytail.spec import RunSpec
 from heavytail.store import RunStore
-from heavytail.sweep import SCALES, Sweep, preset_names, read_preset
+from heavytail.sweep import SCALES, Sweep, overlay, preset_names, read_preset
 from heavytail.train.engine import train
 
 GRID = (-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0)
@@ -190,13 +192,45 @@ def test_every_figure_finds_what_it_needs(scale: str) -> None:
                     sweep.entry(label)
 
 
+# Where memory or time forbids all samples: fewer of them, never another shape. PTB: one mini-batch of text; the CNN:
+# one image of each of its 10 250 classes and 2 000 digits.
+FULL_SHAPES = [
+    ("linear", "gd+m", {}),
+    ("one-layer-transformer", "adam+m", {}),
+    ("two-layer-transformer", "adam+m", {"data": {"max_tokens": 512 * 35 + 1}}),
+    ("cnn", "adam+m", {"data": {"per_class": 1, "samples": 2000}}),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "label"), [("linear", "gd+m"), ("one-layer-transformer", "adam+m")])
-def test_two_steps_at_the_papers_shape(preset: str, label: str, tmp_path: Path, data_dir: Path) -> None:
+@pytest.mark.parametrize(("preset", "label", "fewer"), FULL_SHAPES)
+def test_two_steps_at_the_papers_shape(
+    preset: str, label: str, fewer: dict[str, Any], tmp_path: Path, data_dir: Path
+) -> None:
     """Two steps at the paper's full shape run in the memory of a laptop and lower the loss from about log C."""
     sweep = Sweep.load(preset, scale="paper")
-    table = {**sweep.spec(sweep.entry(label), -3.5, 0).to_dict(), "steps": 2}
+    table = overlay(sweep.spec(sweep.entry(label), -3.5, 0).to_dict(), {"steps": 2, **fewer})
     history = train(RunSpec.from_dict(table), RunStore(tmp_path), data_dir=data_dir)
     assert history.status == "done"
     assert history.loss[0] == pytest.approx(math.log(len(history.arrays["group"])), rel=0.15)
-    assert history.loss[2] < history.loss[0]
+    assert history.loss[-1] < history.loss[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["resnet18", "resnet18-layernorm", "simple-vit"])
+def test_two_steps_on_a_folder_of_a_thousand_classes(preset: str, tmp_path: Path) -> None:
+    """ImageNet's layout, classes and image size through the paper's own settings, eight images at a time."""
+    generator = np.random.default_rng(0)
+    for k in range(1000):
+        folder = tmp_path / "imagenet" / "train" / f"n{k:08}"
+        folder.mkdir(parents=True)
+        pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "0.JPEG")
+    sweep = Sweep.load(preset, scale="paper")
+    table = sweep.spec(sweep.entry("adam+m"), -3.5, 0).to_dict()
+    table |= {"steps": 2, "batch_size": 8, "train_stats": "running"}  # no pass over all images
+    history = train(RunSpec.from_dict(table), RunStore(tmp_path / "runs"), data_dir=tmp_path)
+    assert history.status == "done"
+    assert len(history.arrays["group"]) == 1000
+    assert history.loss[0] == pytest.approx(math.log(1000), rel=0.15)
+    assert np.isfinite(history.loss).all()
