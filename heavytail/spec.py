@@ -20,7 +20,7 @@ from heavytail.errors import SpecError, unknown
 from heavytail.registry import Part, check_type, registry, type_hints
 
 # `train_stats` only observes, too, but its two ways cannot replace each other: runs that differ in it would overwrite
-# each other's history in turns if they shared a folder.
+# each other's history in turns if they shared a folder. Running sums are those of one `eval_every`, so it joins the key.
 OBSERVATION = ("steps", "eval_every", "test_every", "probes")
 PARTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
 
@@ -127,6 +127,8 @@ class RunSpec:
     def key(self) -> str:
         """Twenty hexadecimal digits that name the trajectory: a hash of its fields and the components' versions."""
         table = {k: v for k, v in self.resolved.to_dict().items() if k not in OBSERVATION}
+        if self.train_stats == "running":
+            table["eval_every"] = self.eval_every
         table["versions"] = {kind: registry(kind).version(getattr(self, kind).name) for kind in PARTS}
         text = json.dumps(table, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]

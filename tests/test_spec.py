@@ -117,6 +117,8 @@ def test_every_field_of_the_trajectory_is_in_the_key_and_no_other() -> None:
         elif field == "train_stats":
             keys.add(tiny(batch_size=4, train_stats=value).key)
             assert tiny(batch_size=4, train_stats=value).key != tiny(batch_size=4).key
+            every = [tiny(batch_size=4, train_stats=value, eval_every=k).key for k in (1, 2)]
+            assert every[0] != every[1]  # running sums are those of one eval_every
         else:
             keys.add(tiny(**{field: value}).key)
     assert len(keys) == 1 + len(OTHER) - len(OBSERVATION)
