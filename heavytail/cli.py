@@ -23,7 +23,7 @@ from heavytail import __version__
 from heavytail.errors import HeavyTailError, SpecError, StoreError
 
 if TYPE_CHECKING:
-    from heavytail.figures import Claim, Figure
+    from heavytail.figures import Claim, Figure, Need, Results
     from heavytail.sweep import Sweep
     from heavytail.train.runner import Options
 
@@ -437,35 +437,51 @@ def _print_claims(claims: Sequence[Claim]) -> None:
 def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
     from heavytail import cost
     from heavytail.errors import DataError
-    from heavytail.figures import Need, Results
+    from heavytail.figures import Results
 
-    results = Results(_store(args), args.scale)
-    wanted: dict[Need, dict[str, None]] = {}  # each optimizer of each problem once, whichever figures need it
-    for need in (need for figure in chosen for need in figure.needs):
-        wanted.setdefault(replace(need, optim=()), {}).update(dict.fromkeys(results.labels(need)))
-    speed, total, hours = cost.speed(), 0.0, 0.0
+    results, speed = Results(_store(args), args.scale), cost.speed()
+    total = hours = 0.0
     print(
-        f"{'problem':40} {'optimizer':16} {'runs':>5} {'steps':>7} {'parameters':>11} {'operations':>10} {'memory':>9}"
+        f"{'problem':38} {'optimizer':16} {'runs':>4} {'steps':>6} {'parameters':>11} {'operations':>10} {'memory':>8} "
+        f"{'hours here':>10} {'on ' + args.gpu:>10}"
     )
-    for need, labels in wanted.items():
+    for need in _searches(chosen, results):
         name = " ".join(filter(None, [need.preset, need.variant]))
         try:
-            for row in cost.rows(results.sweep(replace(need, optim=tuple(labels))), _data_dir(args)):
-                remark = "  (data not here)" if row.cost.nominal else ""
+            for row in cost.rows(results.sweep(need), _data_dir(args)):
                 print(
-                    f"{name:40} {row.entry.label:16} {row.runs:5} {row.spec.steps:7} {row.cost.parameters:11,} "
-                    f"{row.operations:10.2g} {row.cost.memory / 2**30:6.2f} GB{remark}"
+                    f"{name:38} {row.entry.label:16} {row.runs:4} {row.spec.steps:6} {row.cost.parameters:11,} "
+                    f"{row.operations:10.2g} {row.cost.memory / 2**30:5.1f} GB "
+                    f"{_hours(row.hours(speed)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
+                    + ("  (data not here)" if row.cost.nominal else "")
                 )
                 total += row.operations
                 hours += row.gpu_hours(args.gpu)
         except DataError as error:
-            print(f"{name:40} not counted: {error}")
+            print(f"{name:38} not counted: {error}")
     here = total / (speed * cost.UTILISATION)
     share = f"{cost.UTILISATION:.0%}"
     print(f"all runs, if no step size diverges early: {total:.3g} floating-point operations")
     print(f"here: about {_duration(here)} ({share} of the time in matrix products, at {speed / 1e9:.0f} GFLOP/s)")
     print(f"on one {args.gpu}: about {hours:.3g} hours ({share} of its peak); memory is that of one run")
     return 0
+
+
+def _searches(chosen: Sequence[Figure], results: Results) -> list[Need]:
+    """Return what figures need, each search once: with its probes if any of them asks, under its first name."""
+    found: dict[str, tuple[Need, str]] = {}
+    for need in sorted((need for figure in chosen for need in figure.needs), key=lambda need: need.probed):
+        for entry in results.sweep(need).entries:
+            key = results.sweep(need).spec(entry, entry.grid.exponents[0], 0).key
+            found[key] = replace(need, optim=()), entry.label
+    labels: dict[Need, list[str]] = {}
+    for need, label in found.values():
+        labels.setdefault(need, []).append(label)
+    return [replace(need, optim=tuple(chosen)) for need, chosen in labels.items()]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
 
 
 def _duration(seconds: float) -> str:

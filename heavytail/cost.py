@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,24 @@ class Cost:
 
     Attributes:
         parameters: numbers in the model, frozen ones included.
+        trained: those of them that are not frozen.
         operations: floating-point operations of all its matrix products and convolutions.
-        memory: bytes held at once by parameters, gradients, optimizer, activations and data.
-        nominal: whether the size of the data is an estimate, as they are not here.
+        working: bytes held at once by parameters, gradients, activations and data.
+        state: bytes that the optimizer keeps.
+        nominal: whether the data are not here, and their size is what their recipe knows of it.
     """
 
     parameters: int
+    trained: int
     operations: float
-    memory: float
+    working: float
+    state: float
     nominal: bool
+
+    @property
+    def memory(self) -> float:
+        """Bytes held at once."""
+        return self.working + self.state
 
 
 @dataclass(frozen=True)
@@ -72,21 +81,26 @@ class Row:
 
     def gpu_hours(self, gpu: str) -> float:
         """Return the hours that all runs take on one GPU of GPUS."""
-        peak = GPUS[gpu][
-            ("float32", "tf32", "bf16").index(self.spec.precision) if self.spec.precision != "float64" else 0
-        ]
-        return self.operations / (peak * UTILISATION) / 3600
+        peak = GPUS[gpu][{"tf32": 1, "bf16": 2}.get(self.spec.precision, 0)]
+        return _hours(self.operations, peak)
+
+    def hours(self, speed: float) -> float:
+        """Return the hours that all runs take on a machine whose products do `speed` operations a second."""
+        return _hours(self.operations, speed)
 
 
 def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
     """Yield what the search of each optimizer of a sweep costs.
 
     Raises:
-        DataError: data are not here, and their recipe does not know its size without them.
+        DataError: data are not here, and their recipe does not know their size without them.
     """
+    shared: Cost | None = None  # only what the optimizer keeps differs
     for entry in sweep.entries:
         spec = sweep.spec(entry, entry.grid.exponents[0], sweep.seeds[0])
-        yield Row(sweep, entry, num_runs(sweep, entry), spec, cost(spec, data_dir))
+        shared = shared or cost(spec, data_dir)
+        mine = replace(shared, state=_state(spec.resolved, shared.trained))
+        yield Row(sweep, entry, num_runs(sweep, entry), spec, mine)
 
 
 def num_runs(sweep: Sweep, entry: Entry) -> int:
@@ -134,10 +148,12 @@ def cost(spec: RunSpec, data_dir: Path) -> Cost:
 
     together = spec.microbatch or spec.batch_size or N
     sample = sum(t.numel() * t.element_size() for t in (batch.inputs, batch.targets))
-    memory = _bytes(parameters) + 2 * _bytes(trained) + _state(spec, trained)  # the new gradients, and their sum
+    working = _bytes(parameters) + 2 * _bytes(trained)  # the new gradients, and their sum
     kept_bytes = saved.bytes + _bytes([features]) * int(features.requires_grad)  # and the gradient of the features
-    memory += together * kept_bytes + (N + N_test) * sample
-    return Cost(sum(p.numel() for p in parameters), operations, memory, nominal)
+    held = together if data.train.inputs.is_meta else N + N_test  # images are decoded batch by batch
+    working += together * kept_bytes + held * sample
+    size, trained_size = (sum(p.numel() for p in group) for group in (parameters, trained))
+    return Cost(size, trained_size, operations, working, _state(spec, trained_size), nominal)
 
 
 def speed(seconds: float = 0.3, size: int = 1024) -> float:
@@ -180,10 +196,13 @@ def _data(spec: RunSpec, data_dir: Path) -> tuple[Data, int, int, bool]:
     return data, len(data.train), 0 if data.test is None else len(data.test), False
 
 
-def _state(spec: RunSpec, trained: list[nn.Parameter]) -> int:
-    """Bytes that the optimizer keeps."""
-    per_number = {"adam": 8}.get(spec.optim.name, 4 if spec.optim.params.get("momentum", 0.0) else 0)
-    return sum(p.numel() for p in trained) * per_number
+def _state(spec: RunSpec, trained: int) -> int:
+    """Bytes that the optimizer of a resolved run keeps of so many trained numbers."""
+    return trained * {"adam": 8}.get(spec.optim.name, 4 if spec.optim.params.get("momentum", 0.0) else 0)
+
+
+def _hours(operations: float, peak: float) -> float:
+    return operations / (peak * UTILISATION) / 3600
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -20,7 +20,7 @@ from heavytail.errors import SpecError, unknown
 from heavytail.registry import Part, check_type, registry, type_hints
 
 # `train_stats` only observes, too, but its two ways cannot replace each other: runs that differ in it would overwrite
-# each other's history in turns if they shared a folder. Running sums are those of one `eval_every`, so it joins the key.
+# each other's history in turns if they shared a folder. Running sums belong to one `eval_every`, which joins the key.
 OBSERVATION = ("steps", "eval_every", "test_every", "probes")
 PARTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from heavytail.data import REGISTRY, Data, Split, fetch
+from heavytail.errors import DataError
 from heavytail.registry import Part
 
 
@@ -118,6 +119,43 @@ def test_a_data_set_has_a_title(name: str, tmp_path: Path) -> None:
     assert recipe.title
     assert "/" not in recipe.title
     assert "title" not in REGISTRY.resolve(Part(name, settings(tmp_path) if callable(settings) else settings)).params
+
+
+# What a recipe says of files that are not here is true when they are: settings, by name.
+NOMINAL: list[tuple[str, dict[str, Any]]] = [
+    ("barcoded-mnist", {"bits": 5, "per_class": 6, "samples": 301}),
+    ("barcoded-mnist", {"bits": 5, "only": True}),
+    ("mnist", {}),
+    ("ptb", {"length": 20, "max_vocab": 500}),
+    ("tiny-imagenet", {"subset": "heavy-tailed", "pool": 100, "size": 8, "validation": 3}),
+    ("tiny-imagenet", {"pool": 100, "size": 8, "validation": 0}),
+    ("tiny-ptb", {}),
+    ("tiny-ptb", {"max_tokens": 1_000}),
+    ("wikitext-2", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), NOMINAL)
+def test_what_is_known_without_the_files_is_true(name: str, settings: dict[str, Any], data_dir: Path) -> None:
+    """Without its files a recipe knows the classes, the shape of a sample, and how many samples the splits have."""
+    recipe: Any = REGISTRY.make(Part(name, settings))
+    nominal, data = recipe.nominal(), recipe.load(seed=0, data_dir=data_dir)
+    assert nominal.data.num_classes == data.num_classes
+    assert nominal.train == len(data.train)
+    assert nominal.test == (0 if data.test is None else len(data.test))
+    assert nominal.data.train.inputs.shape[1:] == data.train.inputs.shape[1:]
+    assert nominal.data.train.inputs.dtype == data.train.inputs.dtype
+    assert nominal.data.train.inputs.is_meta == data.train.inputs.is_meta
+    assert nominal.data.train.targets.shape[1:] == data.train.targets.shape[1:]
+
+
+@pytest.mark.parametrize(("subset", "size"), [("all", 1_281_167), ("heavy-tailed", 10_217), ("balanced", 10_000)])
+def test_imagenet_is_known_without_its_files(subset: str, size: int) -> None:
+    """ILSVRC-2012 has 1 281 167 images, the paper's heavy-tailed subset 10 217; of other folders nothing is known."""
+    recipe: Any = REGISTRY.make(Part("image-folder", {"path": "some/ImageNet", "subset": subset}))
+    assert (recipe.nominal().train, recipe.nominal().test) == (size, 50_000)
+    with pytest.raises(DataError, match="mine: no such folder"):
+        REGISTRY.make(Part("image-folder", {"path": "mine"})).nominal()  # type: ignore[attr-defined]
 
 
 def test_the_same_seed_gives_the_same_data(load: Load, data: Data) -> None:

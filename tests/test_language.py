@@ -215,6 +215,22 @@ def test_dry_run_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "root").exists()
 
 
+def test_dry_run_counts_every_figure_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each search has one line, whichever figures and variants ask for it, and a model's size is the paper's."""
+    folders = ["--root", str(tmp_path / "root"), "--data-dir", str(tmp_path / "data")]
+    assert cli.main(["reproduce", "--scale", "paper", "--dry-run", *folders]) == 0
+    printed = capsys.readouterr().out
+    assert "not counted" not in printed
+    rows = [line for line in printed.splitlines() if " GB " in line]
+    names = [(row[:38].strip(), row[38:56].strip()) for row in rows]
+    assert len(names) == len(set(names))
+    assert ("resnet18", "gd+m") not in names  # these are the runs of "resnet18 heavy-tailed"
+    sizes = {name: int(row[67:79].replace(",", "")) for (name, _), row in zip(names, rows, strict=True)}
+    assert sizes["linear"] == (12 * 2**11 + 1) * 2_047  # d = (m + 1) 2^m, m = 11
+    assert sizes["resnet18 uniform"] == 11_689_512
+    assert sizes["simple-vit full"] == 21_974_632
+
+
 # -- models ------------------------------------------------------------------------------------------------------------
 
 

@@ -96,8 +96,16 @@ class Data:
         return FrequencyGroups.from_counts(counts, num_groups)
 
 
+class Nominal(NamedTuple):
+    """What is known of data that are not here: a stand-in of one sample, and how many there are to train and test."""
+
+    data: Data
+    train: int
+    test: int
+
+
 class DataRecipe(Protocol):
-    """What every recipe in this folder has."""
+    """What every recipe in this folder has; one whose data are files may have `nominal() -> Nominal`, too."""
 
     @property
     def title(self) -> str:

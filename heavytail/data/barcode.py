@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heavytail.data import Data, Split
+from heavytail.data import Data, Nominal, Split
 from heavytail.errors import DataError, SpecError
 
 DIGITS = 10
@@ -132,6 +132,15 @@ def digit_data(
             natural_groups = torch.tensor([0] * DIGITS + [1] * num_classes)
             num_classes += DIGITS
     return Data(*standardise(train, test), num_classes, natural_groups, info)
+
+
+def nominal_digits(side: int, train: int, test: int, bits: int = 0, per_class: int = 5, only: bool = False) -> Nominal:
+    """Return what is known of `digit_data` of so many plain digits without having any."""
+    plain, barcoded = DIGITS * (not only or not bits), DIGITS * 2**bits * (bits > 0)
+    stand_in = Split(torch.zeros(1, 1, side, side), torch.zeros(1, dtype=torch.int64))
+    data = Data(stand_in, None, plain + barcoded)
+    train, test = (n * (plain > 0) + barcoded * k for n, k in ((train, per_class), (test, -(-per_class // 5))))
+    return Nominal(data, train, test)
 
 
 def check_barcode(field: str, bits: int, per_class: int, width: int) -> None:

@@ -23,13 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from heavytail.data import REGISTRY, Data
+from heavytail.data import REGISTRY, Data, Nominal
 from heavytail.data.images import ImageRecipe, ImageSplit
 from heavytail.data.subset import digest, subset_sizes
 from heavytail.data.transforms import centre_crop, image_uniforms, random_crops, read_rgb, to_pixels
 from heavytail.errors import DataError, SpecError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+# ILSVRC-2012: 1 000 classes, nine in ten of them with 1 300 images, and 1 281 167 images in all. The others are spread
+# evenly here, which no sum depends on.
+IMAGENET, IMAGENET_VALIDATION = [1300] * 895 + [1121] * 67 + [1120] * 38, 50_000
 MAX_WORKERS = 16
 PIECE = 32  # images a worker decodes at a time: small enough to share a mini-batch among all of them
 
@@ -86,6 +89,12 @@ class ImageFolder(ImageRecipe):
         if self.skip_corrupt:
             info["skipped"] = skipped
         return Data(_split(train_root, chosen, self, seed), test, len(train), info=info)
+
+    def nominal(self) -> Nominal:
+        """Return what is known of ImageNet, if that is what the folder is called; DataError of any other."""
+        if Path(self.path).name.lower() != "imagenet":
+            raise DataError(f"{self.path}: no such folder; expected one folder of images per class in it")
+        return self._nominal(IMAGENET, IMAGENET_VALIDATION)
 
     def _readable(self, root: Path, files: list[str], wanted: int) -> tuple[list[str], int]:
         """Return the first `wanted` files (that decode, if corrupt ones are skipped) and how many were skipped."""

@@ -7,7 +7,7 @@ memory, so a split's `inputs` is a tensor without storage (device "meta") that h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heavytail.data import Batch, Split
-from heavytail.data.subset import Subset
+from heavytail.data import Batch, Data, Nominal, Split
+from heavytail.data.subset import Subset, subset_sizes
 from heavytail.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -60,6 +60,13 @@ class ImageRecipe:
                 raise SpecError(f"data.{name}: expected three numbers (red, green, blue), got {getattr(self, name)}")
         if min(self.std) <= 0:
             raise SpecError(f"data.std: expected positive numbers, got {self.std}")
+
+    def _nominal(self, counts: Sequence[int], test: int) -> Nominal:
+        """Return what is known of the subset if there are so many images of each class [C], and `test` to validate."""
+        sizes = subset_sizes(counts, self.subset, per_class=self.per_class, largest=self.largest)
+        inputs = torch.empty(1, 3, self.size, self.size, device="meta")  # as in ImageSplit
+        stand_in = Split(inputs, torch.zeros(1, dtype=torch.int64))
+        return Nominal(Data(stand_in, None, len(counts)), int(sizes.sum()), test)
 
 
 @dataclass(kw_only=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from heavytail.data import REGISTRY, Data
-from heavytail.data.barcode import Labelled, check_barcode, digit_data
+from heavytail.data import REGISTRY, Data, Nominal
+from heavytail.data.barcode import Labelled, check_barcode, digit_data, nominal_digits
 from heavytail.data.fetch import read
 from heavytail.errors import SpecError
 
@@ -40,6 +40,10 @@ class Mnist:
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Read the files from `data_dir`/mnist."""
         return _load(data_dir, seed, self.samples)
+
+    def nominal(self) -> Nominal:
+        """Return what is known without the files."""
+        return nominal_digits(SIDE, *_sizes(self.samples))
 
 
 @REGISTRY.register("barcoded-mnist")
@@ -75,6 +79,10 @@ class BarcodedMnist:
         """Read the files from `data_dir`/mnist and write the barcodes."""
         return _load(data_dir, seed, self.samples, self.bits, self.per_class, self.only)
 
+    def nominal(self) -> Nominal:
+        """Return what is known without the files."""
+        return nominal_digits(SIDE, *_sizes(self.samples), self.bits, self.per_class, self.only)
+
 
 def check_samples(samples: int | None, most: int = TRAIN) -> None:
     """Raise SpecError unless `samples` is None or one of 1..most."""
@@ -82,14 +90,20 @@ def check_samples(samples: int | None, most: int = TRAIN) -> None:
         raise SpecError(f"data.samples: expected 1..{most}, got {samples}")
 
 
+def _sizes(samples: int | None) -> tuple[int, int]:
+    """Originals to train on, and a fifth as many for validation."""
+    samples = TRAIN if samples is None else samples
+    return samples, -(-samples // 5)
+
+
 def _load(
     data_dir: Path, seed: int, samples: int | None, bits: int = 0, per_class: int = 0, only: bool = False
 ) -> Data:
     images = parse_idx(read("mnist/train-images-idx3-ubyte.gz", data_dir))
     labels = parse_idx(read("mnist/train-labels-idx1-ubyte.gz", data_dir)).astype(np.int64)
-    samples = TRAIN if samples is None else samples
+    train_size, test_size = _sizes(samples)
     order = np.random.default_rng([seed, *b"mnist split"]).permutation(len(images))
-    train, test = order[:samples], order[TRAIN : TRAIN + -(-samples // 5)]
+    train, test = order[:train_size], order[TRAIN : TRAIN + test_size]
     return digit_data(
         Labelled(images[train], labels[train]),
         Labelled(images[test], labels[test]),
@@ -98,7 +112,7 @@ def _load(
         per_class=per_class,
         only=only,
         generator=np.random.default_rng([seed, *b"mnist barcodes"]),
-        info={"source": "MNIST", "originals": samples},
+        info={"source": "MNIST", "originals": train_size},
     )
 
 

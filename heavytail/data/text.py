@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from heavytail.data import Data, Split
+from heavytail.data import Data, Nominal, Split
 from heavytail.errors import SpecError
 
 UNKNOWN = "<unk>"
@@ -98,6 +98,13 @@ class TextSettings:
             raise SpecError(f"data.max_vocab: expected at least 2 (<unk> is one), got {self.max_vocab}")
         if self.tokenizer != "word" and self.max_vocab is not None and self.max_vocab < 257:
             raise SpecError(f"data.max_vocab: expected at least 257 (256 bytes and <unk>), got {self.max_vocab}")
+
+    def _nominal(self, train: int, test: int, types: int) -> Nominal:
+        """Return what is known of texts of so many tokens and types without reading them."""
+        tokens = torch.zeros(1, self.length, dtype=torch.int64)
+        data = Data(Split(tokens, tokens), None, min(self.max_vocab or types, types))
+        samples = ((min(self.max_tokens or n, n) - 1) // self.length for n in (train, test))
+        return Nominal(data, *samples)
 
     def _to_data(self, source: str, train: Sequence[str], test: Sequence[str], vocabulary: dict[str, int]) -> Data:
         """Return the data set of two lists of words."""

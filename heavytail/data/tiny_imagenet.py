@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heavytail.data import REGISTRY, Data
+from heavytail.data import REGISTRY, Data, Nominal
 from heavytail.data.archive import read_members
 from heavytail.data.fetch import locate
 from heavytail.data.images import ImageRecipe, MemorySplit
@@ -91,6 +91,10 @@ class TinyImageNet(ImageRecipe):
             names, classes = [name for name, _ in held_out], [k for _, k in held_out]
             test = _split([files.validation[n] for n in names], names, classes, replace(self, augment=False), seed)
         return Data(train, test, NUM_CLASSES, info=info)
+
+    def nominal(self) -> Nominal:
+        """Return what is known without the archives."""
+        return self._nominal([self.pool] * NUM_CLASSES, self.validation * NUM_CLASSES)
 
 
 @dataclass
