@@ -7,7 +7,7 @@ SCALE ?= quick
 OUT ?= results/$(SCALE)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev reproduce test test-slow check bench clean
+.PHONY: help dev reproduce test test-slow test-wheel check bench clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,13 @@ test: $(VENV)/dev  ## run the tests (real data: set HEAVYTAIL_DATA)
 
 test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
+
+test-wheel: $(VENV)/dev  ## build the wheel, install it in an empty environment, make figure 4 with it elsewhere
+	set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
+	$(BIN)/python -m build --wheel --outdir "$$place" .; \
+	$(PYTHON) -m venv "$$place/venv"; \
+	"$$place/venv/bin/python" -m pip install --quiet --constraint constraints.txt "$$(echo "$$place"/*.whl)[lab]"; \
+	cd "$$place"; venv/bin/heavytail reproduce fig04 --scale quick --root store --strict
 
 check: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/ruff check .

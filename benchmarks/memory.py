@@ -24,12 +24,13 @@ def peak_growth(work: Callable[..., Callable[[], object]], *arguments: Any) -> f
 def _grow(work: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], threads: int) -> float:
     torch.set_num_threads(threads)
     call = work(*arguments)
-    before = _peak()
+    before = peak()
     call()
-    return (_peak() - before) / 1e6
+    return (peak() - before) / 1e6
 
 
-def _peak() -> float:
+def peak() -> float:
+    """Return the most bytes that this process ever had in memory at once."""
     # Not getrusage: its maximum is inherited from the parent, which is larger than anything measured here.
     with open("/proc/self/status") as status:
         return next(float(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024

@@ -6,7 +6,14 @@ Public names are imported on first use, so that `import heavytail` and `heavytai
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # so that a user's type checker knows what __getattr__ imports
+    from heavytail.errors import HeavyTailError
+    from heavytail.head import linear_cross_entropy
+    from heavytail.journal import Journal
+    from heavytail.metrics import ClassStats, FrequencyGroups
+    from heavytail.monitor import Monitor, Reading
 
 __version__ = "0.1.0"
 
@@ -20,7 +27,16 @@ _PUBLIC = {
     "HeavyTailError": "heavytail.errors",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "ClassStats",
+    "FrequencyGroups",
+    "HeavyTailError",
+    "Journal",
+    "Monitor",
+    "Reading",
+    "__version__",
+    "linear_cross_entropy",
+]
 
 
 def __getattr__(name: str) -> Any:
