@@ -113,7 +113,7 @@ class Best:
         chosen: None if no candidate was stable.
         candidates: all that were judged, ascending.
         reasons: why each was chosen or lost, in the order of `candidates`.
-        warning: set where the choice lies at an edge of the grid, else None.
+        warning: set where the choice is the outermost of all that were judged, else None.
     """
 
     label: str
@@ -325,7 +325,8 @@ def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate 
 
 
 def _warn_at_edge(best: Best, grid: Grid) -> Best:
-    low, high = grid.exponents[0], grid.exponents[-1]
+    judged = {*grid.exponents, *(candidate.exponent for candidate in best.candidates)}
+    low, high = min(judged), max(judged)
     if best.chosen is None or low < best.chosen.exponent < high:
         return best
     side = "smallest" if best.chosen.exponent <= low else "largest"
