@@ -192,16 +192,6 @@ def test_every_figure_finds_what_it_needs(scale: str) -> None:
                     sweep.entry(label)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("preset", preset_names())
-def test_probes_measure_the_end(preset: str, scale: str) -> None:
-    """What is measured along a run is measured at its end, too, which claims about "the last measured step" rest on."""
-    sweep = Sweep.load(preset, scale=scale)
-    for probe in sweep.probes:
-        if probe.name.endswith("head-blocks"):
-            assert sweep.run["steps"] in probe.params["at"]
-
-
 # Where memory or time forbids all samples: fewer of them, never another shape. PTB: one mini-batch of text; the CNN:
 # one image of each of its 10 250 classes and 2 000 digits.
 FULL_SHAPES = [
