@@ -127,6 +127,25 @@ def test_two_processes_train_what_one_does(case: str, tmp_path: Path, processes:
     assert_close(together, alone)
 
 
+# The command line, and which of gloo's threads are left after it.
+LEFT = "import sys; from pathlib import Path; from heavytail import cli; code = cli.main(sys.argv[1:]); "
+LEFT += (
+    "print([n for p in Path('/proc/self/task').glob('*/comm') if 'gloo' in (n := p.read_text())], file=sys.stderr); "
+)
+LEFT += "raise SystemExit(code)"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted under /proc")
+def test_no_thread_outlives_the_run(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+    """A thread of the process group that is left when the interpreter ends can abort the process (one run in ten)."""
+    port = free_port()
+    processes += [start(spec(steps=1), tmp_path, rank, port, LEFT) for rank in range(2)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert err.strip().splitlines()[-1] == "[]"
+
+
 def test_a_killed_process_leaves_a_run_to_resume(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
     """The first process says what happened, commits the last complete step, and one process goes on from there."""
     run, port, store = spec(steps=10**6, batch_size=10, eval_every=10), free_port(), RunStore(tmp_path / "two")

@@ -121,6 +121,8 @@ def _check(found: np.lib.npyio.NpzFile, expected: Reading) -> None:
 
 
 def _rank(rank: int, folder: Path, port: int) -> None:
+    import torch.distributed.nn.functional  # noqa: F401 - before there is a group: see heavytail.train.distributed
+
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     try:

@@ -110,6 +110,10 @@ def joined(options: Options) -> Iterator[Options]:
         return
     if options.workers not in (None, 1):
         raise SpecError(f"--workers: expected 1 under torchrun, got {options.workers}")
+    # Its functions have the default group of the moment of import as a default value. The first optimizer imports it:
+    # if there is a group by then, they keep it, and its threads abort the process when the interpreter ends.
+    import torch.distributed.nn.functional
+
     device, backend = options.device, "gloo"
     if device.startswith("cuda"):
         device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "cpu:gloo,cuda:nccl"
