@@ -16,6 +16,7 @@ from heavytail.errors import SpecError
 from heavytail.models import REGISTRY
 from heavytail.models.transformer import Transformer, TransformerRecipe, sinusoidal_positions
 from heavytail.registry import Part
+from tests.problems import tiny
 from tests.reference import models as reference
 
 VOCABULARY = 11
@@ -332,3 +333,11 @@ def test_wrong_data_are_refused(name: str, inputs: Tensor) -> None:
     """A model says what inputs it needs when given others."""
     with pytest.raises(SpecError, match="need"):
         build(name, inputs)
+
+
+def test_a_model_may_suggest_its_micro_batch() -> None:
+    """The CNN trains a full batch in parts, unless a run says otherwise; both are in the key."""
+    run = tiny(data="digits", model="cnn")
+    assert run.resolved.microbatch == 256
+    assert tiny(data="digits", model="cnn", microbatch=64).resolved.microbatch == 64
+    assert tiny().resolved.microbatch is None

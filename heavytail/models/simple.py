@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,10 @@ class CNNRecipe:
     """
 
     channels: tuple[int, ...] = (32, 100)
+
+    # Images of one forward and backward pass where a run does not say; their activations stay near the processor. 6 400
+    # at once take 2.7 times as long, and 2.5 GB.
+    microbatch: ClassVar[int] = 256
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
