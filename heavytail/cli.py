@@ -468,16 +468,17 @@ def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
 
 
 def _searches(chosen: Sequence[Figure], results: Results) -> list[Need]:
-    """Return what figures need, each search once: with its probes if any of them asks, under its first name."""
+    """Return what figures need, each search once: by the need that asks for its probes, if any does."""
     found: dict[str, tuple[Need, str]] = {}
     for need in sorted((need for figure in chosen for need in figure.needs), key=lambda need: need.probed):
-        for entry in results.sweep(need).entries:
-            key = results.sweep(need).spec(entry, entry.grid.exponents[0], 0).key
+        sweep = results.sweep(need)
+        for entry in sweep.entries:
+            key = sweep.spec(entry, entry.grid.exponents[0], 0).key
             found[key] = replace(need, optim=()), entry.label
     labels: dict[Need, list[str]] = {}
     for need, label in found.values():
         labels.setdefault(need, []).append(label)
-    return [replace(need, optim=tuple(chosen)) for need, chosen in labels.items()]
+    return [replace(need, optim=tuple(names)) for need, names in labels.items()]
 
 
 def _hours(hours: float) -> str:
