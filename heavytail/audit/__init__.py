@@ -1,0 +1,1 @@
+"""Measure class imbalance in a corpus."""

@@ -1,0 +1,1 @@
+"""Experiments: components by name, runs, sweeps and their store."""

@@ -1,0 +1,1 @@
+"""Plotting: style and panels shared by all figures."""

@@ -1,0 +1,1 @@
+"""Reports: reproduce figures, and write their files, tables and page."""

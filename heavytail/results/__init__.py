@@ -1,0 +1,1 @@
+"""Results: what figures read and what they claim."""

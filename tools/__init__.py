@@ -1,0 +1,1 @@
+"""Maintainers' commands: they are neither in the wheel nor in `heavytail --help`."""
