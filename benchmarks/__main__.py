@@ -17,8 +17,8 @@ import torch
 
 from benchmarks import curvature, head, monitor, startup, step
 from benchmarks.timing import Options, Row
-from heavytail.environment import environment
-from heavytail.store import write_atomic
+from heavytail.files import write_atomic
+from heavytail.train.environment import environment
 
 GROUPS = {"head": head, "step": step, "curvature": curvature, "monitor": monitor, "start": startup}
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.timing import Options, Row, interleave
-from heavytail.analysis.blocks import head_blocks
+from heavytail.analysis.curvature import head_blocks
 
 TARGET = 1.15  # of the time of `bare`
 SIZES = (8, 9)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.timing import Options, Row, interleave
 from heavytail.models.transformer import GPT2Recipe, Transformer
-from heavytail.monitor import Monitor
+from heavytail.monitor.monitor import Monitor
 
 CLASSES = 50_257
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.memory import peak_growth
 from benchmarks.timing import Options, Row, interleave
 from heavytail.errors import DataError
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
 from heavytail.metrics import ClassStats
-from heavytail.spec import RunSpec
-from heavytail.store import RunStore
 from heavytail.train.engine import _Run
 
 STATS, DIVERGED = 1.03, 1.1  # of the time of a step without statistics; of one that has not diverged

@@ -17,8 +17,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
 
 import heavytail
-from heavytail.data.stdlib_text import StdlibText
-from heavytail.integrations.hf import FrequencyLoss
+from heavytail.data.text.stdlib_text import StdlibText
+from heavytail.monitor.hf import FrequencyLoss
 
 
 def train(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import heavytail
-from heavytail.data.stdlib_text import StdlibText
-from heavytail.integrations.lightning import FrequencyLoss
+from heavytail.data.text.stdlib_text import StdlibText
+from heavytail.monitor.lightning import FrequencyLoss
 
 
 class LanguageModel(lightning.LightningModule):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import heavytail
-from heavytail.data.stdlib_text import StdlibText
+from heavytail.data.text.stdlib_text import StdlibText
 
 
 class TinyGPT(nn.Module):

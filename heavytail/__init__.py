@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # so that a user's type checker knows what __getattr__ imports
     from heavytail.errors import HeavyTailError
     from heavytail.head import linear_cross_entropy
-    from heavytail.journal import Journal
     from heavytail.metrics import ClassStats, FrequencyGroups
-    from heavytail.monitor import Monitor, Reading
+    from heavytail.monitor.journal import Journal
+    from heavytail.monitor.monitor import Monitor, Reading
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "ClassStats": "heavytail.metrics",
     "FrequencyGroups": "heavytail.metrics",
-    "Journal": "heavytail.journal",
-    "Monitor": "heavytail.monitor",
-    "Reading": "heavytail.monitor",
+    "Journal": "heavytail.monitor.journal",
+    "Monitor": "heavytail.monitor.monitor",
+    "Reading": "heavytail.monitor.monitor",
     "linear_cross_entropy": "heavytail.head",
     "HeavyTailError": "heavytail.errors",
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heavytail.errors import DataError
-from heavytail.registry import Registry
+from heavytail.experiment.registry import Registry
 
 
 class LossRecipe(Protocol):

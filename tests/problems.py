@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from heavytail.spec import RunSpec
-from heavytail.store import Array, History, Status
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import Array, History, Status
 
 ROOT = Path(__file__).parents[1]
 BASE = {

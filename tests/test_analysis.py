@@ -10,16 +10,21 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from heavytail.analysis.blocks import head_blocks
 from heavytail.analysis.correlation import frequency_halves, loglog
-from heavytail.analysis.entries import block_trace_matrix, dominance, hessian_entries, sample_classes
-from heavytail.analysis.features import class_features
-from heavytail.analysis.hutchinson import sample_traces
+from heavytail.analysis.curvature import (
+    block_trace_matrix,
+    class_features,
+    dominance,
+    head_blocks,
+    hessian_entries,
+    sample_classes,
+)
 from heavytail.data import Data, Split
 from heavytail.errors import DataError, SpecError
-from heavytail.registry import Part, registry
+from heavytail.experiment.registry import Part, registry
 from tests.problems import output
 from tests.reference import hessian as reference
+from tests.reference.hutchinson import sample_traces
 
 C = 6
 
@@ -302,7 +307,7 @@ def test_block_trace_matrix_of_2047_classes_fits_in_half_a_gigabyte() -> None:
     grown = output(
         "import torch\n"
         "from benchmarks.memory import peak\n"
-        "from heavytail.analysis.entries import block_trace_matrix\n"
+        "from heavytail.analysis.curvature import block_trace_matrix\n"
         "X, W = torch.rand(6000, 64), torch.randn(2047, 64)\n"
         "before = peak()\n"
         "block_trace_matrix([(X, torch.zeros(6000, dtype=torch.int64))], W)\n"

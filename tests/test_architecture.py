@@ -1,8 +1,9 @@
-"""Who may import whom: data flows one way, and reading a store or a preset costs no torch."""
+"""Who may import whom: data flow one way, no two modules import each other, reading a preset loads no torch."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,97 +12,96 @@ import heavytail
 from tests.problems import output
 
 PACKAGE = Path(heavytail.__file__).parent
-
-# What the modules of a part may import when they are imported themselves, besides `heavytail` (its version) and
-# `errors`; a part imports itself freely. An import inside a function is a late one, and not looked at.
-MAY_IMPORT: dict[str, str] = {
-    "errors": "",
-    "registry": "",
-    "metrics": "",
-    "theory": "",
-    "zipf": "",
-    "environment": "",
-    "head": "metrics",
-    "spec": "registry",
-    "store": "spec",
-    "sweep": "registry spec store",
-    "losses": "registry",
-    "data": "registry metrics",
-    "models": "registry",
-    "optim": "registry",
-    "probes": "registry data head losses metrics analysis theory",
-    "analysis": "head losses metrics",
-    "watch": "head metrics",
-    "monitor": "head metrics watch",
-    "journal": "store",
-    "audit": "metrics zipf",
-    "train": "registry spec store sweep data models optim losses head metrics probes environment",
-    "figures": "registry spec sweep store data metrics theory analysis zipf audit journal",
-    "export": "store",
-    "cost": "data registry spec sweep train",
-    "report": "figures store",
-    "publish": "report store",
-    "scoreboard": "figures publish report store",
-    "monitor_report": "figures journal report store",
-    "progress": "spec",
-    "reproduce": "figures report spec store sweep train environment",
-    "integrations": "monitor journal",
-    "cli": "",
-    "__main__": "cli",
-    "__init__": "",
-}
+DESIGN = PACKAGE.parent / "docs" / "design.md"
 
 
-def imports(file: Path) -> set[str]:
-    """The parts of the package that a file imports at module level, TYPE_CHECKING blocks left out."""
+def module_name(file: Path) -> str:
+    """`experiment.spec` of heavytail/experiment/spec.py, `experiment` of its `__init__.py`, "" of heavytail itself."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+PARTS = sorted({name.split(".")[0] for name in MODULES if name})
+
+
+def imports(name: str) -> set[str]:
+    """The modules of the package that a module imports when it is imported, or names to a type checker.
+
+    An import inside a function is a late one, and not looked at.
+    """
+    nodes: list[ast.stmt] = list(ast.parse(MODULES[name].read_text()).body)
     found: set[str] = set()
-    nodes = list(ast.parse(file.read_text()).body)
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.If):
-            nodes += node.orelse if "TYPE_CHECKING" in ast.dump(node.test) else node.body + node.orelse
+            nodes += node.body + node.orelse
         elif isinstance(node, ast.Try | ast.With | ast.ClassDef):
             nodes += node.body
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
+            assert node.level == 0, f"{name}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("heavytail.")} & _parts()
+    ours = {target.removeprefix("heavytail.") for target in found if target.startswith("heavytail.")}
+    return {_module(target) for target in ours} - {"", name}
 
 
-def _parts() -> set[str]:
-    return {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+def _module(target: str) -> str:
+    """The module that `a.b.name` is or lies in."""
+    while target and target not in MODULES:
+        target = target.rpartition(".")[0]
+    return target
 
 
-def _files(part: str) -> list[Path]:
-    return sorted((PACKAGE / part).rglob("*.py")) if (PACKAGE / part).is_dir() else [PACKAGE / f"{part}.py"]
+def table() -> dict[str, set[str]]:
+    """The table of docs/design.md: each part of the package, and the parts that its modules may import."""
+    section = DESIGN.read_text().split("## Who may import whom")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", section, re.M)
+    return {part: set(re.findall(r"`(\w+)`", allowed)) for part, allowed in rows}
 
 
-@pytest.mark.parametrize("part", sorted(_parts()))
-def test_a_part_imports_only_what_it_may(part: str) -> None:
-    """Every module-level import is one that the table allows; a new part needs its line in the table."""
-    allowed = {part, "errors", *MAY_IMPORT[part].split()}
-    for file in _files(part):
-        assert imports(file) <= allowed, f"{file.relative_to(PACKAGE)} imports {sorted(imports(file) - allowed)}"
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """What is left of a graph once every node without unresolved imports is taken away, again and again."""
+    left = dict(graph)
+    while first := {node for node, needed in left.items() if not needed & left.keys()}:
+        left = {node: needed for node, needed in left.items() if node not in first}
+    return sorted(left)
 
 
-def test_no_cycles() -> None:
-    """The table orders the parts: each imports only such as come before it."""
-    left = {part: set(allowed.split()) for part, allowed in MAY_IMPORT.items()}
-    while left:
-        first = {part for part, needed in left.items() if not needed & left.keys()}
-        assert first, f"a cycle among {sorted(left)}"
-        left = {part: needed for part, needed in left.items() if part not in first}
+def test_the_table_lists_every_part() -> None:
+    """A new folder or top module needs its row, and a row needs its folder."""
+    assert sorted(table()) == PARTS
 
 
-def test_siblings_do_not_know_each_other() -> None:
-    """Data, models, optimizers and losses never import each other (models may name `Data` in an annotation)."""
-    siblings = {"data", "models", "optim", "losses"}
-    for part in siblings:
-        assert not siblings & set(MAY_IMPORT[part].split())
-    assert "train" not in MAY_IMPORT["figures"].split()
-    assert "figures" not in MAY_IMPORT["train"].split()
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_a_module_imports_only_what_its_part_may(name: str) -> None:
+    """Every import, those for type checkers included, is one that docs/design.md allows."""
+    part = name.split(".")[0]
+    used = {target.split(".")[0] for target in imports(name)}
+    assert used <= {part, *table()[part]}, f"{name} imports {sorted(used - {part, *table()[part]})}"
+
+
+def test_the_table_has_no_circle() -> None:
+    """The parts can be ordered so that each imports only earlier ones."""
+    assert cycles(table()) == []
+
+
+def test_no_row_allows_more_than_is_used() -> None:
+    """A permission that nothing uses any more is deleted."""
+    used: dict[str, set[str]] = {part: set() for part in PARTS}
+    for name in filter(None, MODULES):
+        part = name.split(".")[0]
+        used[part] |= {target.split(".")[0] for target in imports(name)} - {part}
+    assert used == table()
+
+
+def test_modules_have_no_circle() -> None:
+    """No two modules import each other, directly or through others: inside folders, and for type checkers, too.
+
+    A package's `__init__` counts as a module of its own: its siblings may import it, and it must not import them.
+    """
+    assert cycles({name: imports(name) for name in MODULES if name}) == []
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,10 @@ def test_siblings_do_not_know_each_other() -> None:
     [
         ("heavytail", "torch numpy"),
         ("heavytail.cli", "torch numpy"),
-        ("heavytail.spec, heavytail.sweep, heavytail.store", "torch matplotlib polars"),
+        (
+            "heavytail.experiment.spec, heavytail.experiment.sweep, heavytail.experiment.store",
+            "torch matplotlib polars",
+        ),
         ("heavytail.train.runner", "torch"),
     ],
 )

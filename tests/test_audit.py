@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from heavytail import theory
-from heavytail.audit import audit, audit_counts, group_times
+from heavytail.analysis import theory
+from heavytail.analysis.zipf import fit
+from heavytail.audit.audit import audit, audit_counts, group_times
 from heavytail.cli import main
 from heavytail.errors import DataError, SpecError
-from heavytail.zipf import fit
 from tests.reference import monitor as reference
 
 TEXT = "the cat and the dog and the bird\nA cat, the cat!\n"
@@ -81,7 +81,7 @@ def test_vocab_keeps_the_most_frequent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_learned_and_stored_tokenizers(tmp_path: Path, kind: str) -> None:
     """A learned tokenizer's counts are those of encoding the text; one from a file is used as it is."""
-    from heavytail.data import tokenizer
+    from heavytail.data.text import tokenizer
 
     text = "the cat sat on the mat, and the dog sat on the log. " * 20 + "\n"
     (tmp_path / "a.txt").write_text(text * 3)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from heavytail.errors import SpecError
-from heavytail.figures import Claim, Need, Results, all_figures, figure
-from heavytail.figures.claims import gap_rules, ratio, spearman
-from heavytail.store import RunStore
+from heavytail.experiment.store import RunStore
+from heavytail.results.claims import Claim, gap_rules, ratio, spearman
+from heavytail.results.figure import all_figures, figure
+from heavytail.results.results import Need, Results
 from tests.reference.figures import EIGHT, decay, fill, write_presets
 
 GAP = {

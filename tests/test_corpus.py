@@ -13,13 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from heavytail.data import corpus, tokenizer
-from heavytail.data.corpus import Text, tokenise
-from heavytail.data.text import basic_english, build_vocabulary
-from heavytail.data.text_file import TextFile
-from heavytail.data.tokenizer import LearnedTokenizer, WordTokenizer, learn
+from heavytail.data.text import corpus, tokenizer
+from heavytail.data.text.corpus import Text, tokenise
+from heavytail.data.text.text_file import TextFile
+from heavytail.data.text.tokenizer import LearnedTokenizer, WordTokenizer, learn
+from heavytail.data.text.vocabulary import basic_english, build_vocabulary
 from heavytail.errors import DataError, SpecError
-from heavytail.registry import Part, registry
+from heavytail.experiment.registry import Part, registry
 from tests.problems import output
 
 LINES = [
@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     line = "".join(LINES).replace("no line end", "a line end\n")
     code = (
         "import sys; from pathlib import Path; from benchmarks.memory import peak\n"
-        "from heavytail.data.corpus import Text, tokenise\n"
+        "from heavytail.data.text.corpus import Text, tokenise\n"
         "small, big, cache = map(Path, sys.argv[1:])\n"
         "tokenise(Text((small,)), [Text((small,))], 'bpe', 500, cache)\n"
         "before = peak()\n"

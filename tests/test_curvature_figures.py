@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heavytail import theory
-from heavytail.figures import MissingRuns, Results, figure
+from heavytail.analysis import theory
+from heavytail.experiment.store import History, RunStore
 from heavytail.figures.flows import quadratic, spread
 from heavytail.figures.hessian import block_medians
-from heavytail.store import History, RunStore
+from heavytail.plotting.panels import draw
+from heavytail.results.figure import figure
+from heavytail.results.results import MissingRuns, Results
 from tests.reference.hessian import correlation
 
 # 31 classes in groups of 1, 2, 4, 8, 16; the first is frequent enough for eq. 2: c pi = 22.
@@ -246,7 +248,7 @@ def test_figures_draw_what_was_measured(name: str, made: Callable[..., Results])
             "proposition-2": moments(),
         },
     )
-    picture = figure(name).draw(results)
+    picture = draw(figure(name), results)
     assert all(record["series"] for record in picture.plotted)
     if name in ("fig07", "fig08"):
         assert len(picture.render("png")) > 10_000
@@ -260,7 +262,7 @@ def test_figures_draw_what_was_measured(name: str, made: Callable[..., Results])
 
 def test_theorem_3_is_drawn_with_its_closed_form(flows: Callable[..., Results]) -> None:
     """Three panels: losses of both flows, and the time that each class takes."""
-    picture = figure("thm3").draw(flows(gd=flow("gd"), sign=flow("sign")))
+    picture = draw(figure("thm3"), flows(gd=flow("gd"), sign=flow("sign")))
     assert len(picture.render("png")) > 10_000
     times = picture.plotted[2]["series"]
     np.testing.assert_allclose(times[0]["y"], times[1]["y"], rtol=5e-3)
@@ -273,7 +275,7 @@ def test_a_figure_without_its_measurements_says_what_makes_them(tmp_path: Path) 
     for name in FIGURES:
         assert all("heavytail reproduce" in claim.reason for claim in figure(name).claims(results))
     with pytest.raises(MissingRuns):
-        figure("fig07").draw(results)
+        draw(figure("fig07"), results)
 
 
 def test_block_medians_by_hand() -> None:

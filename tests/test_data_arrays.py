@@ -11,7 +11,7 @@ import torch
 
 from heavytail.data.arrays import Arrays
 from heavytail.errors import DataError, SpecError
-from heavytail.registry import Part, registry
+from heavytail.experiment.registry import Part, registry
 
 X = np.arange(12.0).reshape(6, 2)
 Y = np.array([0, 2, 2, 1, 0, 2])

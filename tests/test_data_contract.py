@@ -14,7 +14,7 @@ from PIL import Image
 
 from heavytail.data import REGISTRY, Data, Split, fetch
 from heavytail.errors import DataError
-from heavytail.registry import Part
+from heavytail.experiment.registry import Part
 
 
 def _user_arrays(folder: Path) -> dict[str, Any]:

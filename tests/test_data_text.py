@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import heavytail.data.text
+import heavytail.data.text.vocabulary
 from heavytail.data import Data
-from heavytail.data.ptb import PTB, TinyPTB
-from heavytail.data.stdlib_text import StdlibText, _files
-from heavytail.data.text import basic_english, build_vocabulary, cut_sequences, encode
+from heavytail.data.text.ptb import PTB, TinyPTB
+from heavytail.data.text.stdlib_text import StdlibText, _files
+from heavytail.data.text.vocabulary import basic_english, build_vocabulary, cut_sequences, encode
 from heavytail.errors import DataError, SpecError
-from heavytail.registry import Part, registry
+from heavytail.experiment.registry import Part, registry
 from tests.reference import data as naive
 
 NOWHERE = Path("no-such-folder")
@@ -67,7 +67,7 @@ def test_sequences_predict_the_next_word(stream: list[int], length: int) -> None
 
 def test_doctests() -> None:
     """The examples of the docstrings are right."""
-    assert doctest.testmod(heavytail.data.text).failed == 0
+    assert doctest.testmod(heavytail.data.text.vocabulary).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heavytail.spec import RunSpec
-from heavytail.store import History, RunStore
-from heavytail.train.distributed import ALONE, Group
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import History, RunStore
 from heavytail.train.engine import train
+from heavytail.train.group import ALONE, Group
 from tests.problems import ROOT
 
 TEXT = {"name": "stdlib-text", "max_tokens": 8_000, "max_vocab": 300}

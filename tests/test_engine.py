@@ -18,11 +18,11 @@ import torch
 from heavytail.data import REGISTRY as DATA
 from heavytail.data import Data, Split
 from heavytail.errors import SpecError
+from heavytail.experiment.spec import RunSpec, derive_seed
+from heavytail.experiment.store import History, RunStore
 from heavytail.losses import CrossEntropy
 from heavytail.probes import REGISTRY as PROBES
 from heavytail.probes import StepView
-from heavytail.spec import RunSpec, derive_seed
-from heavytail.store import History, RunStore
 from heavytail.train import engine
 from heavytail.train.engine import build_model, load_data, train
 from tests.problems import tiny

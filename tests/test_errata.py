@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from heavytail.analysis.blocks import head_blocks
+from heavytail.analysis.curvature import head_blocks
+from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.store import RunStore
+from heavytail.experiment.sweep import Sweep
 from heavytail.probes.head import HessianEntriesProbe
-from heavytail.registry import Part, registry
-from heavytail.store import RunStore
-from heavytail.sweep import Sweep
 from heavytail.train.engine import build_model, load_data, train
 from tests.problems import tiny
 from tests.reference import hessian as reference

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from heavytail.errors import HeavyTailError, SpecError, StoreError
-from heavytail.figures import MissingRuns, Need, Results, all_figures, figure
-from heavytail.figures.panels import search_picture
-from heavytail.figures.style import applied, group_colours
-from heavytail.store import RunStore
+from heavytail.experiment.store import RunStore
+from heavytail.plotting.panels import draw, search_picture
+from heavytail.plotting.style import applied, group_colours
+from heavytail.results.figure import all_figures, figure
+from heavytail.results.results import MissingRuns, Need, Results
 from tests.reference.figures import decay, fill, write_presets
 
 STEPS = 20
@@ -64,7 +65,7 @@ def not_blank(png):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_figure_draws(name, results):
     """Every panel of every figure has a title, a named x axis and at least one series, with finite numbers."""
-    picture = figure(name).draw(results)
+    picture = draw(figure(name), results)
     assert picture.plotted
     for record in picture.plotted:
         assert record["title"]
@@ -77,17 +78,17 @@ def test_every_figure_draws(name, results):
 @pytest.mark.parametrize("name", ["fig04", "fig15"])
 def test_pictures_open_and_are_not_blank(name, results):
     """PNG and PDF files are real pictures, and the same numbers give the same bytes."""
-    png = figure(name).draw(results).render("png")
+    png = draw(figure(name), results).render("png")
     assert not_blank(png)
-    assert png == figure(name).draw(results).render("png")
-    assert figure(name).draw(results).render("pdf").startswith(b"%PDF")
+    assert png == draw(figure(name), results).render("png")
+    assert draw(figure(name), results).render("pdf").startswith(b"%PDF")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_picture_opens_and_is_not_blank(name, results):
     """Every figure, and the picture of its step-size searches, renders."""
-    assert not_blank(figure(name).draw(results).render("png"))
+    assert not_blank(draw(figure(name), results).render("png"))
     with applied():
         assert not_blank(search_picture(results, figure(name).needs).render("png"))
 
@@ -95,7 +96,7 @@ def test_every_picture_opens_and_is_not_blank(name, results):
 def test_overall_loss_is_the_median_with_the_range_of_the_seeds(results):
     """The overall panel holds the median over seeds at the best step size, and the band from minimum to maximum."""
     seeds = np.stack([losses("linear", "", "gd+m", 1.0, seed).mean(axis=1) for seed in range(3)])
-    overall = panel(figure("fig04").draw(results), "overall")
+    overall = panel(draw(figure("fig04"), results), "overall")
     np.testing.assert_array_equal(series(overall, "line", "GD")["x"], np.arange(STEPS + 1))
     np.testing.assert_allclose(series(overall, "line", "GD")["y"], np.median(seeds, axis=0), rtol=1e-6)
     np.testing.assert_allclose(series(overall, "band", "GD")["low"], seeds.min(axis=0), rtol=1e-6)
@@ -107,7 +108,7 @@ def test_overall_loss_is_the_median_with_the_range_of_the_seeds(results):
 def test_group_panels_hold_every_group(results, label, title):
     """The panel of an optimizer holds the median loss of each frequency group, most frequent first."""
     expected = np.median([losses("linear", "", label, 1.0, seed) for seed in range(3)], axis=0)
-    record = panel(figure("fig04").draw(results), title)
+    record = panel(draw(figure("fig04"), results), title)
     drawn = np.stack([series(record, "line", f"group {g + 1}")["y"] for g in range(4)], axis=1)
     np.testing.assert_allclose(drawn, expected, rtol=1e-6)
 
@@ -131,10 +132,10 @@ def test_validation_figure_reads_the_test_split(tmp_path):
     store = RunStore(tmp_path)
     fill(store, tmp_path, [("gpt2", "")], losses, test_offset=0.5)
     made = Results(store, "quick", presets=tmp_path)
-    train, test = (panel(figure(n).draw(made), "GD, by group") for n in ("fig01", "fig10"))
+    train, test = (panel(draw(figure(n), made), "GD, by group") for n in ("fig01", "fig10"))
     shift = series(test, "line", "group 2")["y"] - series(train, "line", "group 2")["y"]
     np.testing.assert_allclose(shift, 0.5, rtol=1e-5)
-    assert "validation" in panel(figure("fig10").draw(made), "overall")["ylabel"]
+    assert "validation" in panel(draw(figure("fig10"), made), "overall")["ylabel"]
 
 
 def test_a_preset_without_test_losses_is_named(tmp_path):
@@ -143,7 +144,7 @@ def test_a_preset_without_test_losses_is_named(tmp_path):
     store = RunStore(tmp_path)
     fill(store, tmp_path, [("gpt2", "")], losses, test_offset=None)
     with pytest.raises(SpecError, match=r"test_every.*gpt2"):
-        figure("fig10").draw(Results(store, "quick", presets=tmp_path))
+        draw(figure("fig10"), Results(store, "quick", presets=tmp_path))
 
 
 def test_histogram_is_sorted_by_frequency(tmp_path):
@@ -151,20 +152,20 @@ def test_histogram_is_sorted_by_frequency(tmp_path):
     write_presets(tmp_path, [("linear", "")], steps=STEPS, seeds=1, rates=[1.0])
     store = RunStore(tmp_path)
     fill(store, tmp_path, [("linear", "")], losses, counts={"linear": [90, 40, 0, 7]})
-    record = panel(figure("fig04").draw(Results(store, "quick", presets=tmp_path)), "classes")
+    record = panel(draw(figure("fig04"), Results(store, "quick", presets=tmp_path)), "classes")
     np.testing.assert_array_equal(series(record, "steps", "samples per class")["y"], [90, 40, 7])
 
 
 def test_mini_batches_make_gd_stochastic(results):
     """GD on mini-batches is written SGD, as in the paper."""
-    assert panel(figure("fig17").draw(results), "SGD, by group")
+    assert panel(draw(figure("fig17"), results), "SGD, by group")
     with pytest.raises(StopIteration):
-        panel(figure("fig04").draw(results), "SGD, by group")
+        panel(draw(figure("fig04"), results), "SGD, by group")
 
 
 def test_horizons_of_one_run(results):
     """Figure 16 shows one run up to 1 %, 10 % and 100 % of its steps."""
-    ends = [record["series"][-1]["x"][-1] for record in figure("fig16").draw(results).plotted]
+    ends = [record["series"][-1]["x"][-1] for record in draw(figure("fig16"), results).plotted]
     assert ends == [1, 2, 20]
 
 
@@ -174,7 +175,7 @@ def test_no_stable_step_size_is_written_into_the_picture(tmp_path):
     store = RunStore(tmp_path)
     fill(store, tmp_path, [("linear", "")], lambda p, v, label, *_: None if "gd" in label else decay(5, [1] * 4, STEPS))
     made = Results(store, "quick", presets=tmp_path)
-    picture = figure("fig04").draw(made)
+    picture = draw(figure("fig04"), made)
     assert panel(picture, "overall")["notes"] == ["GD: no stable step size"]
     assert panel(picture, "GD, by group")["notes"] == ["no stable step size"]
     assert series(panel(picture, "overall"), "line", "Adam")
@@ -197,7 +198,7 @@ def test_missing_runs_name_the_command(tmp_path):
     """A figure whose runs are missing cannot be drawn, and says which command makes them."""
     write_presets(tmp_path, [("linear", "")], steps=STEPS)
     with pytest.raises(MissingRuns, match="heavytail reproduce fig04 --scale quick") as caught:
-        figure("fig04").draw(Results(RunStore(tmp_path), "quick", presets=tmp_path))
+        draw(figure("fig04"), Results(RunStore(tmp_path), "quick", presets=tmp_path))
     assert isinstance(caught.value, HeavyTailError)
 
 
@@ -240,7 +241,7 @@ def test_panels_name_the_data(name, tmp_path):
         file.write_text(file.read_text().replace('"random-heavy-tail", groups', '"digits", bits'))
     store = RunStore(tmp_path)
     fill(store, tmp_path, sweeps, losses)
-    picture = figure(name).draw(Results(store, "quick", presets=tmp_path))
+    picture = draw(figure(name), Results(store, "quick", presets=tmp_path))
     assert "digits+Barcoded" in picture.plotted[0]["title"]
     assert not any("MNIST" in record["title"] or "ImageNet" in record["title"] for record in picture.plotted)
 
@@ -262,7 +263,7 @@ def test_every_file_of_the_folder_is_found():
 def test_looking_up_figures_loads_no_training_and_no_plotting():
     """The list of figures needs neither the training code nor matplotlib; drawing never touches pyplot."""
     code = (
-        "import sys; from heavytail.figures import all_figures; all_figures();"
+        "import sys; from heavytail.results.figure import all_figures; all_figures();"
         "bad = [m for m in sys.modules if m.startswith(('heavytail.train', 'heavytail.models', 'heavytail.optim',"
         " 'matplotlib'))]; sys.exit(str(bad) if bad else 0)"
     )
@@ -273,7 +274,7 @@ def test_pyplot_is_never_used():
     """A picture is made without pyplot, and matplotlib's global settings come back as they were."""
     code = """
 import sys, matplotlib
-from heavytail.figures.style import Picture, applied
+from heavytail.plotting.style import Picture, applied
 before = matplotlib.rcParams.copy()
 with applied():
     picture = Picture(1, 1)

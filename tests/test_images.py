@@ -17,10 +17,10 @@ from PIL import Image
 
 from heavytail.data import REGISTRY, Data
 from heavytail.data.archive import LARGEST, read_members
-from heavytail.data.barcode import Labelled, digit_data, sample_barcoded, write_barcodes
-from heavytail.data.folder import FileSplit
-from heavytail.data.subset import subset_sizes
-from heavytail.data.transforms import (
+from heavytail.data.images.barcode import Labelled, digit_data, sample_barcoded, write_barcodes
+from heavytail.data.images.folder import FileSplit
+from heavytail.data.images.subset import subset_sizes
+from heavytail.data.images.transforms import (
     DRAWS,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -31,7 +31,7 @@ from heavytail.data.transforms import (
     read_rgb,
 )
 from heavytail.errors import DataError, SpecError
-from heavytail.registry import Part
+from heavytail.experiment.registry import Part
 from tests.reference import barcode as barcodes
 from tests.reference import vision
 

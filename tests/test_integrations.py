@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import heavytail
 from heavytail.errors import SpecError
-from heavytail.integrations import trackers
-from heavytail.journal import read_journal
 from heavytail.metrics import FrequencyGroups
-from heavytail.monitor import Monitor
+from heavytail.monitor import trackers
+from heavytail.monitor.journal import read_journal
+from heavytail.monitor.monitor import Monitor
 
 CLASSES = 12
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -99,7 +99,7 @@ def expected_losses(trainer: Any) -> tuple[list[float], float]:
 def test_hf_logs_what_a_loop_finds(tmp_path: Path, through: str, accumulate: int) -> None:
     """Shifted labels, -100, accumulated batches, training and evaluation: log_history has the loop's numbers."""
     trainer = hf_trainer(tmp_path / "hf", accumulate=accumulate)
-    from heavytail.integrations.hf import FrequencyLoss
+    from heavytail.monitor.hf import FrequencyLoss
 
     journal = heavytail.Journal(tmp_path / "journal")
     FrequencyLoss(CLASSES, num_groups=3, journal=journal).attach(trainer, through=through)
@@ -129,7 +129,7 @@ def test_hf_trains_the_same_with_it(tmp_path: Path, through: str) -> None:
     for attached in (False, True):
         trainer = hf_trainer(tmp_path, accumulate=2, lr=0.01, seed=0)
         if attached:
-            from heavytail.integrations.hf import FrequencyLoss
+            from heavytail.monitor.hf import FrequencyLoss
 
             FrequencyLoss(CLASSES).attach(trainer, through=through)
         trainer.train()
@@ -147,7 +147,7 @@ def test_hf_trackers_get_it(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    from heavytail.integrations.hf import FrequencyLoss
+    from heavytail.monitor.hf import FrequencyLoss
 
     trainer.add_callback(TensorBoardCallback(SummaryWriter(str(tmp_path / "tb"))))
     FrequencyLoss(CLASSES).attach(trainer)
@@ -160,7 +160,7 @@ def test_hf_trackers_get_it(tmp_path: Path) -> None:
 def test_hf_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     """A second loss function, an unknown route and missing labels are errors that say what to do."""
     trainer = hf_trainer(tmp_path)
-    from heavytail.integrations.hf import FrequencyLoss
+    from heavytail.monitor.hf import FrequencyLoss
 
     monitor = FrequencyLoss(CLASSES)
     with pytest.raises(SpecError, match="through: expected 'loss' or 'hook', got 'both'"):
@@ -181,7 +181,7 @@ def test_lightning_logs_what_a_loop_finds(tmp_path: Path, accumulate: int) -> No
     lightning = pytest.importorskip("lightning", reason="pip install lightning")
     from torch.utils.data import DataLoader, TensorDataset
 
-    from heavytail.integrations.lightning import FrequencyLoss
+    from heavytail.monitor.lightning import FrequencyLoss
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 
 from heavytail.cli import main
 from heavytail.errors import DataError, SpecError, StoreError
-from heavytail.journal import Journal, read_journal
-from heavytail.monitor import Monitor, Reading
+from heavytail.monitor.journal import Journal, read_journal
+from heavytail.monitor.monitor import Monitor, Reading
 
 COUNTS = [40, 20, 10, 8, 4, 2, 1, 1]
 

@@ -12,16 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from heavytail import cli, cost
+from heavytail import cli
 from heavytail.data import Data, Split
-from heavytail.figures import Results, figure
+from heavytail.experiment.registry import Part
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
+from heavytail.experiment.sweep import Sweep
 from heavytail.figures.reweighting import PROBLEMS, WEIGHTED
 from heavytail.figures.tokens import KINDS
 from heavytail.models import REGISTRY as MODELS
-from heavytail.registry import Part
-from heavytail.spec import RunSpec
-from heavytail.store import RunStore
-from heavytail.sweep import Sweep
+from heavytail.plotting.panels import draw
+from heavytail.results.figure import figure
+from heavytail.results.results import Results
+from heavytail.train import cost
 from heavytail.train.engine import build_model, load_data, train
 from tests.problems import tiny
 
@@ -132,7 +135,7 @@ def test_bfloat16_follows_float32(tmp_path: Path) -> None:
 def test_figure_9_at_quick_scale(tmp_path: Path) -> None:
     """Three histograms of the embedded text with counts of every token; what is not embedded is not run."""
     results = Results(RunStore(tmp_path), "quick", data_dir=tmp_path)
-    panels = figure("fig09").draw(results).plotted
+    panels = draw(figure("fig09"), results).plotted
     assert [panel["title"] for panel in panels] == [f"stdlib-text, {kind}" for kind in KINDS]
     for panel in panels:
         counts = panel["series"][0]["y"]

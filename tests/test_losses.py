@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from heavytail.errors import DataError, SpecError
+from heavytail.experiment.registry import Part, registry
 from heavytail.losses import REGISTRY, CrossEntropy
-from heavytail.registry import Part, registry
 
 COUNTS = torch.tensor([900, 80, 19, 1])
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from heavytail.data import Data, Split
 from heavytail.errors import SpecError
+from heavytail.experiment.registry import Part
 from heavytail.models import REGISTRY as MODELS
 from heavytail.optim import REGISTRY as OPTIMIZERS
-from heavytail.registry import Part
 
 NUM_CLASSES = 7
 SHAPES = {"vectors": (6, 12), "images": (6, 1, 8, 8), "tokens": (6, 5)}

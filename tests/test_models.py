@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from heavytail.data import Data, Split
 from heavytail.errors import SpecError
+from heavytail.experiment.registry import Part
 from heavytail.models import REGISTRY
 from heavytail.models.transformer import Transformer, TransformerRecipe, sinusoidal_positions
-from heavytail.registry import Part
 from tests.problems import tiny
 from tests.reference import models as reference
 

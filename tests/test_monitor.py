@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from heavytail.cli import LAB
 from heavytail.errors import SpecError
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
 from heavytail.head import linear_cross_entropy
 from heavytail.metrics import FrequencyGroups
-from heavytail.monitor import Monitor
-from heavytail.spec import RunSpec
-from heavytail.store import RunStore
+from heavytail.monitor.monitor import Monitor
 from heavytail.train import engine
 from tests.problems import output
 from tests.reference import monitor as reference
@@ -472,6 +472,6 @@ def test_needs_torch_and_numpy_only(tmp_path: Path) -> None:
         with monitor.watch(head):
             monitor.cross_entropy(head(torch.ones(2, 3)), torch.tensor([0, 1])).backward()
         heavytail.Journal({str(tmp_path)!r}).write(0, monitor.compute())
-        print(len(heavytail.journal.read_journal({str(tmp_path)!r})[0]["train"].step))
+        print(len(heavytail.monitor.journal.read_journal({str(tmp_path)!r})[0]["train"].step))
     """
     assert output(textwrap.dedent(code)) == "1"

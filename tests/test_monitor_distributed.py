@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from heavytail.monitor import Monitor, Reading
+from heavytail.monitor.monitor import Monitor, Reading
 
 CLASSES, ROWS = 9, 24
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from heavytail.errors import SpecError
+from heavytail.experiment.registry import Part
 from heavytail.optim import REGISTRY
 from heavytail.optim.directions import HeavyBall, normalized
-from heavytail.registry import Part
 from tests.reference import optim as reference
 
 NUM_CLASSES, NUM_FEATURES, NUM_SAMPLES, STEPS = 6, 5, 24, 50

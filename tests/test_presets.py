@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heavytail.figures import all_figures
-from heavytail.spec import RunSpec
-from heavytail.store import RunStore
-from heavytail.sweep import SCALES, Sweep, overlay, preset_names, read_preset
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
+from heavytail.experiment.sweep import SCALES, Sweep, overlay, preset_names, read_preset
+from heavytail.results.figure import all_figures
 from heavytail.train.engine import train
 
 GRID = (-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0)

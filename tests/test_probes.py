@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from heavytail.analysis.entries import sample_classes
+from heavytail.analysis.curvature import sample_classes
 from heavytail.errors import SpecError
-from heavytail.figures import MissingRuns, Need, Results, all_figures
-from heavytail.registry import Part, registry
-from heavytail.spec import RunSpec
-from heavytail.store import Array, RunStore
-from heavytail.sweep import SCALES
+from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import Array, RunStore
+from heavytail.experiment.sweep import SCALES
+from heavytail.results.figure import all_figures
+from heavytail.results.results import MissingRuns, Need, Results
 from heavytail.train.engine import build_model, load_data, train
-from heavytail.train.runner import Options, search
+from heavytail.train.options import Options
+from heavytail.train.runner import search
 from tests.problems import tiny
 from tests.reference import hessian as reference
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heavytail import publish as publishing
-from heavytail import scoreboard
-from heavytail.cli import main
 from heavytail.errors import StoreError
-from heavytail.figures import all_figures
-from heavytail.publish import CELLS, POINTS, Reproduction, publish, short, small_picture, thinned
-from heavytail.report import strict_json
+from heavytail.files import strict_json
+from heavytail.results.figure import all_figures
+from tools import publish as publishing
+from tools import scoreboard
+from tools.__main__ import main
+from tools.publish import CELLS, POINTS, Reproduction, publish, short, small_picture, thinned
 
 ROOT = Path(__file__).parent.parent
 HOST = {"torch": "2.11", "platform": "Linux-6.1.9-mine-x86_64-with-glibc2.36", "device": "cpu", "processor": "A CPU"}
@@ -244,7 +244,7 @@ def test_bad_folders_are_one_line(
     """What is not one reproduction at one scale is refused with 2 and a line that names it; nothing is written."""
     make(tmp_path / "bad")
     before = readme.read_text()
-    assert main(["publish", str(tmp_path / "bad"), "--to", str(tmp_path / "to"), "--readme", str(readme)]) == 2
+    assert main([str(tmp_path / "bad"), "--to", str(tmp_path / "to"), "--readme", str(readme)]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert message in printed
@@ -254,7 +254,7 @@ def test_bad_folders_are_one_line(
 
 def test_the_table_counts_and_links(out: Path, tmp_path: Path, readme: Path) -> None:
     """A cell says how many claims were reproduced and links the picture; what was not made is a dash."""
-    assert main(["publish", str(out), "--to", str(tmp_path / "docs/results"), "--readme", str(readme)]) == 0
+    assert main([str(out), "--to", str(tmp_path / "docs/results"), "--readme", str(readme)]) == 0
     text = readme.read_text()
     rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[2:] for line in text.splitlines()}
     assert rows["fig04"] == ["[1 of 2](docs/results/quick/figures/fig04.png)", "—", "—"]
@@ -273,13 +273,13 @@ def test_check_tells_a_stale_table(out: Path, tmp_path: Path, readme: Path, caps
     """--check writes nothing: 1 while the table is not that of the results, 0 once it is, 2 with a folder."""
     where = ["--to", str(tmp_path / "to"), "--readme", str(readme)]
     before = readme.read_text()
-    assert main(["publish", "--check", *where]) == 1
+    assert main(["--check", *where]) == 1
     assert readme.read_text() == before
-    assert main(["publish", str(out), *where]) == 0
-    assert main(["publish", "--check", *where]) == 0
+    assert main([str(out), *where]) == 0
+    assert main(["--check", *where]) == 0
     (tmp_path / "to/quick/claims.json").write_bytes(strict_json([claim("fig04", "reproduced")]))
-    assert main(["publish", "--check", *where]) == 1
-    assert main(["publish", "--check", str(out), *where]) == 2
+    assert main(["--check", *where]) == 1
+    assert main(["--check", str(out), *where]) == 2
     assert "--check writes nothing" in capsys.readouterr().err
 
 
@@ -290,7 +290,7 @@ def test_a_readme_without_a_place_is_refused_first(
     """A README that is missing or has no place for the table is one line, before anything is published."""
     if text is not None:
         (tmp_path / "README.md").write_text(text)
-    command = ["publish", str(out), "--to", str(tmp_path / "to"), "--readme", str(tmp_path / "README.md")]
+    command = [str(out), "--to", str(tmp_path / "to"), "--readme", str(tmp_path / "README.md")]
     assert main(command) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heavytail.errors import SpecError
-from heavytail.registry import Part, Registry, check_type
+from heavytail.experiment.registry import Part, Registry, check_type
 
 THINGS: Registry[Any] = Registry("thing", __name__)
 

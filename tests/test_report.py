@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from heavytail.errors import StoreError
-from heavytail.figures import Claim, Results, figure
-from heavytail.report import plain, write_claims, write_figure, write_report
-from heavytail.store import RunStore
+from heavytail.experiment.store import RunStore
+from heavytail.files import plain
+from heavytail.report.files import write_claims, write_figure
+from heavytail.report.page import write_report
+from heavytail.results.claims import Claim
+from heavytail.results.figure import figure
+from heavytail.results.results import Results
 from tests.reference.figures import decay, fill, write_presets
 
 STEPS = 10

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
-from heavytail.figures import ClaimRule, Figure, Need, Picture, Results
-from heavytail.progress import display
-from heavytail.publish import publish
-from heavytail.reproduce import reproduce
-from heavytail.store import RunStore
-from heavytail.train.runner import Options
+from heavytail.experiment.store import RunStore
+from heavytail.plotting.style import Picture
+from heavytail.report.reproduce import reproduce
+from heavytail.results.claims import ClaimRule
+from heavytail.results.figure import Figure
+from heavytail.results.results import Need, Results
+from heavytail.train.options import Options
+from heavytail.train.progress import display
+from tools.publish import publish
 
 PRESET = """
 name = "mine"

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from heavytail.errors import HeavyTailError, SpecError
-from heavytail.registry import Part
-from heavytail.spec import RunSpec
-from heavytail.store import RunStore
-from heavytail.sweep import Entry, Grid, Sweep
-from heavytail.train.runner import Failure, Interrupted, Options, run_all
+from heavytail.experiment.registry import Part
+from heavytail.experiment.search import Grid
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
+from heavytail.experiment.sweep import Entry, Sweep
+from heavytail.train.options import Options
+from heavytail.train.runner import Failure, Interrupted, run_all
 from tests.problems import BASE, ROOT, python, tiny
 
 
@@ -154,7 +156,7 @@ def test_nothing_to_do_starts_nothing(tmp_path: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from heavytail.store import RunStore
+from heavytail.experiment.store import RunStore
 from heavytail.train.runner import Interrupted, Options, run_all
 from tests.problems import tiny
 from tests.test_runner import LONG

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from heavytail.errors import SpecError
-from heavytail.registry import Part
-from heavytail.spec import OBSERVATION, RunSpec, derive_seed
+from heavytail.experiment.registry import Part
+from heavytail.experiment.spec import OBSERVATION, RunSpec, derive_seed
 from tests.problems import BASE, output, tiny
 
 # Another value for every field; a field that is added without one fails the test below.

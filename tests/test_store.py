@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from heavytail.errors import StoreError
-from heavytail.registry import Part
-from heavytail.spec import RunSpec
-from heavytail.store import RunStore, Status, write_atomic
+from heavytail.experiment.registry import Part
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore, Status
+from heavytail.files import write_atomic
 from tests.problems import made_up, output, python, tiny
 
 SAVE_FOREVER = """
 import itertools, pickle, sys, numpy as np
-from heavytail.store import History, RunStore
+from heavytail.experiment.store import History, RunStore
 root, pickled = sys.argv[1:]
 store, spec = RunStore(root), pickle.load(open(pickled, "rb"))
 with store.lock(spec):
@@ -114,7 +115,7 @@ def test_a_reader_never_sees_half_a_commit(store: RunStore) -> None:
     store.save(made_up(spec), step=5)
     code = """
 import pickle, sys
-from heavytail.store import RunStore
+from heavytail.experiment.store import RunStore
 store, histories = RunStore(sys.argv[1]), pickle.load(sys.stdin.buffer)
 print("ready", flush=True)
 for _ in range(30):
@@ -358,7 +359,7 @@ from pathlib import Path
 from dataclasses import dataclass
 from heavytail.data import REGISTRY
 from heavytail.data.synthetic import RandomHeavyTail
-from heavytail.store import RunStore
+from heavytail.experiment.store import RunStore
 from heavytail.train.engine import train
 from tests.problems import tiny
 
@@ -403,7 +404,7 @@ def test_spec_and_store_files_are_readable_without_torch(store: RunStore) -> Non
     store.save(made_up(tiny()), step=10)
     code = """
 import sys
-from heavytail.store import RunStore
+from heavytail.experiment.store import RunStore
 [(key, spec, record)] = RunStore(sys.argv[1]).records()
 print(record["status"], spec["lr"], "torch" in sys.modules)
 """

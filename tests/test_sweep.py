@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heavytail.errors import DataError, SpecError
-from heavytail.registry import Part
-from heavytail.spec import RunSpec
-from heavytail.store import Outcome
-from heavytail.sweep import Best, Candidate, Entry, Grid, Sweep, overlay, preset_names, select
+from heavytail.experiment.registry import Part
+from heavytail.experiment.search import Best, Candidate, Grid, select
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import Outcome
+from heavytail.experiment.sweep import Entry, Sweep, overlay, preset_names
 from tests.problems import BASE, tiny
 from tests.reference import sweep as reference
 
@@ -398,7 +399,7 @@ def test_overlay(base: dict[str, Any], top: dict[str, Any], expected: dict[str, 
 
 
 def _everything() -> list[tuple[str, str, str]]:
-    from heavytail.sweep import read_preset
+    from heavytail.experiment.sweep import read_preset
 
     found = []
     for name in preset_names():

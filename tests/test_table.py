@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heavytail.figures import Need, Results, all_figures, figure
-from heavytail.figures.style import TextTable
+from heavytail.experiment.store import RunStore
+from heavytail.experiment.sweep import SCALES, preset_names
 from heavytail.figures.table import HEADER, rows
-from heavytail.report import write_figure
-from heavytail.store import RunStore
-from heavytail.sweep import SCALES, preset_names
+from heavytail.plotting.panels import draw
+from heavytail.plotting.style import TextTable
+from heavytail.report.files import write_figure
+from heavytail.results.figure import all_figures, figure
+from heavytail.results.results import Need, Results
 
 Table = dict[str, dict[str, str]]
 
@@ -65,7 +67,7 @@ def test_the_picture_is_made_without_runs(tmp_path: Path) -> None:
     assert write_figure(figure("table1"), results, tmp_path) == []
     image = np.asarray(Image.open(tmp_path / "figures" / "table1.png").convert("L"))
     assert (image < 128).mean() > 0.01
-    (panel,) = figure("table1").draw(results).plotted
+    (panel,) = draw(figure("table1"), results).plotted
     (printed,) = panel["series"]
     assert [tuple(row) for row in printed["rows"]] == rows(results)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from heavytail import theory
+from heavytail.analysis import theory
 from heavytail.errors import SpecError
 from tests.reference import theory as reference
 

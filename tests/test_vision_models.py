@@ -11,8 +11,8 @@ import torch
 
 from heavytail.data import Data, Split
 from heavytail.errors import SpecError
+from heavytail.experiment.registry import Part
 from heavytail.models import REGISTRY
-from heavytail.registry import Part
 from tests.reference import vision as reference
 
 

@@ -7,7 +7,7 @@ import doctest
 import numpy as np
 import pytest
 
-from heavytail import zipf
+from heavytail.analysis import zipf
 from heavytail.errors import DataError
 from tests.reference import zipf as naive
 

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from heavytail.errors import StoreError, unknown
-from heavytail.report import Row, read_json, strict_json
-from heavytail.store import write_atomic
+from heavytail.files import Row, read_json, strict_json, write_atomic
 
 SCALES = ("quick", "small", "paper")
 LIMIT = 10_000_000  # bytes of all scales together

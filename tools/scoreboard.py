@@ -1,6 +1,6 @@
 """The README's table: of every figure, at every scale, how many of its claims were reproduced; with its picture.
 
-Made from the published results alone (see heavytail.publish), between two comments in the README.
+Made from the published results alone (see tools.publish), between two comments in the README.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from heavytail.errors import StoreError
-from heavytail.figures import Figure, all_figures
-from heavytail.publish import SCALES
-from heavytail.report import Row, read_json
-from heavytail.store import write_atomic
+from heavytail.files import Row, read_json, write_atomic
+from heavytail.results.figure import Figure, all_figures
+from tools.publish import SCALES
 
-BEGIN = "<!-- made by `heavytail publish`: do not edit -->"
-END = "<!-- end of what `heavytail publish` made -->"
+BEGIN = "<!-- made by `python -m tools`: do not edit -->"
+END = "<!-- end of what `python -m tools` made -->"
 
 
 def updated(readme: Path, published: Path) -> str:

@@ -26,9 +26,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from heavytail.analysis.zipf import HIGH, LOW, Zipf, fit
 from heavytail.errors import DataError, SpecError
 from heavytail.metrics import FrequencyGroups
-from heavytail.zipf import HIGH, LOW, Zipf, fit
 
 __all__ = ["Audit", "audit", "audit_counts", "group_times"]
 
@@ -224,7 +224,7 @@ def group_times(pi: ArrayLike, index: ArrayLike, loss: float = TARGET_LOSS) -> A
         index: group of each class [C].
         loss: to be reached (nats), below log C.
     """
-    from heavytail.theory import gradient_flow_loss, gradient_flow_time
+    from heavytail.analysis.theory import gradient_flow_loss, gradient_flow_time
 
     pi, index = np.asarray(pi, np.float64), np.asarray(index)
     C = len(pi)
@@ -249,7 +249,7 @@ def group_times(pi: ArrayLike, index: ArrayLike, loss: float = TARGET_LOSS) -> A
 
 def _count_text(texts: Callable[[], Iterator[str]], tokenizer: str, vocab: int | None) -> tuple[Counter[str], str]:
     """Counts by token, and what was counted."""
-    from heavytail.data.text import UNKNOWN, basic_english
+    from heavytail.data.text.vocabulary import UNKNOWN, basic_english
 
     if tokenizer == "words":
         counts: Counter[str] = _bounded(basic_english(text) for text in texts())
@@ -260,7 +260,7 @@ def _count_text(texts: Callable[[], Iterator[str]], tokenizer: str, vocab: int |
         known[UNKNOWN] = counts.total() - known.total()
         return known, f"words, {vocab} types"
 
-    from heavytail.data import tokenizer as tokenizers
+    from heavytail.data.text import tokenizer as tokenizers
 
     if tokenizer in TOKENIZERS:
         found = tokenizers.learn(tokenizer, texts(), vocab)  # type: ignore[arg-type]

@@ -23,9 +23,11 @@ from heavytail import __version__
 from heavytail.errors import HeavyTailError, SpecError, StoreError
 
 if TYPE_CHECKING:
-    from heavytail.figures import Claim, Figure, Need, Results
-    from heavytail.sweep import Sweep
-    from heavytail.train.runner import Options
+    from heavytail.experiment.sweep import Sweep
+    from heavytail.results.claims import Claim
+    from heavytail.results.figure import Figure
+    from heavytail.results.results import Need, Results
+    from heavytail.train.options import Options
 
 LAB = ("scipy", "matplotlib", "polars", "rich", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
 SCALES = ("paper", "small", "quick")
@@ -56,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def list_command(args: argparse.Namespace) -> int:
     """Print what there is: figures, presets, components."""
-    from heavytail import figures, sweep
-    from heavytail.registry import registry
+    from heavytail.experiment import sweep
+    from heavytail.experiment.registry import registry
+    from heavytail.results.figure import all_figures
 
     what: dict[str, Iterable[tuple[str, str]]] = {
-        "figures": ((f.id, f.title) for f in figures.all_figures()),
+        "figures": ((f.id, f.title) for f in all_figures()),
         "presets": ((name, str(sweep.read_preset(name).get("title", ""))) for name in sweep.preset_names()),
     }
     for kind in ("data", "model", "optim", "loss", "probe"):
@@ -77,12 +80,12 @@ def list_command(args: argparse.Namespace) -> int:
 
 def reproduce_command(args: argparse.Namespace) -> int:
     """Train what is missing, draw, check the claims, report."""
-    from heavytail import figures
-    from heavytail.progress import display
-    from heavytail.reproduce import reproduce
+    from heavytail.report.reproduce import reproduce
+    from heavytail.results.figure import all_figures, figure
     from heavytail.train.distributed import joined
+    from heavytail.train.progress import display
 
-    chosen = [figures.figure(name) for name in args.figures] or figures.all_figures()
+    chosen = [figure(name) for name in args.figures] or all_figures()
     if args.dry_run:
         return _print_costs(chosen, args)
     out = _writable(args.out or Path("results") / args.scale)
@@ -97,10 +100,10 @@ def reproduce_command(args: argparse.Namespace) -> int:
 
 def run_command(args: argparse.Namespace) -> int:
     """Train one run and write its tables."""
-    from heavytail.export import write_tables
-    from heavytail.progress import display
-    from heavytail.spec import RunSpec
+    from heavytail.experiment.spec import RunSpec
+    from heavytail.report.tables import write_tables
     from heavytail.train.distributed import joined
+    from heavytail.train.progress import display
     from heavytail.train.runner import run_all
 
     table: dict[str, Any] = {kind: {"name": getattr(args, kind)} for kind in ("data", "model", "optim")}
@@ -126,9 +129,9 @@ def run_command(args: argparse.Namespace) -> int:
 
 def sweep_command(args: argparse.Namespace) -> int:
     """Search step sizes for a preset or a user's own problem, and say why each candidate lost."""
-    from heavytail.progress import display
-    from heavytail.sweep import Sweep
+    from heavytail.experiment.sweep import Sweep
     from heavytail.train.distributed import joined
+    from heavytail.train.progress import display
     from heavytail.train.runner import remember, search
 
     sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant)
@@ -147,7 +150,7 @@ def sweep_command(args: argparse.Namespace) -> int:
 
 def status_command(args: argparse.Namespace) -> int:
     """Print every stored run and where it stands."""
-    from heavytail.spec import RunSpec
+    from heavytail.experiment.spec import RunSpec
 
     store = _store(args)
     count = 0
@@ -179,27 +182,9 @@ def data_command(args: argparse.Namespace) -> int:
     return 1 if args.action == "verify" and incomplete else 0
 
 
-def publish_command(args: argparse.Namespace) -> int:
-    """Write what is to be committed of reproductions, and the README's table of all that is."""
-    from heavytail import scoreboard
-    from heavytail.publish import publish
-
-    if args.check:
-        if args.folders:
-            raise SpecError(f"--check writes nothing: expected no folder, got {args.folders[0]}")
-        same = scoreboard.updated(args.readme, args.to) == args.readme.read_text(encoding="utf-8")
-        print(f"{args.readme}: {'agrees' if same else 'does not agree'} with {args.to}")
-        return 0 if same else 1
-    scoreboard.updated(args.readme, args.to)  # refuse a README without a place for the table before writing anything
-    for folder in publish(args.folders, args.to):
-        print(folder)
-    print(f"{args.readme}: {'updated' if scoreboard.update(args.readme, args.to) else 'is up to date'}")
-    return 0
-
-
 def report_command(args: argparse.Namespace) -> int:
     """Render a monitored training."""
-    from heavytail.monitor_report import write_monitored
+    from heavytail.monitor.page import write_monitored
 
     print(f"report: {write_monitored(args.folder)}")
     return 0
@@ -207,15 +192,14 @@ def report_command(args: argparse.Namespace) -> int:
 
 def audit_command(args: argparse.Namespace) -> int:
     """Count a corpus, and say what its classes' frequencies will do to gradient descent."""
-    from heavytail.audit import audit
+    from heavytail.audit.audit import audit
 
     out = _writable(args.out) if args.out is not None else None
     found = audit(args.path, tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, num_groups=args.groups)
     print(found)
     if out is not None:
-        from heavytail.figures.monitored import draw_audit
-        from heavytail.report import strict_json
-        from heavytail.store import write_atomic
+        from heavytail.audit.picture import draw_audit
+        from heavytail.files import strict_json, write_atomic
 
         write_atomic(out / "audit.json", strict_json(found.to_dict()))
         write_atomic(out / "audit.png", draw_audit(found).render("png"))
@@ -269,12 +253,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="train nothing; list the runs and what they would cost")
     sub.add_argument("--gpu", choices=GPUS, default="h100", help="GPU whose hours --dry-run counts (default: h100)")
     _where(sub)
-
-    sub = add("publish", publish_command, "write what is to be committed of reproductions, and the README's table")
-    sub.add_argument("folders", nargs="*", type=Path, metavar="OUT", help="folders of reproductions (none: the table)")
-    sub.add_argument("--to", type=Path, default=Path("docs/results"), help="folder of all scales (docs/results)")
-    sub.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the table (README.md)")
-    sub.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table is not up to date")
 
     sub = add("run", run_command, "train one run; write its losses per class and per frequency group")
     for kind, text in (("data", "data set"), ("model", "model"), ("optim", "optimizer")):
@@ -338,7 +316,7 @@ def _where(parser: argparse.ArgumentParser, *, device: bool = True, workers: boo
 
 def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Lay `data.path=x` and the like over a run's table; a value is TOML, or else a string."""
-    from heavytail.sweep import overlay
+    from heavytail.experiment.sweep import overlay
 
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -355,7 +333,7 @@ def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, 
 
 
 def _store(args: argparse.Namespace) -> Any:
-    from heavytail.store import RunStore
+    from heavytail.experiment.store import RunStore
 
     return RunStore(_root(args))
 
@@ -370,7 +348,7 @@ def _data_dir(args: argparse.Namespace) -> Path:
 
 
 def _options(args: argparse.Namespace, workers: int | None = None) -> Options:
-    from heavytail.train.runner import Options
+    from heavytail.train.options import Options
 
     workers = workers or args.workers
     if workers is not None and workers < 1:
@@ -435,9 +413,9 @@ def _print_claims(claims: Sequence[Claim]) -> None:
 
 
 def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
-    from heavytail import cost
     from heavytail.errors import DataError
-    from heavytail.figures import Results
+    from heavytail.results.results import Results
+    from heavytail.train import cost
 
     results, speed = Results(_store(args), args.scale), cost.speed()
     total = hours = 0.0
@@ -504,7 +482,7 @@ def _print_sweep(sweep: Sweep, lookup: Any) -> None:
 
 
 def _write_best(sweep: Sweep, store: Any, out: Path) -> None:
-    from heavytail.export import write_tables
+    from heavytail.report.tables import write_tables
     from heavytail.train.runner import remember
 
     for entry in sweep.entries:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from heavytail.errors import DataError
+from heavytail.experiment.registry import Registry
 from heavytail.metrics import FrequencyGroups
-from heavytail.registry import Registry
 
 
 class Batch(NamedTuple):

@@ -124,8 +124,8 @@ class Registry(Generic[R]):
         if self._complete:
             return
         module = import_module(self._module)
-        for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
-            import_module(f"{self._module}.{info.name}")
+        for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"{self._module}."):
+            import_module(info.name)
         self._complete = True
 
 

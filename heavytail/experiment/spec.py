@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from heavytail.errors import SpecError, unknown
-from heavytail.registry import Part, check_type, registry, type_hints
+from heavytail.experiment.registry import Part, check_type, registry, type_hints
 
 # `train_stats` only observes, too, but its two ways cannot replace each other: runs that differ in it would overwrite
 # each other's history in turns if they shared a folder. Running sums belong to one `eval_every`, which joins the key.

@@ -18,9 +18,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.errors import StoreError
-from heavytail.spec import RunSpec
+from heavytail.experiment.spec import RunSpec
+from heavytail.files import write_atomic
 
-_UMASK = os.umask(0)  # there is no way to ask but to set
-os.umask(_UMASK)
 ATTEMPT = "attempt"  # subfolder of a finished run in which a fresh attempt at it commits until it is finished too
 
 Array = NDArray[Any]
@@ -370,18 +367,3 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 def write_json(file: Path, table: object) -> None:
     """Write a JSON file atomically."""
     write_atomic(file, (json.dumps(table, indent=1) + "\n").encode())
-
-
-def write_atomic(file: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from heavytail.analysis.correlation import Correlation, frequency_halves, loglog
-from heavytail.figures import Figure, register
-from heavytail.figures.claims import ClaimRule
-from heavytail.figures.results import Array, MissingRuns, Need, Results
-from heavytail.figures.style import Panel, Picture, group_colours, optimizer_name
+from heavytail.plotting.style import Panel, Picture, group_colours, optimizer_name
+from heavytail.results.claims import ClaimRule
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Array, MissingRuns, Need, Results
 
 PAIR = ("gd+m", "adam+m")
 LINEAR = Need("linear", PAIR, probed=True)

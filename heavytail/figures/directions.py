@@ -5,11 +5,11 @@ Two rows, without and with momentum: the overall loss of GD, Adam, normalised GD
 
 from __future__ import annotations
 
-from heavytail.figures import Figure, register
-from heavytail.figures.claims import direction_rules
-from heavytail.figures.panels import group_losses, loss_label, overall_loss
-from heavytail.figures.results import Need, Results
-from heavytail.figures.style import Picture, optimizer_name
+from heavytail.plotting.panels import group_losses, loss_label, overall_loss
+from heavytail.plotting.style import Picture, optimizer_name
+from heavytail.results.claims import direction_rules
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Need, Results
 
 DIRECTIONS = ("gd", "adam", "normalized-gd", "sign")
 MOMENTA = {"-m": "without momentum", "+m": "with momentum"}

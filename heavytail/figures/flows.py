@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from heavytail import theory
-from heavytail.figures import Figure, register
-from heavytail.figures.claims import ClaimRule
-from heavytail.figures.results import Array, Need, Results
-from heavytail.figures.style import Picture, group_colours, optimizer_colour, optimizer_name
-from heavytail.store import History
+from heavytail.analysis import theory
+from heavytail.experiment.store import History
+from heavytail.plotting.style import Picture, group_colours, optimizer_colour, optimizer_name
+from heavytail.results.claims import ClaimRule
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Array, Need, Results
 
 # -- figure 6: the weighted quadratic --------------------------------------------------------------------------------
 

@@ -5,11 +5,11 @@ One row each: how heavy the tail is, the overall loss, and the loss by frequency
 
 from __future__ import annotations
 
-from heavytail.figures import Figure, register
-from heavytail.figures.claims import gap_rules
-from heavytail.figures.panels import group_row
-from heavytail.figures.results import Need, Results
-from heavytail.figures.style import Picture
+from heavytail.plotting.panels import group_row
+from heavytail.plotting.style import Picture
+from heavytail.results.claims import gap_rules
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Need, Results
 
 PAIR = ("gd+m", "adam+m")
 

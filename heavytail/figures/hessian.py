@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from heavytail.figures import Figure, register
-from heavytail.figures.claims import ClaimRule
-from heavytail.figures.results import Array, Need, Results
-from heavytail.figures.style import Picture
+from heavytail.plotting.style import Picture
+from heavytail.results.claims import ClaimRule
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Array, Need, Results
 
 ADAM = Need("linear", ("adam+m",), probed=True)
 DECADES = 6  # shown below the largest entry

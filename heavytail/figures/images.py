@@ -12,11 +12,11 @@ import numpy as np
 
 from heavytail.data import Data
 from heavytail.errors import DataError
-from heavytail.figures import Figure, register
-from heavytail.figures.panels import rank_histogram
-from heavytail.figures.results import MissingRuns, Need, Results
-from heavytail.figures.style import Picture
-from heavytail.registry import Part, registry
+from heavytail.experiment.registry import Part, registry
+from heavytail.plotting.panels import rank_histogram
+from heavytail.plotting.style import Picture
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import MissingRuns, Need, Results
 
 EXAMPLES = 6
 

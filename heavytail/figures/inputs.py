@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from heavytail.figures import Figure, register
-from heavytail.figures.claims import ClaimRule, group_ratios, order, present, rarest, ratio
-from heavytail.figures.panels import final_group_losses, group_losses, loss_label
-from heavytail.figures.results import Array, Need, Results, Selected
-from heavytail.figures.style import Picture, optimizer_name
+from heavytail.plotting.panels import final_group_losses, group_losses, loss_label
+from heavytail.plotting.style import Picture, optimizer_name
+from heavytail.results.claims import ClaimRule, group_ratios, order, present, rarest, ratio
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Array, Need, Results, Selected
 
 SHOWN = 25  # steps, figure 15
 INPUTS = {

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heavytail import theory
-from heavytail.figures import Figure, register
-from heavytail.figures.claims import ClaimRule
+from heavytail.analysis import theory
 from heavytail.figures.curvature import scatter_groups
-from heavytail.figures.results import Array, MissingRuns, Need, Results
-from heavytail.figures.style import Panel, Picture, group_colours
+from heavytail.plotting.style import Panel, Picture, group_colours
+from heavytail.results.claims import ClaimRule
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Array, MissingRuns, Need, Results
 
 ADAM = Need("linear", ("adam+m",), probed=True)
 FREQUENT = 20.0  # eq. 2 neglects O(1/c) beside pi_k: it is checked where c pi_k is at least this

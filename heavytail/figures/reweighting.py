@@ -5,11 +5,11 @@ A row for each problem: the unweighted loss of SGD, Adam, and SGD on the losses 
 
 from __future__ import annotations
 
-from heavytail.figures import ClaimRule, Figure, register
-from heavytail.figures.claims import rarest, ratio
-from heavytail.figures.panels import group_losses, loss_label, overall_loss
-from heavytail.figures.results import Need, Results
-from heavytail.figures.style import Picture, optimizer_name
+from heavytail.plotting.panels import group_losses, loss_label, overall_loss
+from heavytail.plotting.style import Picture, optimizer_name
+from heavytail.results.claims import ClaimRule, rarest, ratio
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Need, Results
 
 # Name -> preset, with the variants "weighted-sqrt" and "weighted-inverse". Another problem is another line.
 PROBLEMS = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from heavytail.figures import Figure, all_figures, register
-from heavytail.figures.results import Need, Results
-from heavytail.figures.style import Picture, TextTable, optimizer_name, split_label
-from heavytail.registry import Part, registry
-from heavytail.sweep import Sweep, preset_names, read_preset
+from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.sweep import Sweep, preset_names, read_preset
+from heavytail.plotting.style import Picture, TextTable, optimizer_name, split_label
+from heavytail.results.figure import Figure, all_figures, register
+from heavytail.results.results import Need, Results
 
 HEADER = ("preset", "model", "data", "batch", "steps", "optimizers", "seeds", "figures")
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from heavytail import zipf
+from heavytail.analysis import zipf
 from heavytail.errors import DataError
-from heavytail.figures import ClaimRule, Figure, register
-from heavytail.figures.results import Array, MissingRuns, Results
-from heavytail.figures.style import Picture
-from heavytail.registry import Part, registry
+from heavytail.experiment.registry import Part, registry
+from heavytail.plotting.style import Picture
+from heavytail.results.claims import ClaimRule
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Array, MissingRuns, Results
 
 PAPER = {"PTB": {"name": "ptb"}, "WikiText-2": {"name": "wikitext-2"}}
 EMBEDDED = {"PTB": {"name": "stdlib-text", "max_tokens": 150_000}}  # one text to stand for both

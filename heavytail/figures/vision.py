@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from heavytail.figures import Figure, register
-from heavytail.figures.claims import ClaimRule, group_ratios, imbalance_rules, progress, ratio
-from heavytail.figures.panels import group_row, loss_label, overall_loss
-from heavytail.figures.results import Need, Results
-from heavytail.figures.style import Picture
+from heavytail.plotting.panels import group_row, loss_label, overall_loss
+from heavytail.plotting.style import Picture
+from heavytail.results.claims import ClaimRule, group_ratios, imbalance_rules, progress, ratio
+from heavytail.results.figure import Figure, register
+from heavytail.results.results import Need, Results
 
 PAIR = ("gd+m", "adam+m")
 

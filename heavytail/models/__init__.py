@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
-from heavytail.registry import Registry
+from heavytail.experiment.registry import Registry
 
 if TYPE_CHECKING:
     from heavytail.data import Data

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from heavytail.errors import SpecError
-from heavytail.journal import Journal
-from heavytail.monitor import Monitor
+from heavytail.monitor.journal import Journal
+from heavytail.monitor.monitor import Monitor
 
 __all__ = ["FrequencyLoss"]
 

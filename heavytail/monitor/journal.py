@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.errors import DataError, SpecError, StoreError
-from heavytail.store import write_atomic
+from heavytail.files import write_atomic
 
 if TYPE_CHECKING:
-    from heavytail.monitor import Reading
+    from heavytail.monitor.monitor import Reading
 
 __all__ = ["Journal", "Track", "read_journal"]
 

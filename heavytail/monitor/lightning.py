@@ -17,8 +17,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from heavytail.errors import SpecError
-from heavytail.journal import Journal
-from heavytail.monitor import Monitor
+from heavytail.monitor.journal import Journal
+from heavytail.monitor.monitor import Monitor
 
 __all__ = ["FrequencyLoss"]
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from heavytail.errors import SpecError
 from heavytail.head import HeadOutput
 from heavytail.metrics import ClassStats, FrequencyGroups
-from heavytail.watch import HeadWatch, add_over_ranks
+from heavytail.monitor.head_watch import HeadWatch, add_over_ranks
 
 __all__ = ["Monitor", "Reading"]
 

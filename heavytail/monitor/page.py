@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from heavytail.errors import StoreError
-from heavytail.figures.monitored import draw_monitored
-from heavytail.journal import Track, read_journal
-from heavytail.report import image, page, strict_json
-from heavytail.store import write_atomic
+from heavytail.files import strict_json, write_atomic
+from heavytail.monitor.journal import Track, read_journal
+from heavytail.monitor.picture import draw_monitored
+from heavytail.report.page import image, page
 
 _COLUMNS = {
     "share": "share of rows",

@@ -1,6 +1,4 @@
-"""Pictures for other people's data: a monitored training in the panels of figures 1 and 10, and an audited corpus.
-
-No figure of the paper, and so no claims: nothing registers here.
+"""The picture of a monitored training, in the panels of figures 1 and 10.
 
 Shapes: C classes, E readings, G groups. Losses are in nats.
 """
@@ -13,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heavytail.audit import TARGET_LOSS, Audit
-from heavytail.figures.panels import class_histogram, group_losses
-from heavytail.figures.results import Selected
-from heavytail.figures.style import Panel, Picture, applied, group_colours
-from heavytail.journal import Track
-from heavytail.sweep import Best
+from heavytail.experiment.search import Best
+from heavytail.monitor.journal import Track
+from heavytail.plotting.panels import class_histogram, group_losses
+from heavytail.plotting.style import Panel, Picture, applied, group_colours
+from heavytail.results.results import Selected
 
 Array = NDArray[Any]
 _NAMES = {"train": ("training", "#0072B2"), "test": ("validation", "#D55E00")}
@@ -67,32 +64,6 @@ def draw_monitored(tracks: Mapping[str, Track], counts: Array, index: Array) -> 
             for column, name in enumerate(head, 2 + len(tracks))
         ]
         picture.group_bar([*losses, *measured], first.num_groups)
-        return picture
-
-
-def draw_audit(found: Audit) -> Picture:
-    """Return the picture of an audit: rank and frequency, and what Theorem 3 says of each group."""
-    with applied():
-        picture = Picture(1, 2, width=3.2, height=2.6)
-        track = Track(np.empty(0), {}, {"loss": np.empty((0, found.groups.num_groups))}, "", False)
-        run = _as_selected("train", track, found.counts, found.groups.index)
-        panel = picture.panel(0, 0, "classes", "class, by frequency", "samples")
-        class_histogram(panel, run)
-        rank = np.arange(1, found.num_classes + 1)
-        if np.isfinite(found.zipf.exponent):
-            zipf = rank**-found.zipf.exponent
-            zipf *= found.counts.sum() / zipf.sum()
-            label = f"Zipf, exponent {found.zipf.exponent:.2f}"
-            panel.line(rank, zipf, label, color="#D55E00", linestyle="--", linewidth=1)
-            panel.axes.legend(loc="upper right")
-        title = f"time to loss {TARGET_LOSS} (Theorem 3)"
-        times = picture.panel(0, 1, title, "group, by frequency", "relative to group 1")
-        group = np.arange(1, found.groups.num_groups + 1)
-        times.line(group, found.slowdown, "gradient descent", color="#0072B2", marker="o", markersize=3.5)
-        times.line(group, np.ones(len(group)), "sign descent", color="#CC79A7", marker="o", markersize=3.5)
-        times.axes.set(yscale="log")
-        times.axes.set_xticks([group[0], group[-1]] if len(group) > 1 else group)
-        times.axes.legend(loc="upper left")
         return picture
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from heavytail.monitor import Reading
+    from heavytail.monitor.monitor import Reading
 
 __all__ = ["Log", "mlflow", "tensorboard", "wandb"]
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from heavytail.registry import Registry
+from heavytail.experiment.registry import Registry
 
 
 class OptimRecipe(Protocol):

@@ -11,9 +11,25 @@ from textwrap import wrap
 
 import numpy as np
 
-from heavytail.figures.results import Array, Need, Results, Selected
-from heavytail.figures.style import Panel, Picture, group_colours, optimizer_colour, optimizer_name, split_label
-from heavytail.sweep import Best
+from heavytail.experiment.search import Best
+from heavytail.plotting.style import (
+    Panel,
+    Picture,
+    applied,
+    group_colours,
+    optimizer_colour,
+    optimizer_name,
+    split_label,
+)
+from heavytail.results.figure import Figure
+from heavytail.results.figure import Picture as PictureOf
+from heavytail.results.results import Array, Need, Results, Selected
+
+
+def draw(figure: Figure, results: Results) -> PictureOf:
+    """Return the picture of a figure, with the numbers of everything plotted in it; raises MissingRuns."""
+    with applied():
+        return figure.plot(results.for_figure(figure.id))
 
 
 def loss_label(split: str) -> str:

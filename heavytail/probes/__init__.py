@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heavytail.data import Data
-from heavytail.registry import Registry
+from heavytail.experiment.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heavytail.analysis.blocks import head_blocks
-from heavytail.analysis.entries import block_trace_matrix, dominance, hessian_entries, sample_classes
-from heavytail.analysis.features import class_features
+from heavytail.analysis.curvature import (
+    block_trace_matrix,
+    class_features,
+    dominance,
+    head_blocks,
+    hessian_entries,
+    sample_classes,
+)
+from heavytail.analysis.theory import init_prediction
 from heavytail.errors import SpecError
 from heavytail.probes import REGISTRY, StepView
-from heavytail.theory import init_prediction
 
 Arrays = dict[str, NDArray]  # type: ignore[type-arg]
 

@@ -12,87 +12,13 @@ Every file is written atomically, is strict JSON where it is JSON, and the page 
 from __future__ import annotations
 
 import base64
-import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from heavytail.errors import StoreError
-from heavytail.figures import Claim, Figure, MissingRuns, Results
-from heavytail.figures.panels import search_picture
-from heavytail.figures.style import applied
-from heavytail.store import write_atomic
-
-Row = Mapping[str, Any]
-VERDICTS = ("reproduced", "not reproduced", "not run")
-
-
-def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | None = None) -> list[Claim]:
-    """Draw a figure under OUT/figures, and return its claims; without its runs there is no picture, and a reason.
-
-    Args:
-        figure: what to make.
-        results: finished runs.
-        out: folder of the reproduction.
-        missing: why runs could not be finished (no data, out of memory), if that is known; what can be made without
-            them is.
-    """
-    folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    claims = figure.claims(results, missing)
-    record: dict[str, Any] = {
-        "figure": figure.id,
-        "title": figure.title,
-        "paper": figure.paper,
-        "scale": results.scale,
-        "caption": figure.caption(results),
-        "missing": None,
-        "panels": [],
-        "search": [],
-        "environments": [],
-    }
-    pictures: dict[str, bytes] = {}
-    try:
-        picture = figure.draw(results)
-        pictures = {f"{figure.id}.{kind}": picture.render(kind) for kind in ("png", "pdf")}
-        if figure.needs:
-            with applied():
-                pictures[f"{figure.id}-search.png"] = search_picture(results, figure.needs).render("png")
-        record |= {
-            "panels": picture.plotted,
-            "search": figure.search(results),
-            "environments": figure.environments(results),
-        }
-    except MissingRuns as error:
-        record["missing"] = missing or str(error)
-    for name in (f"{figure.id}.png", f"{figure.id}.pdf", f"{figure.id}-search.png"):
-        if name in pictures:
-            write_atomic(folder / name, pictures[name])
-        else:
-            (folder / name).unlink(missing_ok=True)  # of an earlier run: it would stand beside other numbers
-    write_atomic(folder / f"{figure.id}.json", strict_json(record))
-    return claims
-
-
-def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:
-    """Write OUT/claims.json and return its rows; claims of figures that are not among these stay as they were."""
-    out.mkdir(parents=True, exist_ok=True)
-    new = [claim.to_dict() for claim in claims]
-    made = {row["figure"] for row in new}
-    rows: list[Row] = [row for row in read_json(out / "claims.json", []) if row["figure"] not in made]
-    rows = sorted([*rows, *new], key=lambda row: row["figure"])
-    write_atomic(out / "claims.json", strict_json(rows))
-    return rows
-
-
-def add_timing(out: Path, row: Row) -> None:
-    """Add one `reproduce` to OUT/timing.json; the first of several trains, and the others reuse what it trained."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "timing.json", strict_json([*read_json(out / "timing.json", []), row]))
+from heavytail.files import Row, read_json, write_atomic
+from heavytail.report.files import VERDICTS
 
 
 def write_report(out: Path, *, title: str = "heavytail: figures and claims") -> Path:
@@ -110,40 +36,6 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims") -> 
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """Return what JSON can hold: arrays as lists, floats to seven digits, null for what is not finite.
-
-    >>> plain({"x": np.array([1.0, np.nan]), "lr": 10.0**-2.5})
-    {'x': [1.0, None], 'lr': 0.003162278}
-    """
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    return value
-
-
-def strict_json(value: Any) -> bytes:
-    """Return the file content of a value."""
-    return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
-
-
-def read_json(file: Path, missing: Any) -> Any:
-    """Return the content of a file, or `missing` where there is none; StoreError names one that is damaged."""
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        return missing
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {file}: {error}; delete it and make the figure again") from error
 
 
 # -- page ------------------------------------------------------------------------------------------------------------

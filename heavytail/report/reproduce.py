@@ -9,12 +9,16 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from heavytail.figures import Claim, Figure, Results
-from heavytail.report import add_timing, write_claims, write_figure, write_report
-from heavytail.spec import RunSpec
-from heavytail.store import Outcome, RunStore
-from heavytail.sweep import Sweep
-from heavytail.train.runner import Display, Failure, Options, remember, search
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import Outcome, RunStore
+from heavytail.experiment.sweep import Sweep
+from heavytail.report.files import add_timing, write_claims, write_figure
+from heavytail.report.page import write_report
+from heavytail.results.claims import Claim
+from heavytail.results.figure import Figure
+from heavytail.results.results import Results
+from heavytail.train.options import Options
+from heavytail.train.runner import Display, Failure, remember, search
 
 
 def reproduce(

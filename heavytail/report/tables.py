@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from heavytail.errors import StoreError
-from heavytail.store import Array, History, write_atomic
+from heavytail.experiment.store import Array, History
+from heavytail.files import write_atomic
 
 
 def class_table(history: History) -> pl.DataFrame:

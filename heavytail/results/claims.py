@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from heavytail.errors import unknown
-from heavytail.figures.results import Array, MissingRuns, Need, Results, Selected
+from heavytail.results.results import Array, MissingRuns, Need, Results, Selected
 
 Comparison = Literal["<=", ">=", "<", ">", "within"]
 Threshold = float | tuple[float, float]

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.errors import HeavyTailError, SpecError, StoreError
-from heavytail.registry import Part, registry
-from heavytail.store import History, RunStore
-from heavytail.sweep import Best, Candidate, Sweep
+from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.search import Best, Candidate
+from heavytail.experiment.store import History, RunStore
+from heavytail.experiment.sweep import Sweep
 
 Array = NDArray[Any]
 SPLITS = ("train", "test")

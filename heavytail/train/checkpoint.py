@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from heavytail.experiment.store import Array
 from heavytail.metrics import ClassStats
-from heavytail.store import Array
 
 RUNNING = ("count", "loss_sum", "correct", "p_correct_sum")
 

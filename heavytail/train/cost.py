@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heavytail.data import Data
 from heavytail.errors import DataError
-from heavytail.registry import registry
-from heavytail.spec import RunSpec
-from heavytail.sweep import Entry, Sweep
+from heavytail.experiment.registry import registry
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.sweep import Entry, Sweep
 from heavytail.train.engine import differs_in_training, load_data
 
 # Share of its time that a run spends in matrix products at full speed: about 0.3 for the smallest models on a CPU,

@@ -15,83 +15,20 @@ is killed, what it writes is the state before the broken step.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from heavytail.errors import HeavyTailError, SpecError
+from heavytail.errors import SpecError
+from heavytail.train.group import Group, exchange
+from heavytail.train.options import Options
 
 if TYPE_CHECKING:
-    from heavytail.train.runner import Options
-
-T = TypeVar("T")
-
-
-class LostProcess(HeavyTailError):
-    """Another process of the run has ended; the message says how to go on."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """The processes that train one run together; alone, everything here is free.
-
-    Attributes:
-        rank: number of this process; 0 writes.
-        size: number of processes.
-    """
-
-    rank: int = 0
-    size: int = 1
-
-    def share(self, chunks: list[T]) -> list[T]:
-        """Return this process's part of the chunks of a batch."""
-        return chunks[self.rank :: self.size]
-
-    def portion(self, total: int, most: int | None) -> int | None:
-        """Return the micro-batch size, at most `most`, at which every process has a part of `total` samples."""
-        if self.size == 1:
-            return most
-        portion = math.ceil(total / self.size)
-        return portion if most is None else min(portion, most)
-
-    def add(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by their sums over all processes, with one exchange for each type of number.
-
-        Raises:
-            LostProcess: a process is gone.
-        """
-        if self.size == 1:
-            return
-        kinds: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            kinds.setdefault(tensor.dtype, []).append(tensor)
-        for mine in kinds.values():
-            flat = torch.cat([tensor.reshape(-1) for tensor in mine])
-            _exchange(lambda flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
-            for tensor, summed in zip(mine, torch.split(flat, [t.numel() for t in mine]), strict=True):
-                tensor.copy_(summed.view_as(tensor))
-
-    def any(self, flag: bool) -> bool:
-        """Return whether the flag is set in any process."""
-        if self.size == 1:
-            return flag
-        count = torch.tensor(int(flag))  # on the CPU: asking must not wait for a GPU
-        _exchange(lambda: dist.all_reduce(count))
-        return bool(count.item())
-
-    def wait(self) -> None:
-        """Return once every process has come here."""
-        self.any(False)
-
-
-ALONE = Group()
+    from heavytail.train.options import Options
 
 
 @contextmanager
@@ -118,15 +55,6 @@ def joined(options: Options) -> Iterator[Options]:
     if device.startswith("cuda"):
         device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    _exchange(lambda: dist.init_process_group(backend))
+    exchange(lambda: dist.init_process_group(backend))
     yield replace(options, device=device, workers=1, group=Group(dist.get_rank(), size))
     dist.destroy_process_group()  # not after an error: the others may be gone
-
-
-def _exchange(operation: Callable[[], object]) -> None:
-    try:
-        operation()
-    except RuntimeError as error:
-        raise LostProcess(
-            f"another process of this run has ended; the same command continues it ({str(error).splitlines()[0]})"
-        ) from error

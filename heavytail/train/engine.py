@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from heavytail.data import Batch, Data, Split
-from heavytail.environment import environment
 from heavytail.errors import SpecError
+from heavytail.experiment.registry import registry
+from heavytail.experiment.spec import RunSpec, derive_seed
+from heavytail.experiment.store import Array, History, RunStore, Status
 from heavytail.head import linear_cross_entropy
 from heavytail.metrics import ClassStats
 from heavytail.probes import Probe, StepView
-from heavytail.registry import registry
-from heavytail.spec import RunSpec, derive_seed
-from heavytail.store import Array, History, RunStore, Status
 from heavytail.train import checkpoint
-from heavytail.train.distributed import ALONE, Group, LostProcess
+from heavytail.train.environment import environment
+from heavytail.train.group import ALONE, Group, LostProcess
 
 HOPELESS = 100.0  # a loss this many times the initial one ends the run: softmax regression itself never overflows
 COMMIT_SECONDS = 30.0
@@ -386,7 +386,7 @@ class _Run:
 
 @functools.lru_cache(maxsize=2)
 def _load(part: str, seed: int, data_dir: Path) -> Data:
-    from heavytail.registry import Part
+    from heavytail.experiment.registry import Part
 
     data: Data = registry("data").make(Part.parse(json.loads(part), "data")).load(seed=seed, data_dir=data_dir)
     return data

@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from heavytail.spec import RunSpec
+from heavytail.experiment.spec import RunSpec
 
 LINE_SECONDS = 20.0
 

@@ -22,12 +22,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from heavytail.errors import DataError, HeavyTailError
-from heavytail.spec import RunSpec
-from heavytail.store import Outcome, RunStore
-from heavytail.sweep import Lookup, Sweep
+from heavytail.experiment.search import Lookup
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import Outcome, RunStore
+from heavytail.experiment.sweep import Sweep
+from heavytail.train.options import Options, num_cores
 
 if TYPE_CHECKING:
-    from heavytail.train.distributed import Group
+    pass
 
 Propose = Callable[[], list[RunSpec]]
 
@@ -44,42 +46,6 @@ class Display(Protocol):
     def progressed(self, spec: RunSpec, step: int, loss: float) -> None: ...
 
     def finished(self, spec: RunSpec, status: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run.
-
-    Attributes:
-        data_dir: where public data sets are.
-        device: of torch.
-        workers: processes; None takes one per core on a CPU (small problems gain more from it than from threads), and
-            one on a GPU.
-        compiled: whether models go through torch.compile.
-        group: the processes that train every run together, if torchrun started several.
-    """
-
-    data_dir: Path
-    device: str = "cpu"
-    workers: int | None = None
-    compiled: bool = False
-    group: Group | None = None
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
-        return self.group is None or self.group.rank == 0
-
-    def num_workers(self) -> int:
-        """Return the number of processes to use."""
-        if self.workers is not None:
-            return self.workers
-        return num_cores() if self.device == "cpu" else 1
-
-
-def num_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)

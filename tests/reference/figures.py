@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from heavytail.store import History, RunStore
-from heavytail.sweep import Sweep
+from heavytail.experiment.store import History, RunStore
+from heavytail.experiment.sweep import Sweep
 
 EIGHT = [f"{base}{m}" for m in ("-m", "+m") for base in ("gd", "adam", "normalized-gd", "sign")]
 OPTIMIZERS = """

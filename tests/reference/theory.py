@@ -1,4 +1,4 @@
-"""What heavytail.theory has in closed form, the long way: ODE solver, loops, autograd, 60 digits."""
+"""What heavytail.analysis.theory has in closed form, the long way: ODE solver, loops, autograd, 60 digits."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from heavytail.data import Batch, Data, Nominal, Split
-from heavytail.data.subset import Subset, subset_sizes
-from heavytail.data.transforms import (
+from heavytail.data.images.subset import Subset, subset_sizes
+from heavytail.data.images.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     crop_pixels,
@@ -34,7 +34,7 @@ class ImageRecipe:
 
     Attributes:
         subset: which training images: all, `per_class` of each class, or heavy-tailed (see
-            heavytail.data.subset).
+            heavytail.data.images.subset).
         per_class: images of each class in the balanced subset.
         largest: images of the most frequent class in the heavy-tailed subset; all of its images if None.
         size: pixels a side, S.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from heavytail.data import REGISTRY, Data
-from heavytail.data.barcode import Labelled, check_barcode, digit_data
+from heavytail.data.images.barcode import Labelled, check_barcode, digit_data
 from heavytail.errors import DataError
 
 SIDE = 8

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from heavytail.data import REGISTRY, Data, Nominal
-from heavytail.data.images import ImageRecipe, ImageSplit
-from heavytail.data.subset import digest, subset_sizes
-from heavytail.data.transforms import centre_crop, image_uniforms, random_crops, read_rgb, to_pixels
+from heavytail.data.images.base import ImageRecipe, ImageSplit
+from heavytail.data.images.subset import digest, subset_sizes
+from heavytail.data.images.transforms import centre_crop, image_uniforms, random_crops, read_rgb, to_pixels
 from heavytail.errors import DataError, SpecError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")

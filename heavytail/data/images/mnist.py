@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.data import REGISTRY, Data, Nominal
-from heavytail.data.barcode import Labelled, check_barcode, digit_data, nominal_digits
 from heavytail.data.fetch import read
+from heavytail.data.images.barcode import Labelled, check_barcode, digit_data, nominal_digits
 from heavytail.errors import SpecError
 
 SIDE = 28

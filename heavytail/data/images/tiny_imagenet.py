@@ -22,9 +22,9 @@ from torch import Tensor
 from heavytail.data import REGISTRY, Data, Nominal
 from heavytail.data.archive import read_members
 from heavytail.data.fetch import locate
-from heavytail.data.images import ImageRecipe, MemorySplit
-from heavytail.data.subset import Subset, digest, subset_sizes
-from heavytail.data.transforms import read_rgb, to_pixels
+from heavytail.data.images.base import ImageRecipe, MemorySplit
+from heavytail.data.images.subset import Subset, digest, subset_sizes
+from heavytail.data.images.transforms import read_rgb, to_pixels
 from heavytail.errors import DataError, SpecError
 
 FOLDER = "tiny-imagenet-200"

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from heavytail.data import Data
-from heavytail.data import tokenizer as tokenizers
-from heavytail.data.text import TextSettings
-from heavytail.data.tokenizer import Kind, Tokenizer
+from heavytail.data.text import tokenizer as tokenizers
+from heavytail.data.text.tokenizer import Kind, Tokenizer
+from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError
 
 FORMAT = 1  # part of every name: raise it when the same text would be tokenised differently

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from heavytail.data import REGISTRY, Data, Nominal, fetch
-from heavytail.data.corpus import Text, tokenised_data
-from heavytail.data.text import TextSettings, basic_english, build_vocabulary
+from heavytail.data.text.corpus import Text, tokenised_data
+from heavytail.data.text.vocabulary import TextSettings, basic_english, build_vocabulary
 from heavytail.errors import SpecError
 
 TOKENS, TYPES = {"train": 924_412, "valid": 73_339, "test": 82_114}, 9_922  # after normalisation

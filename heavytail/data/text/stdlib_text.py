@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 
 from heavytail.data import REGISTRY, Data
-from heavytail.data.corpus import Text, cache_folder, tokenise
-from heavytail.data.text import TextSettings, basic_english, build_vocabulary
+from heavytail.data.text.corpus import Text, cache_folder, tokenise
+from heavytail.data.text.vocabulary import TextSettings, basic_english, build_vocabulary
 from heavytail.errors import DataError
 
 _TEST_SHARE = 10  # one word in ten

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heavytail.data import REGISTRY, Data
-from heavytail.data.corpus import Text, tokenised_data
-from heavytail.data.text import TextSettings
+from heavytail.data.text.corpus import Text, tokenised_data
+from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError, SpecError
 
 _TRAIN_SHARE = 0.9  # of the bytes, to the end of a line

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from heavytail.data.text import UNKNOWN, basic_english, vocabulary_of
+from heavytail.data.text.vocabulary import UNKNOWN, basic_english, vocabulary_of
 from heavytail.errors import DataError
 
 Kind: TypeAlias = Literal["word", "bpe", "unigram"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from heavytail.data import REGISTRY, Data, Nominal, fetch
-from heavytail.data.corpus import Text, tokenised_data
-from heavytail.data.text import TextSettings
+from heavytail.data.text.corpus import Text, tokenised_data
+from heavytail.data.text.vocabulary import TextSettings
 
 
 def _load(settings: TextSettings, source: str, train: str, test: str, data_dir: Path) -> Data:

@@ -1,0 +1,126 @@
+"""A figure: the sweeps it needs, the claims it checks, the function that plots it; and the registry of all figures."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any, Literal, Protocol
+
+from heavytail.errors import unknown
+from heavytail.results.claims import Claim, ClaimRule
+from heavytail.results.results import Need, Results
+
+
+class Picture(Protocol):
+    """What a figure's plot returns: rendered images, and the numbers in them."""
+
+    @property
+    def plotted(self) -> list[dict[str, Any]]:
+        """All that is plotted, panel by panel."""
+
+    def render(self, kind: Literal["png", "pdf"]) -> bytes:
+        """Return the content of an image file."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the paper.
+
+    Attributes:
+        id: "fig04".
+        title: what it shows, a few words.
+        paper: where it is in the paper, "Figure 4, section 3.1".
+        about: what to look for in it, a sentence or two; the caption begins with it.
+        needs: the sweeps it is made from.
+        rules: the claims it must check.
+        plot: draws it (see `plotting.panels.draw`).
+    """
+
+    id: str
+    title: str
+    paper: str
+    about: str
+    needs: tuple[Need, ...]
+    rules: tuple[ClaimRule, ...]
+    plot: Callable[[Results], Picture]
+
+    def claims(self, results: Results, missing: str | None = None) -> list[Claim]:
+        """Return every claim, those whose runs are missing as not run; `missing` says why, if that is known."""
+        results = results.for_figure(self.id)
+        return [rule.check(self.id, results, missing) for rule in self.rules]
+
+    def caption(self, results: Results) -> str:
+        """Return the caption: what to look for, how it was measured, on which data, and at which scale."""
+        sweeps = [results.sweep(need) for need in self.needs]
+        if not sweeps:
+            return self.about
+        seeds = sorted({len(sweep.seeds) for sweep in sweeps})
+        spread = "one seed" if seeds == [1] else f"medians over {' or '.join(map(str, seeds))} seeds"
+        if all(need.probed for need in self.needs):
+            spread = "measured along the selected runs of the first seed"
+        data = ", ".join(dict.fromkeys(results.data_title(need) for need in self.needs))
+        return f"{self.about} Step sizes by the paper's search, {spread}; data: {data}; {sweeps[0].caption}."
+
+    def search(self, results: Results) -> list[dict[str, Any]]:
+        """Return the step-size search of every optimizer: all candidates, and why each was chosen or lost."""
+        results, tables = results.for_figure(self.id), []
+        for need in self.needs:
+            for label in results.labels(need):
+                best = results.search(need, label)
+                tables.append(
+                    {
+                        "preset": need.preset,
+                        "variant": need.variant,
+                        "optimizer": label,
+                        "selected": best.chosen.lr if best.chosen else None,
+                        "candidates": [{"lr": lr, "loss": loss, "reason": why} for lr, loss, why in best.table()],
+                        "warning": best.warning,
+                    }
+                )
+        return tables
+
+    def environments(self, results: Results) -> list[Mapping[str, Any]]:
+        """Return what the selected runs were made with, each once."""
+        found: list[Mapping[str, Any]] = []
+        for need in self.needs:
+            for label in results.labels(need):
+                found += [e for e in results.best(need, label).environments if e not in found]
+        return found
+
+
+_FIGURES: dict[str, Figure] = {}
+
+
+def register(new: Figure) -> Figure:
+    """Make a figure known by its id."""
+    assert new.id not in _FIGURES, f"{new.id} is registered twice"
+    assert len({rule.id for rule in new.rules}) == len(new.rules), f"{new.id} has two claims of one name"
+    _FIGURES[new.id] = new
+    return new
+
+
+def all_figures() -> list[Figure]:
+    """Return all figures, by id."""
+    _discover()
+    return [_FIGURES[name] for name in sorted(_FIGURES)]
+
+
+def figure(name: str) -> Figure:
+    """Return a figure by its id ("fig04", "fig4" or "4"); raise SpecError with the nearest one if there is none."""
+    _discover()
+    if number := re.fullmatch(r"(?:fig)?(\d+)", name):
+        name = f"fig{int(number[1]):02}"
+    if name not in _FIGURES:
+        raise unknown("figure", name, _FIGURES)
+    return _FIGURES[name]
+
+
+@cache
+def _discover() -> None:
+    figures = import_module("heavytail.figures")
+    for info in pkgutil.iter_modules(figures.__path__):
+        import_module(f"{figures.__name__}.{info.name}")
