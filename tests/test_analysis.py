@@ -21,7 +21,7 @@ from heavytail.analysis.curvature import (
 )
 from heavytail.data import Data, Split
 from heavytail.errors import DataError, SpecError
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from tests.problems import output
 from tests.reference import hessian as reference
 from tests.reference.hutchinson import sample_traces
@@ -33,17 +33,17 @@ def model_and_data(kind: str, *, samples: int = 14) -> tuple[nn.Module, Tensor, 
     """A small model of one kind in float64, with its inputs and targets; class 5 has no sample."""
     torch.manual_seed(0)
     if kind == "linear":
-        inputs, part = torch.rand(samples, 7), Part("linear")
+        inputs, component = torch.rand(samples, 7), Component("linear")
     elif kind == "cnn":
-        inputs, part = torch.rand(samples, 1, 8, 8), Part("cnn", {"channels": (2, 3)})
+        inputs, component = torch.rand(samples, 1, 8, 8), Component("cnn", {"channels": (2, 3)})
     else:
         inputs = torch.randint(0, C, (samples // 2, 4))
-        part = Part("transformer", {"width": 8, "mlp": 8, "depth": 1, "heads": 2})
+        component = Component("transformer", {"width": 8, "mlp": 8, "depth": 1, "heads": 2})
     shape = (len(inputs),) if inputs.is_floating_point() else inputs.shape
     targets = torch.randint(0, C - 1, shape)
     if inputs.is_floating_point():
         inputs = inputs.double()
-    model = registry("model").make(part).build(Data(Split(inputs, targets), None, C)).double()
+    model = registry("model").make(component).build(Data(Split(inputs, targets), None, C)).double()
     with torch.no_grad():
         model.head.weight.normal_(0.0, 0.5)  # far enough from zero for the probabilities to differ
         model.head.bias.normal_(0.0, 0.5)

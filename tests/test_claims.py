@@ -15,7 +15,7 @@ from heavytail.errors import SpecError
 from heavytail.experiment.store import RunStore
 from heavytail.results.claims import Claim, gap_rules, ratio, spearman
 from heavytail.results.figure import all_figures, figure
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 from tests.reference.figures import EIGHT, decay, fill, write_presets
 
 GAP = {
@@ -63,7 +63,7 @@ FIXED = {
     "fig20": DIRECTION,
     "fig21": DIRECTION,
 }
-SWEEPS = sorted({(need.preset, need.variant) for name in FIXED for need in figure(name).needs})
+SWEEPS = sorted({(ref.preset, ref.variant) for name in FIXED for ref in figure(name).sweeps})
 STEPS = 100
 
 
@@ -295,7 +295,7 @@ def test_spearman_is_scipys(pairs):
 def test_a_gap_claim_must_exist():
     """A misspelt claim is refused with the nearest name."""
     with pytest.raises(SpecError, match="did you mean 'rare-gap'"):
-        gap_rules(Need("linear"), "rare-gaps")
+        gap_rules(SweepRef("linear"), "rare-gaps")
 
 
 def test_every_claim_has_a_statement():

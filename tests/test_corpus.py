@@ -19,7 +19,7 @@ from heavytail.data.text.text_file import TextFile
 from heavytail.data.text.tokenizer import LearnedTokenizer, WordTokenizer, learn
 from heavytail.data.text.vocabulary import basic_english, build_vocabulary
 from heavytail.errors import DataError, SpecError
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from tests.problems import output
 
 LINES = [
@@ -224,7 +224,7 @@ def test_a_text_that_changes_is_another_run(tmp_path: Path) -> None:
     """The key of a run follows the content; a run pinned to other content refuses to load."""
     file = tmp_path / "t.txt"
     file.write_text("one two three\n" * 100)
-    part = Part("text", {"path": str(file), "length": 5})
+    part = Component("text", {"path": str(file), "length": 5})
     before = registry("data").resolve(part)
     file.write_text("four five six\n" * 100)
     assert registry("data").resolve(part) != before
@@ -243,7 +243,7 @@ def test_a_text_that_changes_is_another_run(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
     """Errors name the field, what is allowed and what was given."""
     with pytest.raises(SpecError, match=message):
-        registry("data").make(Part("text", settings))
+        registry("data").make(Component("text", settings))
 
 
 @pytest.mark.parametrize("path", ["none.txt", "empty"])
@@ -257,7 +257,7 @@ def test_a_text_that_is_not_there_is_named(path: str, tmp_path: Path) -> None:
 def test_wikitext_103_says_how_to_get_it(tmp_path: Path) -> None:
     """Without its files, the error names the command that fetches them."""
     with pytest.raises(DataError, match="heavytail data fetch wikitext-103"):
-        registry("data").make(Part("wikitext-103")).load(seed=0, data_dir=tmp_path)
+        registry("data").make(Component("wikitext-103")).load(seed=0, data_dir=tmp_path)
 
 
 def test_notes_are_json(tmp_path: Path) -> None:

@@ -84,10 +84,10 @@ def made(tmp_path: Path) -> Callable[..., Results]:
             text += f"[variant.{variant}]\n" if variant else ""
             (tmp_path / f"{preset}.toml").write_text(text)
         results = Results(RunStore(tmp_path), "quick", presets=tmp_path)
-        for need in figure(name).needs:
-            sweep = results.sweep(need)
-            for label in results.labels(need):
-                spec = sweep.spec(sweep.entry(label), 0.0, 0)
+        for ref in figure(name).sweeps:
+            sweep = results.sweep(ref)
+            for label in results.labels(ref):
+                spec = sweep.spec(sweep.arm(label), 0.0, 0)
                 arrays: dict[str, Any] = {
                     "group": GROUP,
                     "objective": np.ones(20),
@@ -96,10 +96,10 @@ def made(tmp_path: Path) -> Callable[..., Results]:
                     "train/class_loss": np.ones((21, C), np.float32),
                     "train/count": COUNT,
                 }
-                for part in sweep.probes:
-                    given = probes.get(part.name, blocks() if "blocks" in part.name else {})
+                for component in sweep.probes:
+                    given = probes.get(component.name, blocks() if "blocks" in component.name else {})
                     for key, value in {"step": STEP, **given.get(label, given)}.items():
-                        arrays[f"probe/{part.name}/{key}"] = np.asarray(value)
+                        arrays[f"probe/{component.name}/{key}"] = np.asarray(value)
                 spec = replace(spec, probes=sweep.probes)
                 results.store.save(History(spec, "done", arrays, {}), step=20)
         return results
@@ -195,10 +195,10 @@ def flows(tmp_path: Path) -> Callable[..., Results]:
     def make(**arrays: Arrays) -> Results:
         (tmp_path / "simple-imbalanced.toml").write_text(text)
         results = Results(RunStore(tmp_path), "quick", presets=tmp_path)
-        sweep = results.sweep(figure("thm3").needs[0])
+        sweep = results.sweep(figure("thm3").sweeps[0])
         for label, measured in arrays.items():
-            entry = sweep.entry(label)
-            spec = sweep.spec(entry, entry.grid.exponents[0], 0)
+            arm = sweep.arm(label)
+            spec = sweep.spec(arm, arm.grid.exponents[0], 0)
             shared = {"group": GROUP, "objective": np.ones(1500), "train/count": 64 // 2**GROUP}
             results.store.save(History(spec, "done", {**shared, **measured}, {}), step=1500)
         return results

@@ -11,7 +11,7 @@ import torch
 
 from heavytail.data.arrays import Arrays
 from heavytail.errors import DataError, SpecError
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 
 X = np.arange(12.0).reshape(6, 2)
 Y = np.array([0, 2, 2, 1, 0, 2])
@@ -53,7 +53,7 @@ def test_test_arrays_become_the_test_split(tmp_path: Path) -> None:
 def test_the_content_is_part_of_the_identity(tmp_path: Path) -> None:
     """`resolve` names the digest of the file; a file that has changed since is refused."""
     path = save(tmp_path)
-    resolved = registry("data").resolve(Part("arrays", {"path": path}))
+    resolved = registry("data").resolve(Component("arrays", {"path": path}))
     assert resolved.params["sha256"] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
     recipe = registry("data").make(resolved)
     recipe.load(seed=0, data_dir=NOWHERE)
@@ -126,6 +126,6 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 def test_bad_settings_are_named() -> None:
     """A missing path and a number of classes out of range are SpecErrors."""
     with pytest.raises(SpecError, match=r"data\.path"):
-        registry("data").make(Part("arrays"))
+        registry("data").make(Component("arrays"))
     with pytest.raises(SpecError, match=r"data\.num_classes"):
         Arrays("mine.npz", num_classes=1)

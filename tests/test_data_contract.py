@@ -14,7 +14,7 @@ from PIL import Image
 
 from heavytail.data import REGISTRY, Data, Split, fetch
 from heavytail.errors import DataError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 
 
 def _user_arrays(folder: Path) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def load(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if name == "wikitext-103" and any(f.state != "present" for f in fetch.status(name, data_dir)):
         pytest.skip("WikiText-103 is 190 MB, and often left out")
     settings = SMALL[name]
-    recipe = REGISTRY.make(REGISTRY.resolve(Part(name, settings(folder) if callable(settings) else settings)))
+    recipe = REGISTRY.make(REGISTRY.resolve(Component(name, settings(folder) if callable(settings) else settings)))
     return lambda seed: recipe.load(seed=seed, data_dir=data_dir)
 
 
@@ -115,10 +115,11 @@ def test_every_entry_is_a_data_set() -> None:
 def test_a_data_set_has_a_title(name: str, tmp_path: Path) -> None:
     """Figures call a data set by the recipe's title, which is no setting and so no part of a run's key."""
     settings = SMALL[name]
-    recipe = REGISTRY.make(Part(name, settings(tmp_path) if callable(settings) else settings))
+    recipe = REGISTRY.make(Component(name, settings(tmp_path) if callable(settings) else settings))
     assert recipe.title
     assert "/" not in recipe.title
-    assert "title" not in REGISTRY.resolve(Part(name, settings(tmp_path) if callable(settings) else settings)).params
+    resolved = REGISTRY.resolve(Component(name, settings(tmp_path) if callable(settings) else settings))
+    assert "title" not in resolved.params
 
 
 # What a recipe says of files that are not here is true when they are: settings, by name.
@@ -138,7 +139,7 @@ NOMINAL: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "settings"), NOMINAL)
 def test_what_is_known_without_the_files_is_true(name: str, settings: dict[str, Any], data_dir: Path) -> None:
     """Without its files a recipe knows the classes, the shape of a sample, and how many samples the splits have."""
-    recipe: Any = REGISTRY.make(Part(name, settings))
+    recipe: Any = REGISTRY.make(Component(name, settings))
     nominal, data = recipe.nominal(), recipe.load(seed=0, data_dir=data_dir)
     assert nominal.data.num_classes == data.num_classes
     assert nominal.train == len(data.train)
@@ -152,10 +153,10 @@ def test_what_is_known_without_the_files_is_true(name: str, settings: dict[str, 
 @pytest.mark.parametrize(("subset", "size"), [("all", 1_281_167), ("heavy-tailed", 10_217), ("balanced", 10_000)])
 def test_imagenet_is_known_without_its_files(subset: str, size: int) -> None:
     """ILSVRC-2012 has 1 281 167 images, the paper's heavy-tailed subset 10 217; of other folders nothing is known."""
-    recipe: Any = REGISTRY.make(Part("image-folder", {"path": "some/ImageNet", "subset": subset}))
+    recipe: Any = REGISTRY.make(Component("image-folder", {"path": "some/ImageNet", "subset": subset}))
     assert (recipe.nominal().train, recipe.nominal().test) == (size, 50_000)
     with pytest.raises(DataError, match="mine: no such folder"):
-        REGISTRY.make(Part("image-folder", {"path": "mine"})).nominal()  # type: ignore[attr-defined]
+        REGISTRY.make(Component("image-folder", {"path": "mine"})).nominal()  # type: ignore[attr-defined]
 
 
 def test_the_same_seed_gives_the_same_data(load: Load, data: Data) -> None:

@@ -18,7 +18,7 @@ from heavytail.data.text.ptb import PTB, TinyPTB
 from heavytail.data.text.stdlib_text import StdlibText, _files
 from heavytail.data.text.vocabulary import basic_english, build_vocabulary, cut_sequences, encode
 from heavytail.errors import DataError, SpecError
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from tests.reference import data as naive
 
 NOWHERE = Path("no-such-folder")
@@ -83,7 +83,7 @@ def test_doctests() -> None:
 def test_bad_settings_are_named(settings: dict[str, object], field: str) -> None:
     """A setting out of range or unknown is a SpecError of one line that names it."""
     with pytest.raises(SpecError, match=field) as caught:
-        registry("data").make(Part("ptb", settings))
+        registry("data").make(Component("ptb", settings))
     assert "\n" not in str(caught.value)
 
 
@@ -192,9 +192,9 @@ def test_stdlib_text_takes_nothing_that_differs_between_installations() -> None:
 
 def test_stdlib_text_is_pinned_to_a_python_version() -> None:
     """`resolve` names the running version; loading the text of another version is refused."""
-    resolved = registry("data").resolve(Part("stdlib-text"))
+    resolved = registry("data").resolve(Component("stdlib-text"))
     assert resolved.params["python"] == platform.python_version()
-    pinned = registry("data").make(Part("stdlib-text", {"python": "2.7.18"}))
+    pinned = registry("data").make(Component("stdlib-text", {"python": "2.7.18"}))
     assert pinned.pinned() == pinned
     with pytest.raises(DataError, match=r"text of Python 2\.7\.18, but"):
         pinned.load(seed=0, data_dir=NOWHERE)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from heavytail.analysis.curvature import head_blocks
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.store import RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.probes.head import HessianEntriesProbe
@@ -23,7 +23,7 @@ def test_appendix_c_has_seven_groups() -> None:
     for preset in ("linear-inputs", "linear-long"):
         sweep = Sweep.load(preset, scale="paper")
         assert sweep.run["data"]["groups"] == 7
-    data = registry("data").make(Part("random-heavy-tail", {"groups": 7})).load(seed=0, data_dir=Path())
+    data = registry("data").make(Component("random-heavy-tail", {"groups": 7})).load(seed=0, data_dir=Path())
     assert data.train.inputs.shape == (896, 1024)
 
 
@@ -31,7 +31,9 @@ def test_appendix_c_has_seven_groups() -> None:
 def test_the_releases_trace_is_not_the_trace(inputs: str, factor: float) -> None:
     """Weighting x and averaging over d gives factor / d times the trace: a constant 1.5, or nothing (erratum 5)."""
     data = (
-        registry("data").make(Part("random-heavy-tail", {"groups": 7, "inputs": inputs})).load(seed=0, data_dir=Path())
+        registry("data")
+        .make(Component("random-heavy-tail", {"groups": 7, "inputs": inputs}))
+        .load(seed=0, data_dir=Path())
     )
     X, y = data.train.inputs.double(), data.train.targets
     W = 0.01 * torch.randn(
@@ -66,8 +68,8 @@ def test_dropout_does_not_enter_what_is_recorded(tmp_path: Path) -> None:
 def test_figures_8_and_28_show_forty_classes_and_four_inputs() -> None:
     """160 x 160 entries are 40 classes times 4 inputs, of two samplings (erratum 7)."""
     for preset in (Sweep.load("linear", scale=scale) for scale in ("paper", "small", "quick")):
-        part = next(p for p in preset.probes if p.name == "hessian-entries")
-        probe = registry("probe").make(part)
+        component = next(p for p in preset.probes if p.name == "hessian-entries")
+        probe = registry("probe").make(component)
         assert isinstance(probe, HessianEntriesProbe)
         assert (probe.classes, probe.inputs) == (40, 4)
 

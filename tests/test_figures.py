@@ -15,14 +15,14 @@ from heavytail.experiment.store import RunStore
 from heavytail.plotting.panels import draw, search_picture
 from heavytail.plotting.style import applied, group_colours
 from heavytail.results.figure import all_figures, figure
-from heavytail.results.results import MissingRuns, Need, Results
+from heavytail.results.results import MissingRuns, Results, SweepRef
 from tests.reference.figures import decay, fill, write_presets
 
 STEPS = 20
 RATES = (0.1, 1.0, 10.0)
 FAMILIES = [f"fig{n:02}" for n in (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22)]
-SWEEPS = sorted({(need.preset, need.variant) for name in FAMILIES for need in figure(name).needs})
-LINEAR = Need("linear", ("gd+m", "adam+m"))
+SWEEPS = sorted({(ref.preset, ref.variant) for name in FAMILIES for ref in figure(name).sweeps})
+LINEAR = SweepRef("linear", ("gd+m", "adam+m"))
 
 
 def losses(preset, variant, label, lr, seed):
@@ -90,7 +90,7 @@ def test_every_picture_opens_and_is_not_blank(name, results):
     """Every figure, and the picture of its step-size searches, renders."""
     assert not_blank(draw(figure(name), results).render("png"))
     with applied():
-        assert not_blank(search_picture(results, figure(name).needs).render("png"))
+        assert not_blank(search_picture(results, figure(name).sweeps).render("png"))
 
 
 def test_overall_loss_is_the_median_with_the_range_of_the_seeds(results):
@@ -115,7 +115,7 @@ def test_group_panels_hold_every_group(results, label, title):
 
 def test_selected_losses(results):
     """Final and initial losses are medians over seeds, at the step size with the smallest worst final loss."""
-    run = results.best(LINEAR, "gd+m")
+    run = results.selected(LINEAR, "gd+m")
     assert (run.lr, run.num_groups, run.stochastic) == (1.0, 4, False)
     finals = np.stack([losses("linear", "", "gd+m", 1.0, seed)[-1] for seed in range(3)])
     np.testing.assert_allclose(run.final_group_loss, np.median(finals, axis=0), rtol=1e-6)
@@ -210,7 +210,7 @@ def test_seeds_must_agree_on_the_groups(tmp_path):
         ends, counts = [1.0] * groups, {"linear": [1] * groups}
         fill(store, tmp_path, [("linear", "")], lambda *_, e=ends: decay(5, e, STEPS), seeds=[seed], counts=counts)
     with pytest.raises(StoreError, match="different numbers of frequency groups"):
-        Results(store, "quick", presets=tmp_path).best(LINEAR, "gd+m")
+        Results(store, "quick", presets=tmp_path).selected(LINEAR, "gd+m")
 
 
 def test_caption_tells_the_scale_and_the_data(results):
@@ -227,7 +227,7 @@ def test_a_figure_names_the_data_it_was_made_from(name, scale, tmp_path):
     """No title, caption or claim of a figure names a data set of the paper where another one stands in for it."""
     made, results = figure(name), Results(RunStore(tmp_path), scale)
     text = " ".join([made.title, made.caption(results), *(rule.statement for rule in made.rules)])
-    used = " ".join(results.data_title(need) for need in made.needs)
+    used = " ".join(results.data_title(ref) for ref in made.sweeps)
     for public in ("MNIST", "ImageNet", "WikiText-103"):
         assert public not in text or public in used
 
@@ -235,7 +235,7 @@ def test_a_figure_names_the_data_it_was_made_from(name, scale, tmp_path):
 @pytest.mark.parametrize("name", ["fig02", "fig03", "fig14"])
 def test_panels_name_the_data(name, tmp_path):
     """Whatever stands in for the data of the paper, the panels call it by its own name."""
-    sweeps = [(need.preset, need.variant) for need in figure(name).needs]
+    sweeps = [(ref.preset, ref.variant) for ref in figure(name).sweeps]
     write_presets(tmp_path, sweeps, steps=STEPS, seeds=1, rates=[1.0])
     for file in tmp_path.glob("*.toml"):
         file.write_text(file.read_text().replace('"random-heavy-tail", groups', '"digits", bits'))

@@ -31,13 +31,13 @@ from heavytail.data.images.transforms import (
     read_rgb,
 )
 from heavytail.errors import DataError, SpecError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from tests.reference import barcode as barcodes
 from tests.reference import vision
 
 
 def load(name: str, data_dir: Path, seed: int = 0, **settings: Any) -> Data:
-    return REGISTRY.make(Part(name, settings)).load(seed=seed, data_dir=data_dir)
+    return REGISTRY.make(Component(name, settings)).load(seed=seed, data_dir=data_dir)
 
 
 def everything(data: Data, seed: int = 0, chunk: int = 5) -> torch.Tensor:
@@ -438,7 +438,7 @@ def test_a_folder_without_images_or_with_unknown_classes_is_an_error(folder: Pat
 def test_bad_settings_are_one_line_errors(name: str, settings: dict[str, Any], message: str) -> None:
     """A setting that cannot be is named with what is allowed, before any file is looked for."""
     with pytest.raises(SpecError, match=message) as caught:
-        REGISTRY.make(Part(name, settings))
+        REGISTRY.make(Component(name, settings))
     assert "\n" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from heavytail import cli
 from heavytail.data import Data, Split
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
 from heavytail.experiment.sweep import Sweep
@@ -33,7 +33,7 @@ from tests.problems import tiny
 
 def resolved(preset: str, scale: str = "paper", variant: str = "") -> dict[str, Any]:
     sweep = Sweep.load(preset, scale=scale, variant=variant)
-    return sweep.spec(sweep.entries[0], -1.0, 0).resolved.to_dict()
+    return sweep.spec(sweep.arms[0], -1.0, 0).resolved.to_dict()
 
 
 def test_gpt2_at_paper_scale_is_the_papers() -> None:
@@ -88,7 +88,7 @@ def initial_loss(spec: RunSpec, data_dir: Path) -> tuple[float, int]:
 def test_initial_loss_is_that_of_guessing(preset: str, tmp_path: Path) -> None:
     """At initialisation every class is about as likely as any other: the loss is log C within 5 %."""
     sweep = Sweep.load(preset, scale="quick")
-    loss, classes = initial_loss(sweep.spec(sweep.entries[0], -1.0, 0), tmp_path)
+    loss, classes = initial_loss(sweep.spec(sweep.arms[0], -1.0, 0), tmp_path)
     assert loss == pytest.approx(math.log(classes), rel=0.05)
 
 
@@ -96,7 +96,7 @@ def test_initial_loss_is_that_of_guessing(preset: str, tmp_path: Path) -> None:
 def test_initial_loss_of_two_layers_on_ptb(data_dir: Path) -> None:
     """The two-layer transformer at the paper's size on PTB starts at log 9 922 within 5 %."""
     sweep = Sweep.load("two-layer-transformer", scale="paper")
-    loss, classes = initial_loss(sweep.spec(sweep.entries[0], -1.0, 0), data_dir)
+    loss, classes = initial_loss(sweep.spec(sweep.arms[0], -1.0, 0), data_dir)
     assert classes == 9_922
     assert loss == pytest.approx(math.log(9_922), rel=0.05)
 
@@ -107,7 +107,7 @@ def test_gpt2_small_trains_two_steps_at_the_papers_shapes(tmp_path: Path) -> Non
     text = tmp_path / "text.txt"
     text.write_text("".join(f"w{k}\n" for k in [*range(50_607), *range(8_000)]))  # and <unk>
     sweep = Sweep.load("gpt2", scale="paper")
-    table = sweep.spec(sweep.entry("adam+m"), -4.0, 0).to_dict()
+    table = sweep.spec(sweep.arm("adam+m"), -4.0, 0).to_dict()
     table |= {"data": {"name": "text", "path": str(text), "length": 1024}, "steps": 2, "precision": "float32"}
     table |= {"batch_size": 2, "microbatch": 1, "eval_every": 1, "test_every": 0}
     history = train(RunSpec.from_dict(table), RunStore(tmp_path), data_dir=tmp_path)
@@ -186,10 +186,10 @@ def test_operations_of_a_transformer(tmp_path: Path) -> None:
 def test_a_search_counts_its_runs() -> None:
     """At most: eight decades on one seed, then five dense step sizes on three, of which three runs are there."""
     sweep = replace(Sweep.load("gpt2", scale="paper"), probes=())
-    assert cost.num_runs(sweep, sweep.entries[0]) == 8 + 5 * 3 - 3
-    assert cost.num_runs(replace(sweep, probes=(Part("head-blocks"),)), sweep.entries[0]) == 21
+    assert cost.num_runs(sweep, sweep.arms[0]) == 8 + 5 * 3 - 3
+    assert cost.num_runs(replace(sweep, probes=(Component("head-blocks"),)), sweep.arms[0]) == 21
     sweep = replace(Sweep.load("gpt2", scale="quick"), probes=())
-    assert cost.num_runs(sweep, sweep.entries[0]) == 4 + 3 - 1
+    assert cost.num_runs(sweep, sweep.arms[0]) == 4 + 3 - 1
 
 
 def test_memory_holds_what_training_holds(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_dry_run_counts_every_figure_without_data(tmp_path: Path, capsys: pytest
 def test_bodies_have_the_sizes_in_the_docs(preset: str, body: int) -> None:
     """The body of each of the paper's transformers has as many parameters as docs/transformers.md says."""
     sweep = Sweep.load(preset, scale="paper")
-    model = MODELS.make(sweep.spec(sweep.entries[0], -1.0, 0).model)
+    model = MODELS.make(sweep.spec(sweep.arms[0], -1.0, 0).model)
     tokens = torch.zeros(1, 4, dtype=torch.int64)
     with torch.device("meta"):
         built = model.build(Data(Split(tokens, tokens), None, 5))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heavytail.data import Data, Split
 from heavytail.errors import SpecError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.models import REGISTRY as MODELS
 from heavytail.optim import REGISTRY as OPTIMIZERS
 
@@ -59,14 +59,14 @@ def small_model(name: str, seed: int = 0) -> tuple[Any, Data]:
     kind, params = SMALL_MODELS[name]
     data = small_data(kind)
     torch.manual_seed(seed)
-    return MODELS.make(Part(name, params)).build(data), data
+    return MODELS.make(Component(name, params)).build(data), data
 
 
 def small_optimizer(name: str, params: list[nn.Parameter], lr: float = 0.01) -> torch.optim.Optimizer:
     """Build an optimizer's small configuration."""
     if name not in SMALL_OPTIMIZERS:
         pytest.fail(f"add a small configuration of optimizer '{name}' to SMALL_OPTIMIZERS in {__file__}")
-    return OPTIMIZERS.make(Part(name, SMALL_OPTIMIZERS[name])).build(params, lr)
+    return OPTIMIZERS.make(Component(name, SMALL_OPTIMIZERS[name])).build(params, lr)
 
 
 def loss_of(model: Any, data: Data) -> Tensor:

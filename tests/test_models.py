@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from heavytail.data import Data, Split
 from heavytail.errors import SpecError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.models import REGISTRY
 from heavytail.models.transformer import Transformer, TransformerRecipe, sinusoidal_positions
 from tests.problems import tiny
@@ -36,7 +36,7 @@ def tokens(batch: int = 3, length: int = 7, vocabulary: int = VOCABULARY, seed: 
 def build(name: str, inputs: Tensor, num_classes: int = VOCABULARY, seed: int = 0, **params: Any) -> Any:
     """Build a registered model in evaluation mode."""
     torch.manual_seed(seed)
-    return REGISTRY.make(Part(name, params)).build(data(inputs, num_classes)).eval()
+    return REGISTRY.make(Component(name, params)).build(data(inputs, num_classes)).eval()
 
 
 def weights(model: nn.Module) -> dict[str, np.ndarray]:
@@ -70,7 +70,7 @@ def test_transformer_equals_the_naive_forward_pass(name: str, params: dict[str, 
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters():  # biases and norms away from their initial 0 and 1, attention away from uniform
         p.data += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-    config = REGISTRY.make(Part(name, params))
+    config = REGISTRY.make(Component(name, params))
     assert isinstance(config, TransformerRecipe)
     expected = reference.transformer(
         weights(model),
@@ -147,7 +147,7 @@ def test_positions_are_vaswani_s() -> None:
 
 def on_paper(name: str, vocabulary: int, **params: Any) -> Transformer:
     """A transformer without storage, whatever its size."""
-    config = REGISTRY.make(Part(name, params))
+    config = REGISTRY.make(Component(name, params))
     assert isinstance(config, TransformerRecipe)
     with torch.device("meta"):
         return Transformer(config, vocabulary)
@@ -317,7 +317,7 @@ def test_the_first_loss_is_about_log_of_the_vocabulary(name: str) -> None:
 def test_impossible_sizes_are_refused(name: str, params: dict[str, Any], field: str) -> None:
     """A size that cannot be is refused with the field's name, before anything is built."""
     with pytest.raises(SpecError, match=field):
-        REGISTRY.make(Part(name, params))
+        REGISTRY.make(Component(name, params))
 
 
 @pytest.mark.parametrize(

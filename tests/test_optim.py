@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from heavytail.errors import SpecError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.optim import REGISTRY
 from heavytail.optim.directions import HeavyBall, normalized
 from tests.reference import optim as reference
@@ -31,11 +31,11 @@ def problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return inputs, targets, weight, bias
 
 
-def run(part: Part, lr: float) -> Tensor:
+def run(component: Component, lr: float) -> Tensor:
     """Return the path [T, 36] of W and b under autograd's gradients."""
     inputs, targets, weight, bias = problem()
     params = [Parameter(weight), Parameter(bias)]
-    optimizer = REGISTRY.make(part).build(params, lr)
+    optimizer = REGISTRY.make(component).build(params, lr)
     path = []
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -60,7 +60,7 @@ def test_direction_with_momentum_follows_the_equations(name: str, momentum: floa
     lr = {"gd": 0.5, "normalized-gd": 0.05, "sign": 0.01}[name]
     start, gradient = start_and_gradient()
     expected = torch.tensor(reference.heavy_ball(name, momentum, lr, start, gradient, STEPS), dtype=torch.float64)
-    path = run(Part(name, {"momentum": momentum}), lr)
+    path = run(Component(name, {"momentum": momentum}), lr)
     assert (path - expected).abs().max() < 1e-12
 
 
@@ -69,7 +69,7 @@ def test_adam_follows_the_equations(beta1: float) -> None:
     """Adam with and without momentum agrees with loops over 50 steps to 1e-12."""
     start, gradient = start_and_gradient()
     expected = torch.tensor(reference.adam(beta1, 0.999, 1e-8, 0.01, start, gradient, STEPS), dtype=torch.float64)
-    path = run(Part("adam", {"beta1": beta1}), 0.01)
+    path = run(Component("adam", {"beta1": beta1}), 0.01)
     assert (path - expected).abs().max() < 1e-12
 
 
@@ -91,7 +91,7 @@ def test_normalizing_uses_one_norm_for_all_groups() -> None:
 def test_zero_gradient_stays(name: str) -> None:
     """At a zero gradient nothing moves, and nothing becomes NaN."""
     param = Parameter(torch.ones(3))
-    optimizer = REGISTRY.make(Part(name)).build([param], 0.1)
+    optimizer = REGISTRY.make(Component(name)).build([param], 0.1)
     param.grad = torch.zeros(3)
     optimizer.step()
     assert param.tolist() == [1.0, 1.0, 1.0]
@@ -101,7 +101,7 @@ def test_zero_gradient_stays(name: str) -> None:
 def test_nan_gradient_shows(name: str, reached: list[bool]) -> None:
     """A NaN gradient reaches its parameter, and under a joint norm all of them: divergence is not standstill."""
     param = Parameter(torch.ones(3))
-    optimizer = REGISTRY.make(Part(name)).build([param], 0.1)
+    optimizer = REGISTRY.make(Component(name)).build([param], 0.1)
     param.grad = torch.tensor([1.0, math.nan, 1.0])
     optimizer.step()
     assert param.isnan().tolist() == reached
@@ -111,7 +111,7 @@ def test_sign_descent_moves_every_entry_by_lr() -> None:
     """Without momentum, sign descent moves by exactly lr whatever the gradient's size, and not at all at 0."""
     param = Parameter(torch.zeros(4, dtype=torch.float64))
     param.grad = torch.tensor([1e-30, -1e30, 2.0, 0.0], dtype=torch.float64)
-    REGISTRY.make(Part("sign")).build([param], 0.25).step()
+    REGISTRY.make(Component("sign")).build([param], 0.25).step()
     assert param.tolist() == [-0.25, 0.25, -0.25, 0.0]
 
 
@@ -120,7 +120,7 @@ def test_momentum_costs_nothing_when_off(name: str) -> None:
     """A momentum buffer exists exactly when momentum is on."""
     for momentum in (0.0, 0.9):
         param = Parameter(torch.zeros(3))
-        optimizer = REGISTRY.make(Part(name, {"momentum": momentum})).build([param], 0.1)
+        optimizer = REGISTRY.make(Component(name, {"momentum": momentum})).build([param], 0.1)
         param.grad = torch.ones(3)
         optimizer.step()
         assert len(optimizer.state) == (momentum > 0)
@@ -176,11 +176,11 @@ def test_closure_is_evaluated_with_gradients_and_returned() -> None:
 def test_decay_rates_out_of_range_are_refused(name: str, params: dict[str, float]) -> None:
     """Momentum and Adam's decay rates must be in [0, 1); the message names the field."""
     with pytest.raises(SpecError, match=r"optim\.\w+: expected a number in \[0, 1\)"):
-        REGISTRY.make(Part(name, params))
+        REGISTRY.make(Component(name, params))
 
 
 @pytest.mark.parametrize("eps", [-1e-8, math.nan, math.inf])
 def test_adam_refuses_an_impossible_eps(eps: float) -> None:
     """Adam's eps is finite and not negative."""
     with pytest.raises(SpecError, match=r"optim\.eps"):
-        REGISTRY.make(Part("adam", {"eps": eps}))
+        REGISTRY.make(Component("adam", {"eps": eps}))

@@ -137,8 +137,8 @@ def test_every_preset_resolves(preset: str, scale: str) -> None:
     """Every preset, variant and scale gives runs whose components and settings exist."""
     for variant in variants(preset):
         sweep = Sweep.load(preset, scale=scale, variant=variant)
-        for entry in sweep.entries:
-            spec = sweep.spec(entry, entry.grid.exponents[0], sweep.seeds[0])
+        for arm in sweep.arms:
+            spec = sweep.spec(arm, arm.grid.exponents[0], sweep.seeds[0])
             if spec.data.name != "arrays":
                 assert len(spec.key) == 20
 
@@ -150,7 +150,7 @@ def test_every_preset_resolves(preset: str, scale: str) -> None:
 def test_variants_train_on_different_data(preset: str, many: tuple[str, ...], scale: str) -> None:
     """The data sets that a figure compares are different ones at every scale."""
     sweeps = [Sweep.load(preset, scale=scale, variant=variant) for variant in many]
-    data = [sweep.spec(sweep.entries[0], 0.0, 0).resolved.data.to_dict() for sweep in sweeps]
+    data = [sweep.spec(sweep.arms[0], 0.0, 0).resolved.data.to_dict() for sweep in sweeps]
     assert all(a != b for i, a in enumerate(data) for b in data[:i])
     if preset == "cnn":
         assert data[0].get("bits", 0) == 0
@@ -167,16 +167,16 @@ def test_every_preset_and_variant_is_compared_with_the_paper() -> None:
 def test_paper_scale_is_the_papers(preset: str, variant: str) -> None:
     """The paper preset is the paper's setting exactly: data, model, loss, steps, optimizers, seeds and grid."""
     sweep = Sweep.load(preset, scale="paper", variant=variant)
-    assert {entry.label for entry in sweep.entries} == OPTIMIZERS.get(preset, GD_AND_ADAM)
+    assert {arm.label for arm in sweep.arms} == OPTIMIZERS.get(preset, GD_AND_ADAM)
     wanted = {"loss": {"name": "cross-entropy", "weights": "none"}, "precision": "float32", **PAPER[preset, variant]}
-    for entry in sweep.entries:
-        table = sweep.spec(entry, -1.0, 0).resolved.to_dict()
+    for arm in sweep.arms:
+        table = sweep.spec(arm, -1.0, 0).resolved.to_dict()
         for name, value in wanted.items():
             got = table[name]
             assert ({k: got[k] for k in value} if isinstance(value, dict) else got) == value
         if preset != "simple-imbalanced":  # whose step sizes are time steps of a flow, and nothing is random
-            assert set(GRID) <= set(entry.grid.exponents)
-            assert entry.grid.refine == 2
+            assert set(GRID) <= set(arm.grid.exponents)
+            assert arm.grid.refine == 2
             assert sweep.seeds == (0, 1, 2)
 
 
@@ -185,11 +185,11 @@ def test_every_figure_finds_what_it_needs(scale: str) -> None:
     """Whatever a figure needs of a preset that exists is there at every scale."""
     names = preset_names()
     for figure in all_figures():
-        for need in figure.needs:
-            if need.preset in names:
-                sweep = Sweep.load(need.preset, scale=scale, variant=need.variant)
-                for label in need.optim:
-                    sweep.entry(label)
+        for ref in figure.sweeps:
+            if ref.preset in names:
+                sweep = Sweep.load(ref.preset, scale=scale, variant=ref.variant)
+                for label in ref.optim:
+                    sweep.arm(label)
 
 
 # Where memory or time forbids all samples: fewer of them, never another shape. PTB: one mini-batch of text; the CNN:
@@ -209,7 +209,7 @@ def test_two_steps_at_the_papers_shape(
 ) -> None:
     """Two steps at the paper's full shape run in the memory of a laptop and lower the loss from about log C."""
     sweep = Sweep.load(preset, scale="paper")
-    table = overlay(sweep.spec(sweep.entry(label), -3.5, 0).to_dict(), {"steps": 2, **fewer})
+    table = overlay(sweep.spec(sweep.arm(label), -3.5, 0).to_dict(), {"steps": 2, **fewer})
     history = train(RunSpec.from_dict(table), RunStore(tmp_path), data_dir=data_dir)
     assert history.status == "done"
     assert history.loss[0] == pytest.approx(math.log(len(history.arrays["group"])), rel=0.15)
@@ -227,7 +227,7 @@ def test_two_steps_on_a_folder_of_a_thousand_classes(preset: str, tmp_path: Path
         pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "0.JPEG")
     sweep = Sweep.load(preset, scale="paper")
-    table = sweep.spec(sweep.entry("adam+m"), -3.5, 0).to_dict()
+    table = sweep.spec(sweep.arm("adam+m"), -3.5, 0).to_dict()
     table |= {"steps": 2, "batch_size": 8, "train_stats": "running"}  # no pass over all images
     history = train(RunSpec.from_dict(table), RunStore(tmp_path / "runs"), data_dir=tmp_path)
     assert history.status == "done"

@@ -11,12 +11,12 @@ import torch
 
 from heavytail.analysis.curvature import sample_classes
 from heavytail.errors import SpecError
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Array, RunStore
 from heavytail.experiment.sweep import SCALES
 from heavytail.results.figure import all_figures
-from heavytail.results.results import MissingRuns, Need, Results
+from heavytail.results.results import MissingRuns, Results, SweepRef
 from heavytail.train.engine import build_model, load_data, train
 from heavytail.train.options import Options
 from heavytail.train.runner import search
@@ -24,7 +24,7 @@ from tests.problems import tiny
 from tests.reference import hessian as reference
 
 PROBES = tuple(
-    Part(name, {"at": (0, 2, 5)})
+    Component(name, {"at": (0, 2, 5)})
     for name in ("head-blocks", "mirrored-head-blocks", "hessian-entries", "proposition-2")
 )
 PRESET = """
@@ -104,7 +104,7 @@ def test_a_probed_run_is_found_finished(tmp_path: Path) -> None:
     train(spec, store, data_dir=tmp_path)
     assert store.missing_steps(spec) == []
     assert store.outcome(spec) is not None
-    assert store.missing_steps(replace(spec, probes=(Part("head-blocks", {"at": (1,)}),))) != []
+    assert store.missing_steps(replace(spec, probes=(Component("head-blocks", {"at": (1,)}),))) != []
 
 
 def test_probes_measure_the_head(tmp_path: Path) -> None:
@@ -134,14 +134,14 @@ def test_probes_measure_the_head(tmp_path: Path) -> None:
 
 def test_steps_do_not_depend_on_the_length_of_the_run() -> None:
     """A longer run measures the same steps and more; `at` and `every` add up."""
-    probe = registry("probe").make(Part("head-blocks", {"at": [0, 7, 50], "every": 5}))
+    probe = registry("probe").make(Component("head-blocks", {"at": [0, 7, 50], "every": 5}))
     assert probe.steps(12) == [0, 5, 7, 10]
     assert probe.steps(50)[:4] == probe.steps(12)
     for settings in ({"at": [-1]}, {"every": -1}, {"at": []}):
         with pytest.raises(SpecError, match=r"probe\.at"):
-            registry("probe").make(Part("head-blocks", settings))
+            registry("probe").make(Component("head-blocks", settings))
     with pytest.raises(SpecError, match=r"probe\.classes"):
-        registry("probe").make(Part("hessian-entries", {"classes": 0}))
+        registry("probe").make(Component("hessian-entries", {"classes": 0}))
 
 
 def test_two_probes_of_one_name_are_refused() -> None:
@@ -153,24 +153,24 @@ def test_two_probes_of_one_name_are_refused() -> None:
 def test_only_the_selected_runs_are_probed(tmp_path: Path) -> None:
     """A search trains its grid without probes, then the selected run of the first seed of each optimizer with them."""
     (tmp_path / "tiny.toml").write_text(PRESET)
-    need = Need("tiny", ("gd+m", "adam+m"), probed=True)
+    ref = SweepRef("tiny", ("gd+m", "adam+m"), probed=True)
     results = Results(RunStore(tmp_path), "quick", presets=tmp_path)
-    sweep = results.sweep(need)
+    sweep = results.sweep(ref)
     options, shown = Options(tmp_path, workers=1), Quiet()
     search([sweep.unprobed()], results.store, options, shown)
     assert not any(spec.probes for spec in shown.specs)
     grid = len(shown.specs)
     with pytest.raises(MissingRuns, match="not measured"):
-        results.probed(need, "adam+m")
+        results.probed(ref, "adam+m")
     search([sweep], results.store, options, shown)
     probed = shown.specs[grid:]
     assert len(probed) == 2
-    for spec, label in zip(probed, need.optim, strict=True):
+    for spec, label in zip(probed, ref.optim, strict=True):
         best = sweep.best(label, results.store.outcome)
         assert best is not None
         assert best.chosen is not None
         assert (spec.key, spec.seed) == (best.chosen.specs[0].key, 0)
-        assert results.probed(need, label).arrays["probe/head-blocks/step"].tolist() == [0, 4]
+        assert results.probed(ref, label).arrays["probe/head-blocks/step"].tolist() == [0, 4]
     assert sweep.propose(results.store.outcome) == []
     search([sweep, sweep.unprobed()], results.store, options, shown)
     assert len(shown.specs) == grid + 2
@@ -178,17 +178,17 @@ def test_only_the_selected_runs_are_probed(tmp_path: Path) -> None:
 
 def test_a_need_without_probes_does_not_pay_for_them() -> None:
     """A figure that only needs the losses does not make the search measure anything."""
-    assert Need("linear", probed=True).load("quick").probes
-    assert Need("linear").load("quick").probes == ()
+    assert SweepRef("linear", probed=True).load("quick").probes
+    assert SweepRef("linear").load("quick").probes == ()
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("need", sorted({n for f in all_figures() for n in f.needs if n.probed}, key=repr), ids=repr)
-def test_figures_see_the_end_of_their_runs(need: Need, scale: str) -> None:
+@pytest.mark.parametrize("ref", sorted({n for f in all_figures() for n in f.sweeps if n.probed}, key=repr), ids=repr)
+def test_figures_see_the_end_of_their_runs(ref: SweepRef, scale: str) -> None:
     """What a figure calls the end is the last step at every scale, and every probe and its settings exist."""
-    sweep = need.load(scale)
-    spec = replace(sweep.spec(sweep.entries[0], 0.0, 0), probes=sweep.probes)
+    sweep = ref.load(scale)
+    spec = replace(sweep.spec(sweep.arms[0], 0.0, 0), probes=sweep.probes)
     assert spec.probes
-    for part in spec.resolved.probes:
-        if part.name.endswith("head-blocks"):
-            assert registry("probe").make(part).steps(spec.steps)[-1] == spec.steps
+    for component in spec.resolved.probes:
+        if component.name.endswith("head-blocks"):
+            assert registry("probe").make(component).steps(spec.steps)[-1] == spec.steps

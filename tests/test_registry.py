@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heavytail.errors import SpecError
-from heavytail.experiment.registry import Part, Registry, check_type
+from heavytail.experiment.registry import Component, Registry, check_type
 
 THINGS: Registry[Any] = Registry("thing", __name__)
 
@@ -39,36 +39,36 @@ class Tent:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("adam", Part("adam")),
-        ({"name": "adam", "beta2": 0.99}, Part("adam", {"beta2": 0.99})),
-        (Part("gd"), Part("gd")),
-        ({"weights": "inverse"}, Part("cross-entropy", {"weights": "inverse"})),
+        ("adam", Component("adam")),
+        ({"name": "adam", "beta2": 0.99}, Component("adam", {"beta2": 0.99})),
+        (Component("gd"), Component("gd")),
+        ({"weights": "inverse"}, Component("cross-entropy", {"weights": "inverse"})),
     ],
 )
-def test_a_part_is_a_name_a_table_or_itself(value: object, expected: Part) -> None:
+def test_a_part_is_a_name_a_table_or_itself(value: object, expected: Component) -> None:
     """The three spellings parse, and a table without a name takes the default one."""
-    assert Part.parse(value, "loss", default="cross-entropy") == expected
-    assert Part.parse(expected.to_dict(), "loss") == expected
+    assert Component.parse(value, "loss", default="cross-entropy") == expected
+    assert Component.parse(expected.to_dict(), "loss") == expected
 
 
 @pytest.mark.parametrize("value", [3, None, ["adam"], {"beta2": 0.99}, {"name": 3}])
 def test_what_is_no_part_is_refused_by_its_kind(value: object) -> None:
     """Anything else names the kind and what was given."""
     with pytest.raises(SpecError, match=r"optim: expected a name or a table with a name, got"):
-        Part.parse(value, "optim")
+        Component.parse(value, "optim")
 
 
 def test_parsing_leaves_the_table_alone() -> None:
     """A preset's table is read many times."""
     table = {"name": "adam", "beta2": 0.99}
-    Part.parse(table, "optim")
+    Component.parse(table, "optim")
     assert table == {"name": "adam", "beta2": 0.99}
 
 
 def test_make_checks_and_converts() -> None:
     """An int is a valid float, a list a valid tuple, and defaults stand for what is left out."""
-    part = Part("tower", {"height": 3, "colours": ["red", "blue"], "architect": None})
-    made = THINGS.make(part)
+    component = Component("tower", {"height": 3, "colours": ["red", "blue"], "architect": None})
+    made = THINGS.make(component)
     assert made == Tower(3.0, colours=("red", "blue"))
     assert isinstance(made.height, float)
 
@@ -96,7 +96,7 @@ def test_make_checks_and_converts() -> None:
 def test_a_wrong_setting_is_named(params: dict[str, Any], message: str) -> None:
     """The message names the field, what was given and what is allowed, on one line."""
     with pytest.raises(SpecError, match=message) as caught:
-        THINGS.make(Part("tower", params))
+        THINGS.make(Component("tower", params))
     assert "\n" not in str(caught.value)
 
 
@@ -110,7 +110,7 @@ def test_a_wrong_name_finds_the_nearest() -> None:
 
 def test_resolve_fills_in_every_default() -> None:
     """Two spellings of the same settings resolve to the same part."""
-    short, long = Part("tower", {"height": 3}), Part("tower", {"floors": 2, "height": 3.0, "roof": "flat"})
+    short, long = Component("tower", {"height": 3}), Component("tower", {"floors": 2, "height": 3.0, "roof": "flat"})
     assert THINGS.resolve(short) == THINGS.resolve(long)
     assert set(THINGS.resolve(short).params) == {f.name for f in dataclasses.fields(Tower)}
     assert THINGS.resolve(THINGS.resolve(short)) == THINGS.resolve(short)
@@ -118,8 +118,8 @@ def test_resolve_fills_in_every_default() -> None:
 
 def test_resolve_pins_content_that_settings_do_not_name() -> None:
     """A recipe with pinned() resolves to the content it stands for today; a content named already stays."""
-    assert THINGS.resolve(Part("tent")) == Part("tent", {"edition": "2024"})
-    assert THINGS.resolve(Part("tent", {"edition": "1999"})) == Part("tent", {"edition": "1999"})
+    assert THINGS.resolve(Component("tent")) == Component("tent", {"edition": "2024"})
+    assert THINGS.resolve(Component("tent", {"edition": "1999"})) == Component("tent", {"edition": "1999"})
 
 
 def test_names_and_versions() -> None:

@@ -14,7 +14,7 @@ from heavytail.plotting.style import Picture
 from heavytail.report.reproduce import reproduce
 from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 from heavytail.train.options import Options
 from heavytail.train.progress import display
 from tools.publish import publish
@@ -38,10 +38,10 @@ name = "adam"
 def mine(tmp_path: Path) -> Figure:
     """A figure and a claim on four runs of three steps."""
     (tmp_path / "mine.toml").write_text(PRESET)
-    need = Need(str(tmp_path / "mine.toml"))
+    ref = SweepRef(str(tmp_path / "mine.toml"))
 
     def final(results: Results) -> float:
-        return results.best(need, results.labels(need)[0]).final_loss
+        return results.selected(ref, results.labels(ref)[0]).final_loss
 
     def plot(results: Results) -> Picture:
         picture = Picture(1, 1)
@@ -49,7 +49,7 @@ def mine(tmp_path: Path) -> Figure:
         return picture
 
     rule = ClaimRule("falls", "final loss of gradient descent", "<=", 2.0, final)
-    return Figure("fig99", "Mine", "Figure 99", "A loss.", (need,), (rule,), plot)
+    return Figure("fig99", "Mine", "Figure 99", "A loss.", (ref,), (rule,), plot)
 
 
 def remake(mine: Figure, folder: Path, **changed: Any) -> list[dict[str, Any]]:

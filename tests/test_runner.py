@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from heavytail.errors import HeavyTailError, SpecError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.experiment.search import Grid
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
-from heavytail.experiment.sweep import Entry, Sweep
+from heavytail.experiment.sweep import Arm, Sweep
 from heavytail.train.options import Options
 from heavytail.train.runner import Failure, Interrupted, run_all
 from tests.problems import BASE, ROOT, python, tiny
@@ -55,8 +55,8 @@ def work(specs: list[RunSpec], root: Path, workers: int, log: Log | None = None)
 
 def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
     """A search run by two worker processes ends with the same histories as in this process, each trained once."""
-    entries = (Entry("gd", Part("gd"), Grid((-2.0, -1.0, 0.0), 1)), Entry("adam", Part("adam"), Grid((-2.0,))))
-    sweep = Sweep("s", "S", "quick", "", {k: BASE[k] for k in ("data", "model", "steps")}, entries, (0, 1))
+    arms = (Arm("gd", Component("gd"), Grid((-2.0, -1.0, 0.0), 1)), Arm("adam", Component("adam"), Grid((-2.0,))))
+    sweep = Sweep("s", "S", "quick", "", {k: BASE[k] for k in ("data", "model", "steps")}, arms, (0, 1))
     stores = RunStore(tmp_path / "1"), RunStore(tmp_path / "2")
     for workers, store in enumerate(stores, start=1):
         log = Log()
@@ -131,7 +131,7 @@ def test_what_fails_is_named_once_and_the_rest_goes_on(tmp_path: Path, workers: 
     log = Log()
     store, failures = work(specs, tmp_path, workers, log)
     no_data, out_of_memory = sorted(failures, key=lambda f: not f.no_data)
-    assert (no_data.no_data, no_data.spec.data) == (True, Part("ptb"))
+    assert (no_data.no_data, no_data.spec.data) == (True, Component("ptb"))
     assert out_of_memory.spec == too_large
     assert out_of_memory.reason.startswith(f"{too_large.describe()}: RuntimeError: ")
     assert "\n" not in no_data.reason + out_of_memory.reason

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from heavytail.errors import SpecError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.experiment.spec import OBSERVATION, RunSpec, derive_seed
 from tests.problems import BASE, output, tiny
 
@@ -36,8 +36,8 @@ def test_reads_its_own_table() -> None:
     """from_dict and to_dict are inverse to each other."""
     spec = tiny(loss={"weights": "inverse-sqrt"}, probes=["a", {"name": "b", "x": 1}], batch_size=4)
     assert RunSpec.from_dict(spec.to_dict()) == spec
-    assert spec.loss == Part("cross-entropy", {"weights": "inverse-sqrt"})
-    assert spec.probes == (Part("a"), Part("b", {"x": 1}))
+    assert spec.loss == Component("cross-entropy", {"weights": "inverse-sqrt"})
+    assert spec.probes == (Component("a"), Component("b", {"x": 1}))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from heavytail.errors import StoreError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore, Status
 from heavytail.files import write_atomic
@@ -187,7 +187,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
-PROBE = Part("no-op")
+PROBE = Component("no-op")
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heavytail.errors import DataError, SpecError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.experiment.search import Best, Candidate, Grid, select
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
-from heavytail.experiment.sweep import Entry, Sweep, overlay, preset_names
+from heavytail.experiment.sweep import Arm, Sweep, overlay, preset_names
 from tests.problems import BASE, tiny
 from tests.reference import sweep as reference
 
@@ -38,7 +38,7 @@ def candidates(table: reference.Table) -> list[Candidate]:
 
 
 def sweep(grid: Grid, seeds: tuple[int, ...]) -> Sweep:
-    return Sweep("made-up", "Made up", "quick", "", RUN, (Entry("gd", Part("gd"), grid),), seeds)
+    return Sweep("made-up", "Made up", "quick", "", RUN, (Arm("gd", Component("gd"), grid),), seeds)
 
 
 def exponent(spec: RunSpec) -> float:
@@ -290,16 +290,16 @@ def test_overlays_come_in_order(preset: Path) -> None:
 def test_lists_of_settings_are_crossed_and_labelled(preset: Path) -> None:
     """One table with a list of momenta is as many optimizers, each with its label, part and grid."""
     loaded = Sweep.load(preset, scale="paper")
-    assert [(e.label, e.optim, e.grid.exponents) for e in loaded.entries] == [
-        ("gd-m", Part("gd", {"momentum": 0.0}), (-2.0, -1.0, 0.0)),
-        ("gd+m", Part("gd", {"momentum": 0.9}), (-2.0, -1.0, 0.0)),
-        ("adam", Part("adam"), (-2.0,)),
+    assert [(e.label, e.optim, e.grid.exponents) for e in loaded.arms] == [
+        ("gd-m", Component("gd", {"momentum": 0.0}), (-2.0, -1.0, 0.0)),
+        ("gd+m", Component("gd", {"momentum": 0.9}), (-2.0, -1.0, 0.0)),
+        ("adam", Component("adam"), (-2.0,)),
     ]
-    assert [e.label for e in loaded.only(("adam", "gd-m")).entries] == ["adam", "gd-m"]
+    assert [e.label for e in loaded.only(("adam", "gd-m")).arms] == ["adam", "gd-m"]
     with pytest.raises(SpecError, match=r"unknown optimizer of preset mine: 'gd\+n'; did you mean 'gd"):
-        loaded.entry("gd+n")
-    spec = loaded.spec(loaded.entry("gd+m"), -1.0, 5)
-    assert (spec.optim, spec.lr, spec.seed, spec.steps) == (Part("gd", {"momentum": 0.9}), 0.1, 5, 10)
+        loaded.arm("gd+n")
+    spec = loaded.spec(loaded.arm("gd+m"), -1.0, 5)
+    assert (spec.optim, spec.lr, spec.seed, spec.steps) == (Component("gd", {"momentum": 0.9}), 0.1, 5, 10)
 
 
 def test_step_sizes_by_momentum(preset: Path) -> None:
@@ -307,7 +307,7 @@ def test_step_sizes_by_momentum(preset: Path) -> None:
     text = PRESET.replace("momentum = [0.0, 0.9]", 'momentum = [0.0, 0.9]\nlr = { "-m" = 0.1, "+m" = [0.01, 1.0] }')
     preset.write_text(text)
     loaded = Sweep.load(preset)
-    assert [e.grid.exponents for e in loaded.entries] == [(-1.0,), (-2.0, 0.0), (-2.0,)]
+    assert [e.grid.exponents for e in loaded.arms] == [(-1.0,), (-2.0, 0.0), (-2.0,)]
 
 
 @pytest.mark.parametrize(
@@ -414,6 +414,6 @@ def test_every_preset_loads_at_every_scale(name: str, scale: str, variant: str) 
     """All presets are free of unknown settings, and every component of their runs exists."""
     loaded = Sweep.load(name, scale=scale, variant=variant)
     proposed = loaded.propose(lambda spec: None)
-    assert {spec.optim.name for spec in proposed} == {entry.optim.name for entry in loaded.entries}
-    for entry in loaded.entries:
-        assert loaded.spec(entry, entry.grid.exponents[0], 0).key
+    assert {spec.optim.name for spec in proposed} == {arm.optim.name for arm in loaded.arms}
+    for arm in loaded.arms:
+        assert loaded.spec(arm, arm.grid.exponents[0], 0).key

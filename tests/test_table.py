@@ -15,7 +15,7 @@ from heavytail.plotting.panels import draw
 from heavytail.plotting.style import TextTable
 from heavytail.report.files import write_figure
 from heavytail.results.figure import all_figures, figure
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 
 Table = dict[str, dict[str, str]]
 
@@ -30,7 +30,7 @@ def test_every_preset_and_every_figure_is_in_it(scale: str, tmp_path: Path) -> N
     made = table(tmp_path, scale)
     assert set(preset_names()) <= set(made)
     named = {name for row in made.values() for name in row["figures"].split(", ")}
-    needing = {one.id.removeprefix("fig").lstrip("0") for one in all_figures() if one.needs}
+    needing = {one.id.removeprefix("fig").lstrip("0") for one in all_figures() if one.sweeps}
     assert named - {"–"} == needing
 
 
@@ -39,8 +39,8 @@ def test_steps_and_batch_are_the_presets(scale: str, tmp_path: Path) -> None:
     """Steps and batch of a row are those of the runs that a figure's needs would train."""
     made = table(tmp_path, scale)
     for name in ("gpt2", "cnn", "two-layer-transformer", "simple-vit full"):
-        sweep = Need(*name.split(" ")[:1], (), *name.split(" ")[1:]).load(scale)
-        spec = sweep.spec(sweep.entries[0], -1.0, 0)
+        sweep = SweepRef(*name.split(" ")[:1], (), *name.split(" ")[1:]).load(scale)
+        spec = sweep.spec(sweep.arms[0], -1.0, 0)
         assert int(made[name]["steps"].replace(" ", "")) == spec.steps
         assert made[name]["batch"] == ("full" if spec.batch_size is None else str(spec.batch_size))
         assert made[name]["seeds"] == str(len(sweep.seeds))

@@ -11,7 +11,7 @@ import torch
 
 from heavytail.data import Data, Split
 from heavytail.errors import SpecError
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.models import REGISTRY
 from tests.reference import vision as reference
 
@@ -30,7 +30,7 @@ def shape_only(*shape: int, num_classes: int) -> Data:
 
 def build(name: str, data: Data, **settings: Any) -> Any:
     torch.manual_seed(0)
-    return REGISTRY.make(Part(name, settings)).build(data)
+    return REGISTRY.make(Component(name, settings)).build(data)
 
 
 def parameters(model: torch.nn.Module) -> dict[str, np.ndarray]:

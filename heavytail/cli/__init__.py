@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from heavytail.experiment.sweep import Sweep
     from heavytail.results.claims import Claim
     from heavytail.results.figure import Figure
-    from heavytail.results.results import Need, Results
+    from heavytail.results.results import Results, SweepRef
     from heavytail.train.options import Options
 
 LAB = ("scipy", "matplotlib", "polars", "rich", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
@@ -423,12 +423,12 @@ def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
         f"{'problem':38} {'optimizer':16} {'runs':>4} {'steps':>6} {'parameters':>11} {'operations':>10} {'memory':>8} "
         f"{'hours here':>10} {'on ' + args.gpu:>10}"
     )
-    for need in _searches(chosen, results):
-        name = " ".join(filter(None, [need.preset, need.variant]))
+    for ref in _searches(chosen, results):
+        name = " ".join(filter(None, [ref.preset, ref.variant]))
         try:
-            for row in cost.rows(results.sweep(need), _data_dir(args)):
+            for row in cost.rows(results.sweep(ref), _data_dir(args)):
                 print(
-                    f"{name:38} {row.entry.label:16} {row.runs:4} {row.spec.steps:6} {row.cost.parameters:11,} "
+                    f"{name:38} {row.arm.label:16} {row.runs:4} {row.spec.steps:6} {row.cost.parameters:11,} "
                     f"{row.operations:10.2g} {row.cost.memory / 2**30:5.1f} GB "
                     f"{_hours(row.hours(speed)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
                     + ("  (data not here)" if row.cost.nominal else "")
@@ -445,18 +445,18 @@ def _print_costs(chosen: Sequence[Figure], args: argparse.Namespace) -> int:
     return 0
 
 
-def _searches(chosen: Sequence[Figure], results: Results) -> list[Need]:
-    """Return what figures need, each search once: by the need that asks for its probes, if any does."""
-    found: dict[str, tuple[Need, str]] = {}
-    for need in sorted((need for figure in chosen for need in figure.needs), key=lambda need: need.probed):
-        sweep = results.sweep(need)
-        for entry in sweep.entries:
-            key = sweep.spec(entry, entry.grid.exponents[0], 0).key
-            found[key] = replace(need, optim=()), entry.label
-    labels: dict[Need, list[str]] = {}
-    for need, label in found.values():
-        labels.setdefault(need, []).append(label)
-    return [replace(need, optim=tuple(names)) for need, names in labels.items()]
+def _searches(chosen: Sequence[Figure], results: Results) -> list[SweepRef]:
+    """Return the searches of some figures, each once: with its probes if any figure reads them."""
+    found: dict[str, tuple[SweepRef, str]] = {}
+    for ref in sorted((ref for figure in chosen for ref in figure.sweeps), key=lambda ref: ref.probed):
+        sweep = results.sweep(ref)
+        for arm in sweep.arms:
+            key = sweep.spec(arm, arm.grid.exponents[0], 0).key
+            found[key] = replace(ref, optim=()), arm.label
+    labels: dict[SweepRef, list[str]] = {}
+    for ref, label in found.values():
+        labels.setdefault(ref, []).append(label)
+    return [replace(ref, optim=tuple(names)) for ref, names in labels.items()]
 
 
 def _hours(hours: float) -> str:
@@ -471,10 +471,10 @@ def _duration(seconds: float) -> str:
 
 
 def _print_sweep(sweep: Sweep, lookup: Any) -> None:
-    for entry in sweep.entries:
-        best = sweep.best(entry.label, lookup)
+    for arm in sweep.arms:
+        best = sweep.best(arm.label, lookup)
         assert best is not None
-        print(entry.label)
+        print(arm.label)
         for lr, loss, reason in best.table():
             print(f"  lr {lr:<10.4g} loss {loss:<10.4g} {reason}")
         if best.warning:
@@ -485,11 +485,11 @@ def _write_best(sweep: Sweep, store: Any, out: Path) -> None:
     from heavytail.report.tables import write_tables
     from heavytail.train.runner import remember
 
-    for entry in sweep.entries:
-        best = sweep.best(entry.label, remember(store))
+    for arm in sweep.arms:
+        best = sweep.best(arm.label, remember(store))
         assert best is not None
         if best.chosen is not None:
             for spec in best.chosen.specs:
-                folder = out / entry.label / f"seed{spec.seed}"
+                folder = out / arm.label / f"seed{spec.seed}"
                 folder.mkdir(parents=True, exist_ok=True)
                 write_tables(store.load(spec), folder)

@@ -1,4 +1,4 @@
-"""Parts and registries: how a name and a few settings in a preset become an object.
+"""Components and registries: how a name and a few settings in a preset become an object.
 
 A *recipe* is a frozen dataclass whose fields are the settings of one component (a data set, a model, an optimizer, ...)
 and whose method builds it. Writing a file into the component's folder that registers a recipe is all it takes to add
@@ -22,16 +22,16 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Component:
     """A component by name, with the settings that differ from its defaults."""
 
     name: str
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def parse(cls, value: object, kind: str, default: str | None = None) -> Part:
-        """Read `"adam"`, `{"name": "adam", "beta2": 0.99}` or a Part; `default` is the name if none is given."""
-        if isinstance(value, Part):
+    def parse(cls, value: object, kind: str, default: str | None = None) -> Component:
+        """Read `"adam"`, `{"name": "adam", "beta2": 0.99}` or a Component; `default` is the name if none is given."""
+        if isinstance(value, Component):
             return value
         if isinstance(value, str):
             return cls(value)
@@ -89,31 +89,31 @@ class Registry(Generic[R]):
             raise unknown(self.kind, name, self._recipes)
         return self._recipes[name]
 
-    def make(self, part: Part) -> R:
-        """Return the recipe with the part's settings, each checked against its field's type."""
-        recipe = self.recipe(part.name)
+    def make(self, component: Component) -> R:
+        """Return the recipe with the component's settings, each checked against its field's type."""
+        recipe = self.recipe(component.name)
         fields = {f.name: f for f in dataclasses.fields(recipe) if f.init}  # type: ignore[arg-type]
         hints = type_hints(recipe)
         checked = {}
-        for key, value in part.params.items():
+        for key, value in component.params.items():
             if key not in fields:
-                raise unknown(f"setting of {self.kind} {part.name}:", key, fields)
+                raise unknown(f"setting of {self.kind} {component.name}:", key, fields)
             checked[key] = check_type(value, hints[key], f"{self.kind}.{key}")
         for key, field in fields.items():
             if key not in checked and _required(field):
-                raise SpecError(f"{self.kind} '{part.name}' needs {self.kind}.{key} ({_spell(hints[key])})")
+                raise SpecError(f"{self.kind} '{component.name}' needs {self.kind}.{key} ({_spell(hints[key])})")
         return recipe(**checked)
 
-    def resolve(self, part: Part) -> Part:
-        """Return the part with every default filled in.
+    def resolve(self, component: Component) -> Component:
+        """Return the component with every default filled in.
 
         A recipe whose content depends on more than its settings (a file, the Python version) has a method `pinned()`
         that returns itself with that content named, so that a run's key changes when the content does.
         """
-        made: Any = self.make(part)
+        made: Any = self.make(component)
         if hasattr(made, "pinned"):
             made = made.pinned()
-        return Part(part.name, {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init})
+        return Component(component.name, {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init})
 
     def version(self, name: str) -> int:
         """Return the version a recipe was registered with."""
@@ -148,7 +148,7 @@ _HINTS: dict[type, dict[str, Any]] = {}
 
 
 def type_hints(cls: type) -> dict[str, Any]:
-    """Return the types of a dataclass's fields; evaluating them takes longer than all the rest of reading a part."""
+    """Return the types of the fields of a dataclass, cached: evaluating annotations is slow."""
     if cls not in _HINTS:
         _HINTS[cls] = typing.get_type_hints(cls)
     return _HINTS[cls]

@@ -17,12 +17,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 from heavytail.errors import SpecError, unknown
-from heavytail.experiment.registry import Part, check_type, registry, type_hints
+from heavytail.experiment.registry import Component, check_type, registry, type_hints
 
 # `train_stats` only observes, too, but its two ways cannot replace each other: runs that differ in it would overwrite
 # each other's history in turns if they shared a folder. Running sums belong to one `eval_every`, which joins the key.
 OBSERVATION = ("steps", "eval_every", "test_every", "probes")
-PARTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
+COMPONENTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class RunSpec:
         probes: further measurements along the way.
     """
 
-    data: Part
-    model: Part
-    optim: Part
+    data: Component
+    model: Component
+    optim: Component
     lr: float
     steps: int
-    loss: Part = Part("cross-entropy")
+    loss: Component = Component("cross-entropy")
     batch_size: int | None = None
     microbatch: int | None = None
     precision: Literal["float32", "float64", "tf32", "bf16"] = "float32"
@@ -61,7 +61,7 @@ class RunSpec:
     eval_every: int = 1
     test_every: int = 0
     train_stats: Literal["exact", "running"] = "exact"
-    probes: tuple[Part, ...] = ()
+    probes: tuple[Component, ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -92,12 +92,12 @@ class RunSpec:
         for key, value in table.items():
             if key not in fields:
                 raise unknown("run setting", key, fields)
-            if key in PARTS:
-                values[key] = Part.parse(value, key, default=PARTS[key])
+            if key in COMPONENTS:
+                values[key] = Component.parse(value, key, default=COMPONENTS[key])
             elif key == "probes":
                 if not isinstance(value, list | tuple):
                     raise SpecError(f"probes: expected a list, got {value!r}")
-                values[key] = tuple(Part.parse(p, "probe") for p in value)
+                values[key] = tuple(Component.parse(p, "probe") for p in value)
             else:
                 values[key] = check_type(value, hints[key], key)
         for key in ("data", "model", "optim", "lr", "steps"):
@@ -108,14 +108,14 @@ class RunSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return the plain table that `from_dict` reads."""
         table = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        table.update({kind: table[kind].to_dict() for kind in PARTS})
+        table.update({kind: table[kind].to_dict() for kind in COMPONENTS})
         table["probes"] = [p.to_dict() for p in self.probes]
         return table
 
     @cached_property
     def resolved(self) -> RunSpec:
         """The same run with every default of every component filled in; raises SpecError on what does not exist."""
-        changes: dict[str, Any] = {kind: registry(kind).resolve(getattr(self, kind)) for kind in PARTS}
+        changes: dict[str, Any] = {kind: registry(kind).resolve(getattr(self, kind)) for kind in COMPONENTS}
         changes["probes"] = tuple(registry("probe").resolve(p) for p in self.probes)
         if self.microbatch is None:
             changes["microbatch"] = getattr(registry("model").recipe(self.model.name), "microbatch", None)
@@ -129,7 +129,7 @@ class RunSpec:
         table = {k: v for k, v in self.resolved.to_dict().items() if k not in OBSERVATION}
         if self.train_stats == "running":
             table["eval_every"] = self.eval_every
-        table["versions"] = {kind: registry(kind).version(getattr(self, kind).name) for kind in PARTS}
+        table["versions"] = {kind: registry(kind).version(getattr(self, kind).name) for kind in COMPONENTS}
         text = json.dumps(table, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 

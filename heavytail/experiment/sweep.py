@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from heavytail.errors import DataError, SpecError, unknown
-from heavytail.experiment.registry import Part
+from heavytail.experiment.registry import Component
 from heavytail.experiment.search import Best, Candidate, Grid, Lookup, select, warn_at_edge
 from heavytail.experiment.spec import RunSpec
 
@@ -29,11 +29,11 @@ SCALES = ("paper", "small", "quick")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One optimizer of a sweep: its label in figures ("gd+m"), the part, and its step sizes."""
+class Arm:
+    """One optimizer of a sweep: its label in figures ("gd+m"), the component, and its step sizes."""
 
     label: str
-    optim: Part
+    optim: Component
     grid: Grid
 
 
@@ -46,7 +46,7 @@ class Sweep:
         scale: "paper", "small" or "quick".
         variant: name of the variant, "" for none.
         run: the table that every run shares.
-        entries: the optimizers.
+        arms: the optimizers.
         seeds: the first one searches the sparse grid; all of them judge the dense one.
         probes: measured along each selected run of the first seed, once its search is finished, and no other.
     """
@@ -56,9 +56,9 @@ class Sweep:
     scale: str
     variant: str
     run: Mapping[str, Any]
-    entries: tuple[Entry, ...]
+    arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
-    probes: tuple[Part, ...] = ()
+    probes: tuple[Component, ...] = ()
     _specs: dict[tuple[str, float, int], RunSpec] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -97,42 +97,42 @@ class Sweep:
         for key in ("optim", "lr", "seed"):
             if key in merged["run"]:
                 raise SpecError(f"run.{key}: the sweep sets it, expected none, got {merged['run'][key]!r}")
-        entries = tuple(_entries(search.get("optim", []), search.get("lr")))
-        if not entries:
+        arms = tuple(_arms(search.get("optim", []), search.get("lr")))
+        if not arms:
             raise SpecError(f"preset '{name}': expected at least one [[sweep.optim]], got none")
-        labels = [entry.label for entry in entries]
+        labels = [arm.label for arm in arms]
         for label in labels:
             if labels.count(label) > 1:
                 raise SpecError(f"preset '{name}': two optimizers are called '{label}'; give each a label of its own")
         titled = (table, chosen, variants.get(variant, {}), chosen.get("variant", {}).get(variant, {}))
         title = next((layer["title"] for layer in reversed(titled) if "title" in layer), name)
-        probes = tuple(Part.parse(p, "sweep.probes") for p in search.get("probes", []))
-        sweep = cls(name, title, scale, variant, merged["run"], entries, tuple(seeds), probes)
+        probes = tuple(Component.parse(p, "sweep.probes") for p in search.get("probes", []))
+        sweep = cls(name, title, scale, variant, merged["run"], arms, tuple(seeds), probes)
         # Refuse a bad table now, not at the first run.
-        replace(sweep.spec(entries[0], entries[0].grid.exponents[0], seeds[0]), probes=probes)
+        replace(sweep.spec(arms[0], arms[0].grid.exponents[0], seeds[0]), probes=probes)
         return sweep
 
     def only(self, labels: tuple[str, ...]) -> Sweep:
         """Return the sweep with these optimizers alone, in this order."""
-        return replace(self, entries=tuple(self.entry(label) for label in labels))
+        return replace(self, arms=tuple(self.arm(label) for label in labels))
 
     def unprobed(self) -> Sweep:
         """Return the sweep that searches the same step sizes and measures nothing more along the selected runs."""
         return replace(self, probes=())
 
-    def entry(self, label: str) -> Entry:
+    def arm(self, label: str) -> Arm:
         """Return the optimizer called `label`."""
-        for entry in self.entries:
-            if entry.label == label:
-                return entry
-        raise unknown(f"optimizer of preset {self.name}:", label, [e.label for e in self.entries])
+        for arm in self.arms:
+            if arm.label == label:
+                return arm
+        raise unknown(f"optimizer of preset {self.name}:", label, [e.label for e in self.arms])
 
-    def spec(self, entry: Entry, exponent: float, seed: int) -> RunSpec:
+    def spec(self, arm: Arm, exponent: float, seed: int) -> RunSpec:
         """Return the run of one optimizer, step size 10^exponent and seed."""
-        name = (entry.label, exponent, seed)
+        name = (arm.label, exponent, seed)
         if name not in self._specs:
             lr = float(f"{10.0**exponent:.12g}")  # a step size given as 0.003 is 0.003 again
-            table = {**self.run, "optim": entry.optim, "lr": lr, "seed": seed}
+            table = {**self.run, "optim": arm.optim, "lr": lr, "seed": seed}
             self._specs[name] = RunSpec.from_dict(table)
         return self._specs[name]
 
@@ -143,8 +143,8 @@ class Sweep:
             lookup: the outcome of a finished run, None for one that is not finished.
         """
         proposed = []
-        for entry in self.entries:
-            best, todo = self._search(entry, lookup)
+        for arm in self.arms:
+            best, todo = self._search(arm, lookup)
             probed = None if best is None else self.probed(best)
             if probed is not None and lookup(probed) is None:
                 todo = [probed]
@@ -162,36 +162,36 @@ class Sweep:
 
     def best(self, label: str, lookup: Lookup) -> Best | None:
         """Return the selected step size of one optimizer; None while its search is not finished."""
-        return self._search(self.entry(label), lookup)[0]
+        return self._search(self.arm(label), lookup)[0]
 
-    def _search(self, entry: Entry, lookup: Lookup) -> tuple[Best | None, list[RunSpec]]:
+    def _search(self, arm: Arm, lookup: Lookup) -> tuple[Best | None, list[RunSpec]]:
         """The search as far as the finished runs allow: its result, or the runs that it needs next."""
-        grid = entry.grid
+        grid = arm.grid
         if grid.refine is None:
-            judged, todo = self._judge(entry, grid.exponents, self.seeds, lookup)
-            return (None, todo) if todo else (select(entry.label, judged), [])
-        sparse, todo = self._judge(entry, grid.exponents, self.seeds[:1], lookup)
+            judged, todo = self._judge(arm, grid.exponents, self.seeds, lookup)
+            return (None, todo) if todo else (select(arm.label, judged), [])
+        sparse, todo = self._judge(arm, grid.exponents, self.seeds[:1], lookup)
         if todo:
             return None, todo
-        centre = select(entry.label, sparse).chosen
+        centre = select(arm.label, sparse).chosen
         if centre is None:
-            return select(entry.label, sparse), []
+            return select(arm.label, sparse), []
         exponents = [centre.exponent + k / 2 for k in range(-grid.refine, grid.refine + 1)]
         while True:
-            dense, todo = self._judge(entry, exponents, self.seeds, lookup)
+            dense, todo = self._judge(arm, exponents, self.seeds, lookup)
             if todo:
                 return None, todo
-            best = select(entry.label, dense)
+            best = select(arm.label, dense)
             if best.chosen is not None or exponents[0] <= grid.exponents[0] - 1:
                 return warn_at_edge(best, grid), []
             exponents.insert(0, exponents[0] - 0.5)  # every dense one was unstable: the next smaller
 
     def _judge(
-        self, entry: Entry, exponents: tuple[float, ...] | list[float], seeds: tuple[int, ...], lookup: Lookup
+        self, arm: Arm, exponents: tuple[float, ...] | list[float], seeds: tuple[int, ...], lookup: Lookup
     ) -> tuple[list[Candidate], list[RunSpec]]:
         judged, todo = [], []
         for exponent in exponents:
-            specs = tuple(self.spec(entry, exponent, seed) for seed in seeds)
+            specs = tuple(self.spec(arm, exponent, seed) for seed in seeds)
             outcomes = [lookup(spec) for spec in specs]
             todo += [spec for spec, outcome in zip(specs, outcomes, strict=True) if outcome is None]
             judged.append(Candidate(exponent, specs, tuple(o for o in outcomes if o is not None)))
@@ -203,7 +203,7 @@ class Sweep:
         return "paper's scale" if self.scale == "paper" else f"{self.scale} scale, not the paper's"
 
 
-def _entries(tables: object, shared: object) -> Iterator[Entry]:
+def _arms(tables: object, shared: object) -> Iterator[Arm]:
     """The optimizers of a [[sweep.optim]] list; settings given as lists are crossed."""
     if not isinstance(tables, list):
         raise SpecError(f"sweep.optim: expected an array of tables, got {tables!r}")
@@ -217,17 +217,17 @@ def _entries(tables: object, shared: object) -> Iterator[Entry]:
             raise SpecError(f"sweep.optim {name}: expected lr, got none")
         axes = [[(k, v) for v in (value if isinstance(value, list) else [value])] for k, value in settings.items()]
         for combination in itertools.product(*axes):
-            part = Part.parse(dict(combination), "optim")
+            component = Component.parse(dict(combination), "optim")
             rate = lr
-            if isinstance(lr, Mapping) and _momentum(part) in lr:
-                rate = lr[_momentum(part)]
-            label = table.get("label", f"{part.name}{_momentum(part)}")
-            yield Entry(label, part, Grid.parse(rate, f"sweep.optim {label}: lr"))
+            if isinstance(lr, Mapping) and _momentum(component) in lr:
+                rate = lr[_momentum(component)]
+            label = table.get("label", f"{component.name}{_momentum(component)}")
+            yield Arm(label, component, Grid.parse(rate, f"sweep.optim {label}: lr"))
 
 
-def _momentum(part: Part) -> str:
+def _momentum(component: Component) -> str:
     """The paper's suffix: "+m" with momentum (Adam: beta1), "-m" without, nothing where neither is a setting."""
-    value = part.params.get("momentum", part.params.get("beta1"))
+    value = component.params.get("momentum", component.params.get("beta1"))
     return "" if value is None else "+m" if value > 0 else "-m"
 
 

@@ -17,10 +17,10 @@ from heavytail.analysis.correlation import Correlation, frequency_halves, loglog
 from heavytail.plotting.style import Panel, Picture, group_colours, optimizer_name
 from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Array, MissingRuns, Need, Results
+from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 
 PAIR = ("gd+m", "adam+m")
-LINEAR = Need("linear", PAIR, probed=True)
+LINEAR = SweepRef("linear", PAIR, probed=True)
 BLOCKS, MIRRORED = "head-blocks", "mirrored-head-blocks"
 WARMED_UP, REPEATED = 10, 4  # figure 7: steps and samples of a class from which on the correlation is looked at
 
@@ -39,9 +39,9 @@ class BlockTrack:
     group: Array
 
     @classmethod
-    def read(cls, results: Results, need: Need, label: str, probe: str = BLOCKS) -> BlockTrack:
+    def read(cls, results: Results, ref: SweepRef, label: str, probe: str = BLOCKS) -> BlockTrack:
         """Return what a probe measured along the selected run; raises MissingRuns without it."""
-        history = results.probed(need, label)
+        history = results.probed(ref, label)
         count = history.arrays["train/count"]
         return cls(
             label=label,
@@ -167,7 +167,7 @@ register(
         "Gradient norm and Hessian trace of each class",
         "Figure 7",
         "Under Adam, gradient norm and Hessian trace of the rows become proportional, both ordered by class frequency.",
-        (Need("linear", ("adam+m",), probed=True),),
+        (SweepRef("linear", ("adam+m",), probed=True),),
         (
             ClaimRule(
                 "traces-start-equal",
@@ -197,11 +197,11 @@ def shown_rows(track: BlockTrack, num: int = 4) -> list[int]:
     return sorted(set(np.linspace(0, len(track.step) - 1, num).round().astype(int).tolist()))
 
 
-def paths_plot(need: Need, probe: str = BLOCKS) -> Callable[[Results], Picture]:
+def paths_plot(ref: SweepRef, probe: str = BLOCKS) -> Callable[[Results], Picture]:
     """Return what draws a row for each optimizer: scatter plots along its path, then p(correct) by group."""
 
     def plot(results: Results) -> Picture:
-        tracks = [BlockTrack.read(results, need, label, probe) for label in results.labels(need)]
+        tracks = [BlockTrack.read(results, ref, label, probe) for label in results.labels(ref)]
         rows = shown_rows(tracks[0])
         picture = Picture(len(tracks), len(rows) + 1, width=2.2)
         scatters = []
@@ -259,10 +259,10 @@ register(
 
 def correlation_figure(name: str, title: str, paper: str, preset: str, variant: str = "") -> Figure:
     """Return figure 23 for another model: GD and Adam paths, and the claims that the correlation grows under Adam."""
-    need = Need(preset, PAIR, variant, probed=True)
+    ref = SweepRef(preset, PAIR, variant, probed=True)
 
     def adam(results: Results, row: int) -> float:
-        return BlockTrack.read(results, need, "adam+m").relation(row).spearman.value
+        return BlockTrack.read(results, ref, "adam+m").relation(row).spearman.value
 
     rules = (
         ClaimRule(
@@ -281,7 +281,7 @@ def correlation_figure(name: str, title: str, paper: str, preset: str, variant: 
         ),
     )
     about = "The correlation of gradient norm and Hessian trace over classes that training brings about (last layer)."
-    return Figure(name, title, paper, about, (need,), rules, paths_plot(need))
+    return Figure(name, title, paper, about, (ref,), rules, paths_plot(ref))
 
 
 register(correlation_figure("fig24", "The head of the CNN", "Figure 24", "cnn"))

@@ -9,7 +9,7 @@ from heavytail.plotting.panels import group_losses, loss_label, overall_loss
 from heavytail.plotting.style import Picture, optimizer_name
 from heavytail.results.claims import direction_rules
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 
 DIRECTIONS = ("gd", "adam", "normalized-gd", "sign")
 MOMENTA = {"-m": "without momentum", "+m": "with momentum"}
@@ -21,13 +21,13 @@ ABOUT = (
 
 def direction_figure(name: str, title: str, paper: str, preset: str) -> Figure:
     """Return the figure of all eight optimizers on one preset."""
-    need = Need(preset, tuple(f"{base}{m}" for m in MOMENTA for base in DIRECTIONS))
+    ref = SweepRef(preset, tuple(f"{base}{m}" for m in MOMENTA for base in DIRECTIONS))
 
     def plot(results: Results) -> Picture:
         picture = Picture(2, 5, width=2.2, height=2.1)
         losses = []
         for row, (m, words) in enumerate(MOMENTA.items()):
-            runs = [results.best(need, f"{base}{m}") for base in DIRECTIONS]
+            runs = [results.selected(ref, f"{base}{m}") for base in DIRECTIONS]
             losses.append(picture.panel(row, 0, f"overall, {words}", "step", loss_label("train")))
             overall_loss(losses[-1], runs)
             for column, run in enumerate(runs, 1):
@@ -38,7 +38,7 @@ def direction_figure(name: str, title: str, paper: str, preset: str) -> Figure:
         picture.group_bar(losses, runs[0].num_groups)
         return picture
 
-    return Figure(name, title, paper, ABOUT, (need,), direction_rules(need), plot)
+    return Figure(name, title, paper, ABOUT, (ref,), direction_rules(ref), plot)
 
 
 register(direction_figure("fig05", "Last layer of a simplified transformer", "Figure 5", "last-layer"))

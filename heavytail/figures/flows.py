@@ -12,7 +12,7 @@ from heavytail.experiment.store import History
 from heavytail.plotting.style import Picture, group_colours, optimizer_colour, optimizer_name
 from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Array, Need, Results
+from heavytail.results.results import Array, Results, SweepRef
 
 # -- figure 6: the weighted quadratic --------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ register(
 
 # -- theorem 3 -------------------------------------------------------------------------------------------------------
 
-FLOWS = Need("simple-imbalanced")
+FLOWS = SweepRef("simple-imbalanced")
 TARGET = 0.1  # nats: the loss that the times are measured to
 SOLVED = 1e-3  # nats: losses below are not compared, float32 histories and finite steps both blur them
 

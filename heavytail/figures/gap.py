@@ -9,7 +9,7 @@ from heavytail.plotting.panels import group_row
 from heavytail.plotting.style import Picture
 from heavytail.results.claims import gap_rules
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 
 PAIR = ("gd+m", "adam+m")
 
@@ -26,17 +26,17 @@ def gap_figure(
         about: replaces the usual caption.
         split: "train" or "test".
     """
-    need = Need(preset, PAIR)
+    ref = SweepRef(preset, PAIR)
 
     def plot(results: Results) -> Picture:
         picture = Picture(1, 4)
-        group_row(picture, 0, results, need, split=split)
+        group_row(picture, 0, results, ref, split=split)
         return picture
 
     usual = (
         "GD lowers the loss of frequent classes and leaves rare ones behind; Adam lowers all (dashed: initial loss)."
     )
-    return Figure(name, title, paper, about or usual, (need,), gap_rules(need, *claims, split=split), plot)
+    return Figure(name, title, paper, about or usual, (ref,), gap_rules(ref, *claims, split=split), plot)
 
 
 register(gap_figure("fig01", "GPT-2", "Figure 1", "gpt2"))

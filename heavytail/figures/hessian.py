@@ -13,9 +13,9 @@ import numpy as np
 from heavytail.plotting.style import Picture
 from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Array, Need, Results
+from heavytail.results.results import Array, Results, SweepRef
 
-ADAM = Need("linear", ("adam+m",), probed=True)
+ADAM = SweepRef("linear", ("adam+m",), probed=True)
 DECADES = 6  # shown below the largest entry
 ROUNDING = 1e-9  # by which a sum over classes may miss an identity
 

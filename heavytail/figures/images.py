@@ -12,28 +12,28 @@ import numpy as np
 
 from heavytail.data import Data
 from heavytail.errors import DataError
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from heavytail.plotting.panels import rank_histogram
 from heavytail.plotting.style import Picture
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import MissingRuns, Need, Results
+from heavytail.results.results import MissingRuns, Results, SweepRef
 
 EXAMPLES = 6
 
 
 def load(results: Results, preset: str, variant: str) -> tuple[str, Data]:
     """Return a preset's data set and its name; raises MissingRuns where it is not to be had."""
-    run = Need(preset, (), variant).load(results.scale).run
+    run = SweepRef(preset, (), variant).load(results.scale).run
     if results.data_dir is None:
         raise MissingRuns("the folder of the data sets is not known; run `heavytail reproduce images`")
-    part = Part.parse(run["data"], "data")
-    return part.name, _load(part.name, tuple(part.params.items()), results.data_dir)
+    component = Component.parse(run["data"], "data")
+    return component.name, _load(component.name, tuple(component.params.items()), results.data_dir)
 
 
 @lru_cache(maxsize=2)
 def _load(name: str, params: tuple[tuple[str, object], ...], data_dir: Path) -> Data:
     try:
-        data: Data = registry("data").make(Part(name, dict(params))).load(seed=0, data_dir=data_dir)
+        data: Data = registry("data").make(Component(name, dict(params))).load(seed=0, data_dir=data_dir)
     except DataError as error:
         raise MissingRuns(str(error)) from error
     return data

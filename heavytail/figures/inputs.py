@@ -8,15 +8,15 @@ from heavytail.plotting.panels import final_group_losses, group_losses, loss_lab
 from heavytail.plotting.style import Picture, optimizer_name
 from heavytail.results.claims import ClaimRule, group_ratios, order, present, rarest, ratio
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Array, Need, Results, Selected
+from heavytail.results.results import Array, Results, Selected, SweepRef
 
 SHOWN = 25  # steps, figure 15
 INPUTS = {
-    "inputs N(1, 1)": Need("linear-inputs", ("gd-m", "adam-m"), "aligned"),
-    "inputs N(0, 1)": Need("linear-inputs", ("gd-m", "adam-m"), "orthogonal"),
+    "inputs N(1, 1)": SweepRef("linear-inputs", ("gd-m", "adam-m"), "aligned"),
+    "inputs N(0, 1)": SweepRef("linear-inputs", ("gd-m", "adam-m"), "orthogonal"),
 }
 ALIGNED, ORTHOGONAL = INPUTS.values()
-LONG = Need("linear-long", ("gd-m",))
+LONG = SweepRef("linear-long", ("gd-m",))
 # Figure 15: the groups are level within this factor, or all below this share of their initial loss.
 SPREAD, SOLVED = 1.5, 0.05
 
@@ -24,8 +24,8 @@ SPREAD, SOLVED = 1.5, 0.05
 def plot_inputs(results: Results) -> Picture:
     """Draw figure 15: a row for each kind of inputs, GD and Adam by group, and the loss of every group at the end."""
     picture = Picture(2, 3)
-    for row, (name, need) in enumerate(INPUTS.items()):
-        runs = [results.best(need, label) for label in results.labels(need)]
+    for row, (name, ref) in enumerate(INPUTS.items()):
+        runs = [results.selected(ref, label) for label in results.labels(ref)]
         losses = []
         for column, run in enumerate(runs):
             title = f"{name}: {optimizer_name(run.label)}"
@@ -62,14 +62,14 @@ register(
                 "N(1, 1) inputs: Spearman correlation of a group's number with GD's final loss on it",
                 ">=",
                 0.9,
-                lambda r: order(r.best(ALIGNED, "gd-m")),
+                lambda r: order(r.selected(ALIGNED, "gd-m")),
             ),
             ClaimRule(
                 "aligned-apart",
                 "N(1, 1) inputs: final loss of GD on the rarest group, relative to the most frequent group's",
                 ">=",
                 2.0,
-                lambda r: ratio(rarest(r.best(ALIGNED, "gd-m")), first_group(r.best(ALIGNED, "gd-m"))),
+                lambda r: ratio(rarest(r.selected(ALIGNED, "gd-m")), first_group(r.selected(ALIGNED, "gd-m"))),
             ),
             ClaimRule(
                 "orthogonal-level",
@@ -77,7 +77,7 @@ register(
                 f"and (largest group / its initial loss) / {SOLVED}",
                 "<=",
                 1.0,
-                lambda r: level(r.best(ORTHOGONAL, "gd-m")),
+                lambda r: level(r.selected(ORTHOGONAL, "gd-m")),
             ),
         ),
         plot_inputs,
@@ -94,7 +94,7 @@ def horizons(results: Results) -> tuple[int, int, int]:
 def plot_horizons(results: Results) -> Picture:
     """Draw figure 16: one run of GD by group, up to each of three horizons."""
     picture = Picture(1, 3, width=2.9)
-    run = results.best(LONG, "gd-m")
+    run = results.selected(LONG, "gd-m")
     losses = []
     for column, horizon in enumerate(horizons(results)):
         title = f"first {horizon:,} steps".replace(",", " ")
@@ -107,7 +107,7 @@ def plot_horizons(results: Results) -> Picture:
 
 def relative_at(results: Results, which: int) -> Array:
     """Return the loss of every group at a horizon (0, 1 or 2), relative to its initial loss."""
-    run = results.best(LONG, "gd-m")
+    run = results.selected(LONG, "gd-m")
     return group_ratios(run, run.group_loss_at(horizons(results)[which]))
 
 

@@ -18,9 +18,9 @@ from heavytail.figures.curvature import scatter_groups
 from heavytail.plotting.style import Panel, Picture, group_colours
 from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Array, MissingRuns, Need, Results
+from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 
-ADAM = Need("linear", ("adam+m",), probed=True)
+ADAM = SweepRef("linear", ("adam+m",), probed=True)
 FREQUENT = 20.0  # eq. 2 neglects O(1/c) beside pi_k: it is checked where c pi_k is at least this
 
 

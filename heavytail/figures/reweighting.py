@@ -9,7 +9,7 @@ from heavytail.plotting.panels import group_losses, loss_label, overall_loss
 from heavytail.plotting.style import Picture, optimizer_name
 from heavytail.results.claims import ClaimRule, rarest, ratio
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 
 # Name -> preset, with the variants "weighted-sqrt" and "weighted-inverse". Another problem is another line.
 PROBLEMS = {
@@ -22,18 +22,18 @@ PLAIN = ("gd+m", "adam+m")
 WEIGHTED = {"weighted-sqrt": r"$1/\sqrt{\pi_k}$", "weighted-inverse": r"$1/\pi_k$"}
 
 
-def needs(preset: str) -> tuple[Need, ...]:
+def refs(preset: str) -> tuple[SweepRef, ...]:
     """Return the sweeps of one problem: without weights, then with each kind of them."""
-    return (Need(preset, PLAIN), *(Need(preset, ("gd+m",), variant) for variant in WEIGHTED))
+    return (SweepRef(preset, PLAIN), *(SweepRef(preset, ("gd+m",), variant) for variant in WEIGHTED))
 
 
 def plot(results: Results) -> Picture:
     """Draw a row for each problem: the overall loss of all four, then each of them by group."""
     picture = Picture(len(PROBLEMS), 5, width=2.2, height=2.1)
     for row, (name, preset) in enumerate(PROBLEMS.items()):
-        plain, *weighted = needs(preset)
-        sgd, adam = (results.best(plain, label) for label in PLAIN)
-        others = {title: results.best(need, "gd+m") for need, title in zip(weighted, WEIGHTED.values(), strict=True)}
+        plain, *weighted = refs(preset)
+        sgd, adam = (results.selected(plain, label) for label in PLAIN)
+        others = {title: results.selected(ref, "gd+m") for ref, title in zip(weighted, WEIGHTED.values(), strict=True)}
         losses = [picture.panel(row, 0, f"{name}: overall", "step", loss_label("train"))]
         overall_loss(losses[0], [sgd, adam])
         for style, (title, run) in zip((":", "-."), others.items(), strict=True):
@@ -55,21 +55,21 @@ def plot(results: Results) -> Picture:
 
 def rules(name: str, preset: str) -> tuple[ClaimRule, ClaimRule]:
     """Return the claims on one problem."""
-    plain, root, _ = needs(preset)
+    plain, root, _ = refs(preset)
     return (
         ClaimRule(
             f"weighted-ahead-{name.lower()}",
             f"{name}: final unweighted loss of SGD on the 1/sqrt(pi) weighted loss, relative to plain SGD's",
             "<",
             1.0,
-            lambda r: ratio(r.best(root, "gd+m").final_loss, r.best(plain, "gd+m").final_loss),
+            lambda r: ratio(r.selected(root, "gd+m").final_loss, r.selected(plain, "gd+m").final_loss),
         ),
         ClaimRule(
             f"weighted-rare-{name.lower()}",
             f"{name}: the same on the rarest group",
             "<=",
             0.95,
-            lambda r: ratio(rarest(r.best(root, "gd+m")), rarest(r.best(plain, "gd+m"))),
+            lambda r: ratio(rarest(r.selected(root, "gd+m")), rarest(r.selected(plain, "gd+m"))),
         ),
     )
 
@@ -81,7 +81,7 @@ register(
         "Figure 22",
         "Weights of 1/sqrt(pi) let SGD lower rare groups without Adam; weights of 1/pi overdo it on frequent ones. "
         "The unweighted loss is shown, by frequency group (dashed: initial loss).",
-        tuple(need for preset in PROBLEMS.values() for need in needs(preset)),
+        tuple(ref for preset in PROBLEMS.values() for ref in refs(preset)),
         tuple(rule for name, preset in PROBLEMS.items() for rule in rules(name, preset)),
         plot,
     )

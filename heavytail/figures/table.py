@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.sweep import Sweep, preset_names, read_preset
 from heavytail.plotting.style import Picture, TextTable, optimizer_name, split_label
 from heavytail.results.figure import Figure, all_figures, register
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 
 HEADER = ("preset", "model", "data", "batch", "steps", "optimizers", "seeds", "figures")
 
@@ -21,12 +21,12 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     """Return the table below its header: a row for each problem, in the order of the presets."""
     users: dict[tuple[str, str], list[str]] = {}
     for figure in all_figures():
-        for need in figure.needs:
-            users.setdefault((need.preset, need.variant), []).append(figure.id.removeprefix("fig").lstrip("0"))
+        for ref in figure.sweeps:
+            users.setdefault((ref.preset, ref.variant), []).append(figure.id.removeprefix("fig").lstrip("0"))
     table: dict[tuple[str, ...], tuple[str, dict[str, None]]] = {}  # problem -> its name, and the figures that use it
     for preset in preset_names():
         for variant in ("", *read_preset(preset).get("variant", ())):
-            name, sweep = " ".join(filter(None, (preset, variant))), Need(preset, (), variant).load(results.scale)
+            name, sweep = " ".join(filter(None, (preset, variant))), SweepRef(preset, (), variant).load(results.scale)
             _, figures = table.setdefault((preset, *problem(sweep)), (name, {}))
             figures |= dict.fromkeys(users.get((preset, variant), ()))
     return [
@@ -36,14 +36,14 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 def problem(sweep: Sweep) -> tuple[str, ...]:
     """Return the cells of a problem: model, data, batch, steps, optimizers, seeds."""
-    model, data = (Part.parse(sweep.run[kind], kind) for kind in ("model", "data"))
+    model, data = (Component.parse(sweep.run[kind], kind) for kind in ("model", "data"))
     batch = sweep.run.get("batch_size")
     return (
         ", ".join((model.name, *_settings(model.params))),
         ", ".join((registry("data").make(data).title, *_settings(data.params))),
-        "full" if batch is None else _shown(batch),
-        _shown(sweep.run["steps"]),
-        _optimizers((entry.label for entry in sweep.entries), stochastic=batch is not None),
+        "full" if batch is None else _format(batch),
+        _format(sweep.run["steps"]),
+        _optimizers((arm.label for arm in sweep.arms), stochastic=batch is not None),
         str(len(sweep.seeds)),
     )
 
@@ -63,13 +63,13 @@ def _settings(params: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, bool):
             yield name if value else f"no {name}"
         elif key != "path":  # which the title of the data has
-            yield f"{name} {_shown(value)}"
+            yield f"{name} {_format(value)}"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     """A setting as a reader writes it: 12 000, 16 × 32."""
     if isinstance(value, list | tuple):
-        return " × ".join(map(_shown, value))
+        return " × ".join(map(_format, value))
     return f"{value:,}".replace(",", " ") if isinstance(value, int) and value > 9_999 else str(value)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from heavytail.analysis import zipf
 from heavytail.errors import DataError
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from heavytail.plotting.style import Picture
 from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure, register
@@ -40,9 +40,9 @@ def counts(results: Results, text: str, kind: str) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _counts(part: tuple[tuple[str, Any], ...], data_dir: Path) -> Array:
+def _counts(component: tuple[tuple[str, Any], ...], data_dir: Path) -> Array:
     try:
-        data = registry("data").make(Part.parse(dict(part), "data")).load(seed=0, data_dir=data_dir)
+        data = registry("data").make(Component.parse(dict(component), "data")).load(seed=0, data_dir=data_dir)
     except DataError as error:
         raise MissingRuns(str(error)) from error
     found: Array = np.sort(data.counts.numpy())[::-1]

@@ -8,21 +8,21 @@ from heavytail.plotting.panels import group_row, loss_label, overall_loss
 from heavytail.plotting.style import Picture
 from heavytail.results.claims import ClaimRule, group_ratios, imbalance_rules, progress, ratio
 from heavytail.results.figure import Figure, register
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 
 PAIR = ("gd+m", "adam+m")
 
 
 def rows_figure(
-    name: str, title: str, paper: str, about: str, rows: dict[Need, str], rules: tuple[ClaimRule, ...]
+    name: str, title: str, paper: str, about: str, rows: dict[SweepRef, str], rules: tuple[ClaimRule, ...]
 ) -> Figure:
     """Return a figure with a row for each data set (and its labels): classes, overall loss, GD and Adam by group."""
 
     def plot(results: Results) -> Picture:
         picture = Picture(len(rows), 4)
-        for row, (need, labels) in enumerate(rows.items()):
-            name = ", ".join(filter(None, (results.data_title(need), labels)))
-            group_row(picture, row, results, need, name=name)
+        for row, (ref, labels) in enumerate(rows.items()):
+            name = ", ".join(filter(None, (results.data_title(ref), labels)))
+            group_row(picture, row, results, ref, name=name)
         return picture
 
     return Figure(name, title, paper, about, tuple(rows), rules, plot)
@@ -30,7 +30,7 @@ def rows_figure(
 
 def imbalance_figure(name: str, title: str, paper: str, preset: str) -> Figure:
     """Return the figure of one vision model on a balanced and on a heavy-tailed subset of one data set."""
-    uniform, heavy = Need(preset, PAIR, "uniform"), Need(preset, PAIR, "heavy-tailed")
+    uniform, heavy = SweepRef(preset, PAIR, "uniform"), SweepRef(preset, PAIR, "heavy-tailed")
     about = (
         "On balanced labels SGD keeps up with Adam; on heavy-tailed ones it falls behind, on rare classes above all."
     )
@@ -38,8 +38,8 @@ def imbalance_figure(name: str, title: str, paper: str, preset: str) -> Figure:
     return rows_figure(name, title, paper, about, rows, imbalance_rules(uniform, heavy))
 
 
-DIGITS, BARCODED, COMBINED = (Need("cnn", PAIR, variant) for variant in ("mnist", "barcoded", ""))
-FULL = Need("simple-vit", PAIR, "full")
+DIGITS, BARCODED, COMBINED = (SweepRef("cnn", PAIR, variant) for variant in ("mnist", "barcoded", ""))
+FULL = SweepRef("simple-vit", PAIR, "full")
 
 register(
     rows_figure(
@@ -55,28 +55,28 @@ register(
                 "digits alone: final loss relative to the initial loss, the larger of GD and Adam",
                 "<=",
                 0.1,
-                lambda r: np.max([progress(r.best(DIGITS, label)) for label in PAIR]),
+                lambda r: np.max([progress(r.selected(DIGITS, label)) for label in PAIR]),
             ),
             ClaimRule(
                 "barcoded-stays",
                 "digits and barcoded ones: final loss of GD on the barcoded group, relative to its initial loss",
                 ">=",
                 0.9,
-                lambda r: group_ratios(r.best(COMBINED, "gd+m"))[-1],
+                lambda r: group_ratios(r.selected(COMBINED, "gd+m"))[-1],
             ),
             ClaimRule(
                 "digits-fall",
                 "digits and barcoded ones: final loss of GD on the digits, relative to its initial loss",
                 "<=",
                 0.5,
-                lambda r: group_ratios(r.best(COMBINED, "gd+m"))[0],
+                lambda r: group_ratios(r.selected(COMBINED, "gd+m"))[0],
             ),
             ClaimRule(
                 "adam-lowers-both",
                 "digits and barcoded ones: final loss of Adam relative to the initial loss, the larger of both groups",
                 "<=",
                 0.5,
-                lambda r: group_ratios(r.best(COMBINED, "adam+m")).max(),
+                lambda r: group_ratios(r.selected(COMBINED, "adam+m")).max(),
             ),
         ),
     )
@@ -96,7 +96,7 @@ register(
                 "|L(SGD)/L(Adam) - 1|, final losses",
                 "<=",
                 0.1,
-                lambda r: abs(ratio(r.best(FULL, "gd+m").final_loss, r.best(FULL, "adam+m").final_loss) - 1),
+                lambda r: abs(ratio(r.selected(FULL, "gd+m").final_loss, r.selected(FULL, "adam+m").final_loss) - 1),
             ),
         ),
     )
@@ -109,9 +109,9 @@ SETS = (DIGITS, BARCODED, COMBINED)
 def plot_balance(results: Results) -> Picture:
     """Draw figure 14: the overall loss of GD and Adam on each of the three data sets."""
     picture = Picture(1, len(SETS), width=2.7)
-    for column, need in enumerate(SETS):
-        panel = picture.panel(0, column, results.data_title(need), "step", "" if column else loss_label("train"))
-        overall_loss(panel, [results.best(need, label) for label in results.labels(need)])
+    for column, ref in enumerate(SETS):
+        panel = picture.panel(0, column, results.data_title(ref), "step", "" if column else loss_label("train"))
+        overall_loss(panel, [results.selected(ref, label) for label in results.labels(ref)])
     return picture
 
 
@@ -128,14 +128,14 @@ register(
                 "final loss of GD relative to the initial loss, the larger of digits alone and barcoded ones alone",
                 "<=",
                 0.05,
-                lambda r: np.max([progress(r.best(need, "gd+m")) for need in (DIGITS, BARCODED)]),
+                lambda r: np.max([progress(r.selected(ref, "gd+m")) for ref in (DIGITS, BARCODED)]),
             ),
             ClaimRule(
                 "combined-stays",
                 "final loss of GD on digits and barcoded ones together, relative to the initial loss",
                 ">=",
                 0.3,
-                lambda r: progress(r.best(COMBINED, "gd+m")),
+                lambda r: progress(r.selected(COMBINED, "gd+m")),
             ),
         ),
         plot_balance,

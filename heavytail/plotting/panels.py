@@ -23,7 +23,7 @@ from heavytail.plotting.style import (
 )
 from heavytail.results.figure import Figure
 from heavytail.results.figure import Picture as PictureOf
-from heavytail.results.results import Array, Need, Results, Selected
+from heavytail.results.results import Array, Results, Selected, SweepRef
 
 
 def draw(figure: Figure, results: Results) -> PictureOf:
@@ -150,7 +150,7 @@ def step_size_search(panel: Panel, searches: Sequence[Best]) -> None:
 
 
 def group_row(
-    picture: Picture, row: int, results: Results, need: Need, *, name: str = "", split: str = "train"
+    picture: Picture, row: int, results: Results, ref: SweepRef, *, name: str = "", split: str = "train"
 ) -> list[Panel]:
     """Fill a row of four panels: class histogram, overall loss, and the loss by group of the two needed optimizers.
 
@@ -158,16 +158,16 @@ def group_row(
         picture: of four columns.
         row: which.
         results: where the runs come from.
-        need: of two optimizers.
+        ref: a sweep of two optimizers.
         name: of the data, above the histogram.
         split: "train" or "test".
 
     Returns:
         The three panels with losses.
     """
-    runs = [results.best(need, label, split) for label in results.labels(need)]
+    runs = [results.selected(ref, label, split) for label in results.labels(ref)]
     histogram = picture.panel(row, 0, name or "classes", "class, by frequency", "samples")
-    class_histogram(histogram, results.best(need, runs[0].label))
+    class_histogram(histogram, results.selected(ref, runs[0].label))
     losses = [picture.panel(row, 1, "overall", "step", loss_label(split))]
     overall_loss(losses[0], runs)
     for column, run in enumerate(runs, 2):
@@ -179,11 +179,11 @@ def group_row(
     return losses
 
 
-def search_picture(results: Results, needs: Sequence[Need]) -> Picture:
-    """Return the picture of a figure's step-size searches, a panel for each need."""
-    picture = Picture(1, len(needs), width=3.6, height=2.6)
-    for column, need in enumerate(needs):
-        title = "\n".join(wrap(results.sweep(need).title, 40))
+def search_picture(results: Results, refs: Sequence[SweepRef]) -> Picture:
+    """Return the picture of a figure's step-size searches, a panel per sweep."""
+    picture = Picture(1, len(refs), width=3.6, height=2.6)
+    for column, ref in enumerate(refs):
+        title = "\n".join(wrap(results.sweep(ref).title, 40))
         panel = picture.panel(0, column, title, "step size", "final training loss (nats)")
-        step_size_search(panel, [results.search(need, label) for label in results.labels(need)])
+        step_size_search(panel, [results.search(ref, label) for label in results.labels(ref)])
     return picture

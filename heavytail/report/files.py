@@ -53,9 +53,9 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
     try:
         picture = draw(figure, results)
         pictures = {f"{figure.id}.{kind}": picture.render(kind) for kind in ("png", "pdf")}
-        if figure.needs:
+        if figure.sweeps:
             with applied():
-                pictures[f"{figure.id}-search.png"] = search_picture(results, figure.needs).render("png")
+                pictures[f"{figure.id}-search.png"] = search_picture(results, figure.sweeps).render("png")
         record |= {
             "panels": picture.plotted,
             "search": figure.search(results),

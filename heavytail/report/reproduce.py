@@ -44,7 +44,7 @@ def reproduce(
         display: is told what happens.
     """
     results = Results(store, scale, data_dir=options.data_dir)
-    sweeps = {need: results.sweep(need) for figure in figures for need in figure.needs}
+    sweeps = {ref: results.sweep(ref) for figure in figures for ref in figure.sweeps}
     started, clock, tally, finished = datetime.now(UTC), time.perf_counter(), _Tally(display), False
     try:
         failures = search(list(sweeps.values()), store, options, tally)
@@ -52,7 +52,7 @@ def reproduce(
             return []
         claims: list[Claim] = []
         for figure in figures:
-            reason = next((why for need in figure.needs if (why := _failed(sweeps[need], failures))), None)
+            reason = next((why for ref in figure.sweeps if (why := _failed(sweeps[ref], failures))), None)
             claims += write_figure(figure, results, out, missing=reason)
         write_claims(out, claims)
         write_report(out)
@@ -108,7 +108,7 @@ def _used(sweeps: list[Sweep], store: RunStore) -> set[str]:
 
 def _failed(sweep: Sweep, failures: list[Failure]) -> str | None:
     """Why a sweep could not be finished, if it could not."""
-    ours = RunSpec.from_dict({**sweep.run, "optim": sweep.entries[0].optim, "lr": 1.0})
+    ours = RunSpec.from_dict({**sweep.run, "optim": sweep.arms[0].optim, "lr": 1.0})
     shared = ("model", "loss", "batch_size", "precision")
     for failure in failures:
         theirs = failure.spec

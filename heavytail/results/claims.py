@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from heavytail.errors import unknown
-from heavytail.results.results import Array, MissingRuns, Need, Results, Selected
+from heavytail.results.results import Array, MissingRuns, Results, Selected, SweepRef
 
 Comparison = Literal["<=", ">=", "<", ">", "within"]
 Threshold = float | tuple[float, float]
@@ -176,22 +176,22 @@ def order(run: Selected) -> float:
 
 
 def gap_rules(
-    need: Need, *chosen: str, gd: str = "gd+m", adam: str = "adam+m", split: str = "train"
+    ref: SweepRef, *chosen: str, gd: str = "gd+m", adam: str = "adam+m", split: str = "train"
 ) -> tuple[ClaimRule, ...]:
     """Return the claims on the gap between GD and Adam on one problem.
 
     Args:
-        need: the problem.
+        ref: the problem.
         chosen: names of the claims; none for all six.
         gd, adam: labels of the two optimizers.
         split: "train" or "test".
     """
 
     def slow(results: Results) -> Selected:
-        return results.best(need, gd, split)
+        return results.selected(ref, gd, split)
 
     def fast(results: Results) -> Selected:
-        return results.best(need, adam, split)
+        return results.selected(ref, adam, split)
 
     rules = {
         rule.id: rule
@@ -246,17 +246,17 @@ def gap_rules(
     return tuple(rules[name] for name in chosen or rules)
 
 
-def direction_rules(need: Need) -> tuple[ClaimRule, ...]:
+def direction_rules(ref: SweepRef) -> tuple[ClaimRule, ...]:
     """Return the claims that the direction of the step matters more than its length or momentum (8 optimizers)."""
     rules: list[ClaimRule] = []
     for m, words in (("-m", "without momentum"), ("+m", "with momentum")):
 
         def rare(results: Results, m: str = m) -> float:
-            return ratio(rarest(results.best(need, f"sign{m}")), rarest(results.best(need, f"normalized-gd{m}")))
+            return ratio(rarest(results.selected(ref, f"sign{m}")), rarest(results.selected(ref, f"normalized-gd{m}")))
 
         def distance(results: Results, m: str = m) -> float:
             adam, normalized, sign = (
-                results.best(need, f"{name}{m}").final_loss for name in ("adam", "normalized-gd", "sign")
+                results.selected(ref, f"{name}{m}").final_loss for name in ("adam", "normalized-gd", "sign")
             )
             return _log_distance(normalized, adam) - _log_distance(sign, adam)
 
@@ -281,7 +281,7 @@ def direction_rules(need: Need) -> tuple[ClaimRule, ...]:
         "final loss of sign descent without momentum on the rarest group, relative to GD's with momentum",
         "<=",
         1.0,
-        lambda r: ratio(rarest(r.best(need, "sign-m")), rarest(r.best(need, "gd+m"))),
+        lambda r: ratio(rarest(r.selected(ref, "sign-m")), rarest(r.selected(ref, "gd+m"))),
     )
     return (*rules, momentum)
 
@@ -292,12 +292,12 @@ def _log_distance(a: float, b: float) -> float:
 
 
 def imbalance_rules(
-    uniform: Need, heavy: Need, *, gd: str = "gd+m", adam: str = "adam+m"
+    uniform: SweepRef, heavy: SweepRef, *, gd: str = "gd+m", adam: str = "adam+m"
 ) -> tuple[ClaimRule, ClaimRule, ClaimRule]:
     """Return the claims that SGD keeps up with Adam on balanced data and falls behind on heavy-tailed ones (fig 3)."""
 
-    def lag(results: Results, need: Need) -> float:
-        return ratio(results.best(need, gd).final_loss, results.best(need, adam).final_loss)
+    def lag(results: Results, ref: SweepRef) -> float:
+        return ratio(results.selected(ref, gd).final_loss, results.selected(ref, adam).final_loss)
 
     return (
         ClaimRule(
@@ -319,6 +319,6 @@ def imbalance_rules(
             "final loss of SGD on the rarest group of heavy-tailed data, relative to Adam's",
             ">=",
             1.2,
-            lambda r: ratio(rarest(r.best(heavy, gd)), rarest(r.best(heavy, adam))),
+            lambda r: ratio(rarest(r.selected(heavy, gd)), rarest(r.selected(heavy, adam))),
         ),
     )

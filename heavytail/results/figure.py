@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from heavytail.errors import unknown
 from heavytail.results.claims import Claim, ClaimRule
-from heavytail.results.results import Need, Results
+from heavytail.results.results import Results, SweepRef
 
 
 class Picture(Protocol):
@@ -35,7 +35,7 @@ class Figure:
         title: what it shows, a few words.
         paper: where it is in the paper, "Figure 4, section 3.1".
         about: what to look for in it, a sentence or two; the caption begins with it.
-        needs: the sweeps it is made from.
+        sweeps: those that it is made from.
         rules: the claims it must check.
         plot: draws it (see `plotting.panels.draw`).
     """
@@ -44,7 +44,7 @@ class Figure:
     title: str
     paper: str
     about: str
-    needs: tuple[Need, ...]
+    sweeps: tuple[SweepRef, ...]
     rules: tuple[ClaimRule, ...]
     plot: Callable[[Results], Picture]
 
@@ -55,26 +55,26 @@ class Figure:
 
     def caption(self, results: Results) -> str:
         """Return the caption: what to look for, how it was measured, on which data, and at which scale."""
-        sweeps = [results.sweep(need) for need in self.needs]
+        sweeps = [results.sweep(ref) for ref in self.sweeps]
         if not sweeps:
             return self.about
         seeds = sorted({len(sweep.seeds) for sweep in sweeps})
         spread = "one seed" if seeds == [1] else f"medians over {' or '.join(map(str, seeds))} seeds"
-        if all(need.probed for need in self.needs):
+        if all(ref.probed for ref in self.sweeps):
             spread = "measured along the selected runs of the first seed"
-        data = ", ".join(dict.fromkeys(results.data_title(need) for need in self.needs))
+        data = ", ".join(dict.fromkeys(results.data_title(ref) for ref in self.sweeps))
         return f"{self.about} Step sizes by the paper's search, {spread}; data: {data}; {sweeps[0].caption}."
 
     def search(self, results: Results) -> list[dict[str, Any]]:
         """Return the step-size search of every optimizer: all candidates, and why each was chosen or lost."""
         results, tables = results.for_figure(self.id), []
-        for need in self.needs:
-            for label in results.labels(need):
-                best = results.search(need, label)
+        for ref in self.sweeps:
+            for label in results.labels(ref):
+                best = results.search(ref, label)
                 tables.append(
                     {
-                        "preset": need.preset,
-                        "variant": need.variant,
+                        "preset": ref.preset,
+                        "variant": ref.variant,
                         "optimizer": label,
                         "selected": best.chosen.lr if best.chosen else None,
                         "candidates": [{"lr": lr, "loss": loss, "reason": why} for lr, loss, why in best.table()],
@@ -86,9 +86,9 @@ class Figure:
     def environments(self, results: Results) -> list[Mapping[str, Any]]:
         """Return what the selected runs were made with, each once."""
         found: list[Mapping[str, Any]] = []
-        for need in self.needs:
-            for label in results.labels(need):
-                found += [e for e in results.best(need, label).environments if e not in found]
+        for ref in self.sweeps:
+            for label in results.labels(ref):
+                found += [e for e in results.selected(ref, label).environments if e not in found]
         return found
 
 

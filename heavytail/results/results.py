@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.errors import HeavyTailError, SpecError, StoreError
-from heavytail.experiment.registry import Part, registry
+from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.search import Best, Candidate
 from heavytail.experiment.store import History, RunStore
 from heavytail.experiment.sweep import Sweep
@@ -31,7 +31,7 @@ class MissingRuns(HeavyTailError):
 
 
 @dataclass(frozen=True)
-class Need:
+class SweepRef:
     """A sweep that a figure needs.
 
     Attributes:
@@ -148,7 +148,7 @@ class Results:
     presets: Path | None = None
     figure: str = ""
     data_dir: Path | None = None
-    _sweeps: dict[Need, Sweep] = field(default_factory=dict, repr=False)
+    _sweeps: dict[SweepRef, Sweep] = field(default_factory=dict, repr=False)
     _searches: dict[tuple[str, str, str], Best] = field(default_factory=dict, repr=False)
     _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)
 
@@ -156,28 +156,28 @@ class Results:
         """Return these results, with messages that name a figure; what has been read is shared."""
         return replace(self, figure=name)
 
-    def sweep(self, need: Need) -> Sweep:
+    def sweep(self, ref: SweepRef) -> Sweep:
         """Return a needed sweep, with the needed optimizers alone."""
-        if need not in self._sweeps:
-            self._sweeps[need] = need.load(self.scale, self.presets)
-        return self._sweeps[need]
+        if ref not in self._sweeps:
+            self._sweeps[ref] = ref.load(self.scale, self.presets)
+        return self._sweeps[ref]
 
-    def labels(self, need: Need) -> tuple[str, ...]:
+    def labels(self, ref: SweepRef) -> tuple[str, ...]:
         """Return the labels of the needed optimizers."""
-        return need.optim or tuple(entry.label for entry in self.sweep(need).entries)
+        return ref.optim or tuple(arm.label for arm in self.sweep(ref).arms)
 
-    def data_title(self, need: Need) -> str:
+    def data_title(self, ref: SweepRef) -> str:
         """Return how the data set of a needed sweep is called; at a smaller scale it may be another one."""
-        part = Part.parse(self.sweep(need).run["data"], "data")
-        return str(registry("data").make(part).title)
+        component = Component.parse(self.sweep(ref).run["data"], "data")
+        return str(registry("data").make(component).title)
 
-    def search(self, need: Need, label: str) -> Best:
+    def search(self, ref: SweepRef, label: str) -> Best:
         """Return the finished search for an optimizer's step size; raises MissingRuns if it is not finished."""
-        key = (need.preset, need.variant, label)
+        key = (ref.preset, ref.variant, label)
         if key not in self._searches:
-            best = self.sweep(need).best(label, self.store.outcome)
+            best = self.sweep(ref).best(label, self.store.outcome)
             if best is None:
-                sweep = " ".join(filter(None, [need.preset, need.variant]))
+                sweep = " ".join(filter(None, [ref.preset, ref.variant]))
                 raise MissingRuns(
                     f"{sweep}, {label}: its step-size search is not finished; "
                     f"run `heavytail reproduce {self.figure or 'FIGURE'} --scale {self.scale}`"
@@ -185,11 +185,11 @@ class Results:
             self._searches[key] = best
         return self._searches[key]
 
-    def best(self, need: Need, label: str, split: str = "train") -> Selected:
+    def selected(self, ref: SweepRef, label: str, split: str = "train") -> Selected:
         """Return one optimizer at its selected step size.
 
         Args:
-            need: the sweep.
+            ref: the sweep.
             label: of the optimizer.
             split: "train" or "test".
 
@@ -197,28 +197,28 @@ class Results:
             MissingRuns: the search is not finished.
             SpecError: the preset records no losses on this split.
         """
-        key = (need.preset, need.variant, label)
+        key = (ref.preset, ref.variant, label)
         if key not in self._selected:
-            self._selected[key] = _reduce(self.search(need, label), self.store)
+            self._selected[key] = _reduce(self.search(ref, label), self.store)
         if split not in self._selected[key]:
-            raise SpecError(f"test_every: preset '{need.preset}' records no losses on '{split}'; expected 1 or more")
+            raise SpecError(f"test_every: preset '{ref.preset}' records no losses on '{split}'; expected 1 or more")
         return self._selected[key][split]
 
-    def probed(self, need: Need, label: str) -> History:
+    def probed(self, ref: SweepRef, label: str) -> History:
         """Return the selected run of the first seed with what the preset's probes measured, under probe/<name>/.
 
         Raises:
             MissingRuns: the search is not finished, or selected nothing, or the run has not been measured yet.
         """
-        assert need.probed, f"{need} does not ask for probes"
-        best = self.search(need, label)
-        spec = self.sweep(need).probed(best)
+        assert ref.probed, f"{ref} does not ask for probes"
+        best = self.search(ref, label)
+        spec = self.sweep(ref).probed(best)
         if spec is None:
-            raise MissingRuns(f"{need.preset}, {label}: no step size was stable, so no run was measured")
+            raise MissingRuns(f"{ref.preset}, {label}: no step size was stable, so no run was measured")
         history = self.store.load(spec)
         if history is None:
             raise MissingRuns(
-                f"{' '.join(filter(None, [need.preset, need.variant]))}, {label}: its selected run is not measured; "
+                f"{' '.join(filter(None, [ref.preset, ref.variant]))}, {label}: its selected run is not measured; "
                 f"run `heavytail reproduce {self.figure or 'FIGURE'} --scale {self.scale}`"
             )
         return history

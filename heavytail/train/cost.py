@@ -23,7 +23,7 @@ from heavytail.data import Data
 from heavytail.errors import DataError
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec
-from heavytail.experiment.sweep import Entry, Sweep
+from heavytail.experiment.sweep import Arm, Sweep
 from heavytail.train.engine import differs_in_training, load_data
 
 # Share of its time that a run spends in matrix products at full speed: about 0.3 for the smallest models on a CPU,
@@ -69,7 +69,7 @@ class Row:
     """The search of one optimizer: how many runs at most, and what one of them costs."""
 
     sweep: Sweep
-    entry: Entry
+    arm: Arm
     runs: int
     spec: RunSpec
     cost: Cost
@@ -96,20 +96,20 @@ def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
         DataError: data are not here, and their recipe does not know their size without them.
     """
     shared: Cost | None = None  # only what the optimizer keeps differs
-    for entry in sweep.entries:
-        spec = sweep.spec(entry, entry.grid.exponents[0], sweep.seeds[0])
+    for arm in sweep.arms:
+        spec = sweep.spec(arm, arm.grid.exponents[0], sweep.seeds[0])
         shared = shared or cost(spec, data_dir)
         mine = replace(shared, state=_state(spec.resolved, shared.trained))
-        yield Row(sweep, entry, num_runs(sweep, entry), spec, mine)
+        yield Row(sweep, arm, num_runs(sweep, arm), spec, mine)
 
 
-def num_runs(sweep: Sweep, entry: Entry) -> int:
+def num_runs(sweep: Sweep, arm: Arm) -> int:
     """Return how many runs the search of an optimizer takes if none diverges and its dense grid is stable.
 
     The sparse grid has one seed; the dense one has all, and on the first its powers of ten have been run by then. With
     probes the selected run is trained once more, to be measured.
     """
-    grid, seeds = entry.grid, len(sweep.seeds)
+    grid, seeds = arm.grid, len(sweep.seeds)
     if grid.refine is None:
         return len(grid.exponents) * seeds + bool(sweep.probes)
     shared = 1 + 2 * (grid.refine // 2)

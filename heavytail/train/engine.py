@@ -386,9 +386,9 @@ class _Run:
 
 @functools.lru_cache(maxsize=2)
 def _load(part: str, seed: int, data_dir: Path) -> Data:
-    from heavytail.experiment.registry import Part
+    from heavytail.experiment.registry import Component
 
-    data: Data = registry("data").make(Part.parse(json.loads(part), "data")).load(seed=seed, data_dir=data_dir)
+    data: Data = registry("data").make(Component.parse(json.loads(part), "data")).load(seed=seed, data_dir=data_dir)
     return data
 
 

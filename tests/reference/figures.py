@@ -99,10 +99,10 @@ def fill(
     for preset, variant in sweeps:
         sweep = Sweep.load(presets / f"{preset}.toml", scale=scale, variant=variant)
         for label in labels:
-            entry = sweep.entry(label)
-            for exponent in entry.grid.exponents:
+            arm = sweep.arm(label)
+            for exponent in arm.grid.exponents:
                 for seed in sweep.seeds if seeds is None else seeds:
-                    spec = sweep.spec(entry, exponent, seed)
+                    spec = sweep.spec(arm, exponent, seed)
                     made = losses(preset, variant, label, 10.0**exponent, seed)
                     groups = 4 if made is None else made.shape[1]
                     count = np.full(groups, 100) if counts is None else np.asarray(counts[preset])
