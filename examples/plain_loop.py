@@ -1,7 +1,7 @@
 """A plain training loop, nanoGPT style, with the monitor in it: SGD and AdamW on Python's own sources.
 
     python examples/plain_loop.py [--steps 300] [--out runs]
-    heavytail report runs/adamw
+    heavytail monitor runs/adamw
 
 Prints the loss of each frequency group at the end: SGD learns the frequent tokens, AdamW all of them (figure 1 of the
 paper, in a minute and without a download).

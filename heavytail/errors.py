@@ -1,17 +1,20 @@
-"""What heavytail raises when the user, not the code, has to change something.
+"""Exceptions for problems that the user can solve.
 
-Every message is one line that names the field, the value given and what is allowed; the command line prints it and
-exits with status 2. A failed `assert` is always our own bug.
+Every message is one line that names the field, the value given and what is allowed. The command line prints it and
+exits with the exception's `exit_code`. A failed `assert` is always our own bug.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
 
 
 class HeavyTailError(Exception):
     """Base of all errors that a caller can fix."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class SpecError(HeavyTailError, ValueError):
@@ -19,15 +22,24 @@ class SpecError(HeavyTailError, ValueError):
 
 
 class DataError(HeavyTailError):
-    """Data that are missing, unreadable, or not what they should be."""
+    """Data that are missing, unreadable or invalid."""
 
 
 class StoreError(HeavyTailError):
     """A stored run that is damaged, locked, or cannot be written."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> SpecError:
-    """Return the error for a name that does not exist, with the nearest one that does.
+_LISTED = 12  # a longer list of names is not read
+
+
+def unknown(kind: str, name: object, known: Iterable[str], *, see: str = "") -> SpecError:
+    """Return the error for an unknown name, with the nearest known one.
+
+    Args:
+        kind: the noun of what is unknown.
+        name: the name given.
+        known: the allowed names.
+        see: the command that lists the names; replaces a long list of them.
 
     >>> str(unknown("optimizer", "adm", ["adam", "gd"]))
     "unknown optimizer 'adm'; did you mean 'adam'? (known: adam, gd)"
@@ -35,5 +47,14 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> SpecError:
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    listing = ", ".join(names) if names else "none"
-    return SpecError(f"unknown {kind} '{name}'{hint} (known: {listing})")
+    listing = f"see: {see}" if see and len(names) > _LISTED else f"known: {', '.join(names) or 'none'}"
+    return SpecError(f"unknown {kind} '{name}'{hint} ({listing})")
+
+
+def install(extra: str) -> str:
+    """Return the remedy for a missing package: how to install one of the extras of pyproject.toml.
+
+    >>> install("lab")
+    "run in the repository's folder: pip install '.[lab]'"
+    """
+    return f"run in the repository's folder: pip install '.[{extra}]'"

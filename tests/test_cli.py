@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import textwrap
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
-from heavytail.cli import main
+from heavytail import cli, optim
+from heavytail.cli import _command, commands, main, status
+from heavytail.errors import SpecError
+from heavytail.train.runner import Interrupted
+from tests.problems import ROOT, output
+
+PACKAGE = ROOT / "heavytail"
 
 RUN = ["run", "--data", "random-heavy-tail", "--set", "data.groups=3", "--model", "linear"]
 RUN += ["--optim", "gd", "--lr", "0.1", "--steps", "5"]
@@ -65,8 +79,8 @@ def test_running_again_trains_nothing(tmp_path: Path, root: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--optim", "gdd"], "unknown optim 'gdd'; did you mean 'gd'?"),
-        (["--data", "pbt"], "unknown data 'pbt'; did you mean 'ptb'?"),
+        (["--optim", "gdd"], "unknown optimizer 'gdd'; did you mean 'gd'?"),
+        (["--data", "pbt"], "unknown data set 'pbt'; did you mean 'ptb'?"),
         (["--lr", "-1"], "lr: expected a positive finite number, got -1.0"),
         (["--lr", "nan"], "lr: expected a positive finite number, got nan"),
         (["--lr", "x"], "argument --lr: invalid float value: 'x'"),
@@ -214,3 +228,212 @@ def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, root: Path) -> None:
     finish = [*command, str(record["step"] + 10), "--eval-every", "1000"]
     subprocess.run(finish, check=True, timeout=120, env={**os.environ})
     assert (tmp_path / "out" / "history.parquet").is_file()
+
+
+HELP = [[], *([name] for name in commands())]
+
+
+def example(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Return the commands of the example that a --help ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--help"])
+    assert stop.value.code == 0
+    match = re.search(r"^example(?: \(.*\))?:\n  (.*)$", capsys.readouterr().out, re.M)
+    assert match is not None
+    return [shlex.split(part) for part in match[1].split("&&")]
+
+
+@pytest.mark.parametrize("words", HELP, ids=["heavytail", *commands()])
+def test_every_example_of_the_help_runs(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example that each --help ends with exits with 0; only what trains for long is shortened."""
+    for name in ("examples", "README.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    for program, *arguments in example(words, capsys):
+        if program == "python":
+            subprocess.run(
+                [sys.executable, *arguments, "--steps", "2"], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            )
+        else:
+            assert program == "heavytail"
+            long = {"reproduce": ["fig06"], "sweep": [quick_sweep(tmp_path)]}
+            arguments[1:] = long.get(arguments[0], arguments[1:])
+            assert main(arguments) == 0
+
+
+def quick_sweep(folder: Path) -> str:
+    """Write a sweep of a second, and return its path."""
+    text = """
+        name = "mine"
+        [run]
+        data = { name = "random-heavy-tail", groups = 3 }
+        model = "linear"
+        steps = 5
+        [sweep]
+        seeds = [0]
+        [[sweep.optim]]
+        name = "gd"
+        lr = { exponents = [-1] }
+        """
+    (folder / "mine.toml").write_text(text)
+    return str(folder / "mine.toml")
+
+
+def test_help_documents_environment_variables_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    """`heavytail --help` names every variable that the package reads, and every exit code; so does the README."""
+    read = set(
+        re.findall(r"environ(?:\.get\(|\[)\"(HEAVYTAIL_\w+)\"", "".join(f.read_text() for f in PACKAGE.rglob("*.py")))
+    )
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for text in (shown, (ROOT / "README.md").read_text()):
+        assert set(re.findall(r"HEAVYTAIL_[A-Z]+", text)) == read
+    assert re.findall(r"^  (\d+) ", shown, re.M) == ["0", "1", "2", "70", "130"]
+
+
+def test_help_is_immediate() -> None:
+    """`heavytail --help` loads neither torch nor numpy, and takes less than 0.25 s of processor time."""
+    code = """
+        import sys, resource
+        from heavytail.cli import main
+        try:
+            main(["--help"])
+        except SystemExit:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            print("loaded", [m for m in ("torch", "numpy") if m in sys.modules], used.ru_utime + used.ru_stime)
+        """
+    loaded, seconds = re.search(r"loaded (\[.*\]) (\S+)$", output(textwrap.dedent(code))).groups()
+    assert loaded == "[]"
+    assert float(seconds) < 0.25
+
+
+def test_a_command_is_one_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file in the folder of commands is a command; a file with an underscore is not."""
+    source = 'EXAMPLE, DURATION = "heavytail greet", ""\ndef arguments(parser): pass\n'
+    source += 'def run(args): print("hello"); return 0\n'
+    for name in ("greet", "_hidden"):
+        (tmp_path / f"{name}.py").write_text(f'"""Greet."""\n{source}')
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    assert "_hidden" not in commands()
+    assert main(["greet"]) == 0
+    assert capsys.readouterr().out == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (SpecError("lr: expected\n a number"), 2, "heavytail: lr: expected a number\n"),
+        (Interrupted("stopped"), 130, "heavytail: stopped\n"),
+        (KeyboardInterrupt(), 130, "heavytail: interrupted\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "heavytail: No space left on device\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.npz"), 2, "heavytail: x.npz: Permission denied\n"),
+        (MemoryError(), 2, "heavytail: out of memory\n"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each kind of failure has its exit code and one line."""
+    monkeypatch.setattr(status, "run", raiser(error))
+    assert main(["status"]) == code
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x"), AssertionError(), RuntimeError("a\nb"), ValueError("c"), OSError("no errno"), RecursionError()],
+)
+def test_a_bug_is_one_line_and_a_log(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any other exception exits with 70 and one line, which names a file with the traceback."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(status, "run", raiser(error))
+    assert main(["status"]) == 70
+    message = capsys.readouterr().err
+    assert message.startswith(f"heavytail: bug in heavytail: {type(error).__name__}")
+    assert message.count("\n") == 1
+    log = Path(re.search(r"traceback in (\S+);", message)[1])
+    assert log.parent == tmp_path
+    assert "Traceback" in log.read_text()
+    assert type(error).__name__ in log.read_text()
+
+
+def raiser(error: BaseException) -> Callable[[object], int]:
+    def run(_: object) -> int:
+        raise error
+
+    return run
+
+
+def test_a_closed_pipe_is_silent() -> None:
+    """`heavytail list | head -1`: no traceback, and no error."""
+    reader = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    reader.stdin.close()
+    reader.wait()
+    read, write = os.pipe()
+    os.close(read)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "heavytail", "list", "loss"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_report_is_deprecated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`heavytail report FOLDER` does what `heavytail monitor FOLDER` does, points to it, and is not listed."""
+    assert main(["report", str(tmp_path)]) == 2
+    old = capsys.readouterr().err.splitlines()
+    assert main(["monitor", str(tmp_path)]) == 2
+    assert old == [
+        "heavytail: `report` is deprecated; use: heavytail monitor FOLDER",
+        capsys.readouterr().err.strip(),
+    ]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "    report" not in capsys.readouterr().out
+
+
+def test_a_long_list_of_names_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown figure gets the nearest names' command, not all 32 names."""
+    assert main(["reproduce", "fig99"]) == 2
+    assert (
+        capsys.readouterr().err
+        == "heavytail: unknown figure 'fig99'; did you mean 'fig19'? (see: heavytail list figures)\n"
+    )
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a package of the lab, the message says how to install the extra from a clone."""
+    monkeypatch.setattr(_command, "find_spec", lambda name: None if name == "polars" else object())
+    assert main(["status"]) == 2
+    message = "heavytail: the command line needs polars; run in the repository's folder: pip install '.[lab]'\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_failed_search_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One optimizer that cannot be trained: the searches of the others are printed and written, then exit 2."""
+    text = Path(quick_sweep(tmp_path)).read_text()
+    Path(tmp_path / "mine.toml").write_text(text + '[[sweep.optim]]\nname = "raises"\nlr = { exponents = [-1] }\n')
+
+    @optim.REGISTRY.register("raises")
+    @dataclass(frozen=True)
+    class Raises:
+        """An optimizer that cannot be built."""
+
+        def build(self, params: object, lr: float) -> torch.optim.Optimizer:
+            raise ValueError("refused")
+
+    try:
+        assert main(["sweep", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
+    finally:
+        del optim.REGISTRY._recipes["raises"], optim.REGISTRY._versions["raises"]
+    printed = capsys.readouterr()
+    assert "selected: " in printed.out
+    assert "refused" in printed.err
+    assert (tmp_path / "out" / "gd" / "seed0" / "groups.parquet").is_file()

@@ -81,7 +81,7 @@ def test_groups_that_change_are_told(tmp_path: Path) -> None:
 
 def test_wrong_journals_are_refused(tmp_path: Path) -> None:
     """No folder, nothing in it, damage, and wrong arguments are errors in a line."""
-    with pytest.raises(DataError, match="no journal of a monitor in"):
+    with pytest.raises(DataError, match=r"no monitor\.jsonl in"):
         read_journal(tmp_path / "none")
     journal = Journal(tmp_path)
     with pytest.raises(DataError, match="no readings"):
@@ -113,7 +113,7 @@ class Tags(HTMLParser):
 
 
 def test_the_report_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`heavytail report` writes one self-contained page, the picture and its numbers; a hostile name is escaped."""
+    """`heavytail monitor` writes one self-contained page, the picture and its numbers; a hostile name is escaped."""
     folder = tmp_path / "<script>run"
     journal, head = Journal(folder), nn.Linear(4, 8)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
@@ -124,7 +124,7 @@ def test_the_report_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             optimizer.step()
         journal.write(step, monitor.compute())
     journal.write(2, reading(0), split="test")
-    assert main(["report", str(folder)]) == 0
+    assert main(["monitor", str(folder)]) == 0
     assert str(folder / "report.html") in capsys.readouterr().out
     page = (folder / "report.html").read_text()
     tags = Tags()
@@ -143,5 +143,5 @@ def test_the_report_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     np.testing.assert_allclose(
         [line["y"] for line in lines], read_journal(folder)[0]["train"].groups["loss"].T, rtol=1e-6
     )
-    assert main(["report", str(tmp_path / "none")]) == 2
-    assert "no journal" in capsys.readouterr().err
+    assert main(["monitor", str(tmp_path / "none")]) == 2
+    assert "no monitor.jsonl in" in capsys.readouterr().err

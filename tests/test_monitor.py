@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from heavytail.cli import LAB
+from heavytail.cli._command import LAB
 from heavytail.errors import SpecError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore

@@ -79,8 +79,11 @@ def test_a_missing_field_is_named(field: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim": "adm"}, r"unknown optim 'adm'; did you mean 'adam'\?"),
-        ({"data": {"name": "random-heavy-tail", "group": 3}}, r"setting of data random-heavy-tail: 'group'.*'groups'"),
+        ({"optim": "adm"}, r"unknown optimizer 'adm'; did you mean 'adam'\?"),
+        (
+            {"data": {"name": "random-heavy-tail", "group": 3}},
+            r"setting of data set random-heavy-tail: 'group'.*'groups'",
+        ),
         ({"model": {"name": "linear", "init": 0}}, r"model\.init: expected one of"),
         ({"probes": ["no-such-probe"]}, r"unknown probe 'no-such-probe'"),
     ],

@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
 
-from heavytail.errors import DataError, unknown
+from heavytail.errors import DataError, install, unknown
 
 _ALGORITHMS = ("sha256", "sha1", "md5")
 _HEADERS = {"User-Agent": "heavytail/0.1"}  # some hosts refuse the default one of Python's libraries
@@ -250,7 +250,7 @@ def _obtain(file: PublicFile, scratch: Path, mirror: str | None, progress: bool)
     if urls:
         return _download(urls, part, file.digest, file.unpacked, progress)
     if file.archive is None:
-        raise DataError(f"{file.path} has no public address; name a mirror by --base-url or HEAVYTAIL_MIRROR")
+        raise DataError(f"{file.path} has no public address; set HEAVYTAIL_MIRROR to the URL of a mirror")
     packed = scratch / file.archive.digest.replace(":", "-")
     if not packed.exists():  # the files of one archive are fetched with one download
         _download(file.archive.urls, packed, file.archive.digest, False, progress)
@@ -291,7 +291,7 @@ def _get(url: str, part: Path, progress: bool) -> None:
         import pooch
         import requests
     except ImportError as error:
-        raise DataError("downloading needs pooch; run: pip install 'heavytail[lab]'") from error
+        raise DataError(f"downloading needs pooch; {install('lab')}") from error
     bar = _Bar(url.rpartition("/")[2]) if progress and sys.stderr.isatty() else None
     downloader = pooch.HTTPDownloader(progressbar=bar or False, chunk_size=1 << 16, headers=_HEADERS, timeout=_TIMEOUT)
     try:

@@ -47,6 +47,9 @@ class Component:
         return {"name": self.name, **self.params}
 
 
+_NOUNS = {"data": "data set", "optim": "optimizer"}  # in messages; the other kinds are nouns already
+
+
 class Registry(Generic[R]):
     """The recipes of one kind of component.
 
@@ -86,7 +89,7 @@ class Registry(Generic[R]):
         """Return the recipe class called `name`; raise SpecError with the nearest name if there is none."""
         self._discover()
         if name not in self._recipes:
-            raise unknown(self.kind, name, self._recipes)
+            raise unknown(_NOUNS.get(self.kind, self.kind), name, self._recipes, see=f"heavytail list {self.kind}")
         return self._recipes[name]
 
     def make(self, component: Component) -> R:
@@ -97,7 +100,7 @@ class Registry(Generic[R]):
         checked = {}
         for key, value in component.params.items():
             if key not in fields:
-                raise unknown(f"setting of {self.kind} {component.name}:", key, fields)
+                raise unknown(f"setting of {_NOUNS.get(self.kind, self.kind)} {component.name}:", key, fields)
             checked[key] = check_type(value, hints[key], f"{self.kind}.{key}")
         for key, field in fields.items():
             if key not in checked and _required(field):

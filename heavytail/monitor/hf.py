@@ -35,7 +35,7 @@ class FrequencyLoss(TrainerCallback):  # type: ignore[misc]
     Args:
         num_classes, **settings: of `Monitor`.
         shift: whether the label of position l is that of position l + 1, as for causal language models.
-        journal: also write the readings there, for `heavytail report`.
+        journal: also write the readings there, for `heavytail monitor`.
 
     Attributes:
         train: monitor of training.

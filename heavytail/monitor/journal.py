@@ -1,4 +1,4 @@
-"""Journal: what a monitor reads during a training, kept in a folder for `heavytail report FOLDER`.
+"""Journal: what a monitor reads during a training, kept in a folder for `heavytail monitor FOLDER`.
 
     journal = heavytail.Journal("runs/gpt2")
     journal.write(step, monitor.compute())
@@ -124,8 +124,10 @@ def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Arra
     file = folder / "monitor.jsonl"
     try:
         text = file.read_text()
+    except FileNotFoundError:
+        raise DataError(f"no monitor.jsonl in {folder}; heavytail.Journal({str(folder)!r}) writes one") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"no journal of a monitor in {folder}: {error}") from error
+        raise DataError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
     lines: dict[str, list[dict[str, Any]]] = {}
     torn = 0
     for line in text.splitlines():

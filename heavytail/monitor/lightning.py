@@ -32,7 +32,7 @@ class FrequencyLoss(Callback):  # type: ignore[misc]
     Args:
         num_classes, **settings: of `Monitor`.
         every_n_steps: how often to log training; by default as often as the Trainer logs.
-        journal: also write the readings there, for `heavytail report`.
+        journal: also write the readings there, for `heavytail monitor`.
 
     Attributes:
         train: monitor of training.

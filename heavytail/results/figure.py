@@ -115,7 +115,7 @@ def figure(name: str) -> Figure:
     if number := re.fullmatch(r"(?:fig)?(\d+)", name):
         name = f"fig{int(number[1]):02}"
     if name not in _FIGURES:
-        raise unknown("figure", name, _FIGURES)
+        raise unknown("figure", name, _FIGURES, see="heavytail list figures")
     return _FIGURES[name]
 
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from heavytail.errors import DataError, HeavyTailError
 from heavytail.experiment.search import Lookup
@@ -28,14 +28,13 @@ from heavytail.experiment.store import Outcome, RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.train.options import Options, num_cores
 
-if TYPE_CHECKING:
-    pass
-
 Propose = Callable[[], list[RunSpec]]
 
 
 class Interrupted(HeavyTailError):
     """The user stopped the work; everything trained so far is stored."""
+
+    exit_code = 130
 
 
 class Display(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 
 from heavytail.data import REGISTRY, Data
 from heavytail.data.images.barcode import Labelled, check_barcode, digit_data
-from heavytail.errors import DataError
+from heavytail.errors import DataError, install
 
 SIDE = 8
 PEAK = 16
@@ -48,7 +48,7 @@ class Digits:
         try:
             from sklearn.datasets import load_digits
         except ImportError:
-            raise DataError("data 'digits' needs scikit-learn; run: pip install 'heavytail[lab]'") from None
+            raise DataError(f"data 'digits' needs scikit-learn; {install('lab')}") from None
         pixels, labels = load_digits(return_X_y=True)
         images = pixels.reshape(-1, SIDE, SIDE).astype(np.uint8)
         classes = labels.astype(np.int64)

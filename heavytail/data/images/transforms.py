@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heavytail.errors import DataError
+from heavytail.errors import DataError, install
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,7 +82,7 @@ def read_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise DataError("images need Pillow; run: pip install 'heavytail[lab]'") from None
+        raise DataError(f"images need Pillow; {install('lab')}") from None
     try:
         with Image.open(source) as image:
             if image.mode == "RGB":

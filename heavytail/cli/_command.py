@@ -1,0 +1,149 @@
+"""What the commands share: their protocol, the parser, common options, output folders, the required packages."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from heavytail.errors import HeavyTailError, SpecError, StoreError, install, unknown
+
+if TYPE_CHECKING:
+    from heavytail.experiment.store import RunStore
+    from heavytail.train.options import Options
+
+LAB = ("scipy", "matplotlib", "polars", "rich", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
+SCALES = ("paper", "small", "quick")
+
+
+class Command(Protocol):
+    """What a command's module defines. Its docstring is the description, the first line the summary.
+
+    A command whose docstring begins with "Deprecated" works, but is not listed.
+    """
+
+    EXAMPLE: str
+    """One complete command line, shown by --help; tests run it."""
+    DURATION: str
+    """Measured time and machine of the example, empty if it trains nothing."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the command and return the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line with the nearest flag. Flags cannot be abbreviated."""
+
+    def __init__(self, prog: str, description: str = "", epilog: str = "") -> None:
+        super().__init__(
+            prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 and one line."""
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+            flags = [o for action in self._actions for o in action.option_strings]
+            near = difflib.get_close_matches(wrong.split("=")[0], flags, n=1)
+            message = f"unknown argument '{wrong}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        elif match := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            argument, wrong, choices = match.groups()
+            message = str(unknown(argument, wrong, re.findall(r"[\w-]+", choices)))
+        self.exit(2, f"heavytail: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Report unknown flags here: a subcommand's parser knows which of its own are near."""
+        namespace, rest = super().parse_known_args(*args, **kwargs)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return namespace, rest
+
+
+def scale_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --scale."""
+    parser.add_argument("--scale", choices=SCALES, default="quick", help="quick (default), small or paper")
+
+
+def store_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --root and --data-dir."""
+    parser.add_argument(
+        "--root", type=Path, help="folder of stored runs (default: HEAVYTAIL_ROOT, or ~/.cache/heavytail)"
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder of data sets (default: HEAVYTAIL_DATA, or ROOT/data)")
+
+
+def device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --compile."""
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+
+
+def workers_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --workers."""
+    parser.add_argument("--workers", type=int, help="training processes (default: one per CPU core, or one on a GPU)")
+
+
+def root(args: argparse.Namespace) -> Path:
+    """Return the folder of stored runs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(args.root or os.environ.get("HEAVYTAIL_ROOT") or Path(cache) / "heavytail").expanduser()
+
+
+def data_dir(args: argparse.Namespace) -> Path:
+    """Return the folder of data sets."""
+    return Path(args.data_dir or os.environ.get("HEAVYTAIL_DATA") or root(args) / "data").expanduser()
+
+
+def run_store(args: argparse.Namespace) -> RunStore:
+    """Return the store of runs."""
+    from heavytail.experiment.store import RunStore
+
+    return RunStore(root(args))
+
+
+def options(args: argparse.Namespace, workers: int | None = None) -> Options:
+    """Return how to train: --data-dir, --device, --compile, and --workers or the number given."""
+    from heavytail.train.options import Options
+
+    workers = workers or args.workers
+    if workers is not None and workers < 1:
+        raise SpecError(f"--workers: expected an integer >= 1, got {workers}")
+    device = args.device
+    if device is None or device != "cpu":
+        import torch
+
+        available = torch.cuda.is_available()
+        device = device or ("cuda" if available else "cpu")
+        if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not available):
+            allowed = "cpu or cuda" if available else "cpu (no GPU is available)"
+            raise SpecError(f"--device: expected {allowed}, got '{device}'")
+    return Options(data_dir(args), device, workers, args.compile)
+
+
+def writable(folder: Path) -> Path:
+    """Create an output folder before hours of training, which must not end in a failure to write."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise StoreError(f"--out: cannot write to {folder}: {error.strerror}") from error
+
+
+def require_lab() -> None:
+    """Raise if a package of the extra `lab` is missing: every command needs it."""
+    missing = [name for name in LAB if find_spec(name) is None]
+    if missing:
+        raise HeavyTailError(f"the command line needs {', '.join(missing)}; {install('lab')}")

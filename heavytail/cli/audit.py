@@ -1,0 +1,42 @@
+"""Measure class imbalance in a corpus, and estimate how much slower gradient descent is on each frequency group."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from heavytail.cli._command import writable
+
+EXAMPLE = "heavytail audit README.md --groups 5"
+DURATION = ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the corpus, how to read it, and where to write."""
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="text, .jsonl, .csv, .parquet, .npy, or a folder of these"
+    )
+    parser.add_argument(
+        "--tokenizer", default="words", help="words (default), bpe, unigram, or a tokenizer's JSON file"
+    )
+    parser.add_argument("--vocab", type=int, metavar="N", help="keep N types, with <unk> (default: all; learned: 4000)")
+    parser.add_argument("--column", metavar="NAME", help="column of a table or field of a JSON line (default: text)")
+    parser.add_argument("--groups", type=int, default=10, metavar="G", help="frequency groups (default: 10)")
+    parser.add_argument("--out", type=Path, help="folder of audit.json and audit.png")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the audit, and write it with its picture to --out."""
+    from heavytail.audit.audit import audit
+
+    out = writable(args.out) if args.out is not None else None
+    result = audit(args.path, tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, num_groups=args.groups)
+    print(result)
+    if out is not None:
+        from heavytail.audit.picture import draw_audit
+        from heavytail.files import strict_json, write_atomic
+
+        write_atomic(out / "audit.json", strict_json(result.to_dict()))
+        write_atomic(out / "audit.png", draw_audit(result).render("png"))
+        print(f"\n{out / 'audit.json'}\n{out / 'audit.png'}")
+    return 0

@@ -1,0 +1,91 @@
+"""Train one run and write its losses per class and per frequency group.
+
+A finished run is stored: the same command trains nothing the second time, and continues after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from heavytail.cli._command import device_arguments, options, run_store, store_arguments, writable
+from heavytail.errors import HeavyTailError, SpecError
+
+EXAMPLE = (
+    "heavytail run --data random-heavy-tail --set data.groups=5 --model linear "
+    "--optim adam --lr 0.1 --steps 100 --out out"
+)
+DURATION = "4 seconds on one CPU core"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a run."""
+    for kind, text in (("data", "data set"), ("model", "model"), ("optim", "optimizer")):
+        parser.add_argument(f"--{kind}", required=True, metavar="NAME", help=f"{text} (see: heavytail list {kind})")
+    parser.add_argument("--lr", type=float, required=True, help="step size")
+    parser.add_argument("--steps", type=int, required=True, help="number of updates")
+    parser.add_argument("--batch-size", type=int, help="samples per update (default: all, the full batch)")
+    parser.add_argument(
+        "--eval-every", type=int, default=1, metavar="K", help="record losses every K steps (default: 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, initialization and batches (default: 0)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another setting: data.path=x.npz, model.init=zero, optim.momentum=0.9, loss.weights=inverse-sqrt, ...",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of history.parquet and groups.parquet")
+    store_arguments(parser)
+    device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train the run and write its tables."""
+    from heavytail.experiment.spec import RunSpec
+    from heavytail.report.tables import write_tables
+    from heavytail.train.distributed import joined
+    from heavytail.train.progress import display
+    from heavytail.train.runner import run_all
+
+    table: dict[str, Any] = {kind: {"name": getattr(args, kind)} for kind in ("data", "model", "optim")}
+    table |= {"lr": args.lr, "steps": args.steps, "seed": args.seed, "eval_every": args.eval_every}
+    if args.batch_size is not None:
+        table["batch_size"] = args.batch_size
+    spec = RunSpec.from_dict(_with_settings(table, args.set))
+    out, store = writable(args.out), run_store(args)
+    spec.resolved  # noqa: B018 - refuse unknown names before anything starts
+    with joined(options(args, 1)) as chosen, display(quiet=not chosen.first) as progress:
+        failures = run_all(lambda: [spec] if store.missing_steps(spec) else [], store, chosen, progress)
+    if failures:
+        raise HeavyTailError(failures[0].reason)
+    if not chosen.first:
+        return 0
+    history = store.load(spec)
+    assert history is not None
+    paths = write_tables(history, out)
+    print(f"{history.status}: loss {history.loss[0]:.4f} at step 0, {history.loss[-1]:.4f} at step {history.step[-1]}")
+    print("\n".join(map(str, paths)))
+    return 0
+
+
+def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Lay `data.path=x` and the like over a run's table; a value is TOML, or else a string."""
+    from heavytail.experiment.sweep import overlay
+
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not (path and equals):
+            raise SpecError(f"--set: expected KEY=VALUE, got '{setting}'")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for key in reversed(path.split(".")):
+            value = {key: value}
+        table = overlay(table, value)
+    return table

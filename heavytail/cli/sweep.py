@@ -1,0 +1,85 @@
+"""Search step sizes for a preset or your own TOML file.
+
+Prints every step size tried for each optimizer, its loss, and why it was selected or rejected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heavytail.cli._command import (
+    device_arguments,
+    options,
+    run_store,
+    scale_argument,
+    store_arguments,
+    workers_argument,
+    writable,
+)
+from heavytail.errors import HeavyTailError
+
+if TYPE_CHECKING:
+    from heavytail.experiment.search import Best
+    from heavytail.experiment.store import RunStore
+
+EXAMPLE = "heavytail sweep simple-imbalanced"
+DURATION = "2 runs, 35 seconds on one CPU core"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sweep, its scale, and where to write."""
+    parser.add_argument("file", metavar="FILE.toml", help="a TOML file, or the name of a preset")
+    scale_argument(parser)
+    parser.add_argument("--variant", default="", help="variant of the preset")
+    parser.add_argument("--out", type=Path, help="folder for the tables of each optimizer's selected run")
+    store_arguments(parser)
+    device_arguments(parser)
+    workers_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, and print the searches that are complete even if another one failed."""
+    from heavytail.experiment.sweep import Sweep
+    from heavytail.train.distributed import joined
+    from heavytail.train.progress import display
+    from heavytail.train.runner import remember, search
+
+    sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant)
+    store = run_store(args)
+    if args.out is not None:
+        writable(args.out)
+    with joined(options(args)) as chosen, display(quiet=not chosen.first) as progress:
+        failures = search([sweep], store, chosen, progress)
+    if not chosen.first:
+        return 0
+    for arm in sweep.arms:
+        best = sweep.best(arm.label, remember(store))
+        if best is None:
+            continue
+        _print(arm.label, best)
+        if args.out is not None:
+            _write_tables(best, store, args.out / arm.label)
+    if failures:
+        raise HeavyTailError(failures[0].reason)
+    return 0
+
+
+def _print(label: str, best: Best) -> None:
+    print(label)
+    for lr, loss, reason in best.table():
+        print(f"  lr {lr:<10.4g} loss {loss:<10.4g} {reason}")
+    if best.warning:
+        print(f"warning: {best.warning}", file=sys.stderr)
+
+
+def _write_tables(best: Best, store: RunStore, out: Path) -> None:
+    from heavytail.report.tables import write_tables
+
+    for spec in best.chosen.specs if best.chosen is not None else ():
+        folder = writable(out / f"seed{spec.seed}")
+        history = store.load(spec)
+        assert history is not None
+        write_tables(history, folder)
