@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SCALE ?= quick
 OUT ?= results/$(SCALE)
+ISA_TESTS := $(patsubst %,tests/test_%.py,model_contract models vision_models)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev reproduce test test-slow test-wheel check bench clean
+.PHONY: help dev reproduce test test-isa test-slow test-wheel check bench clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +29,10 @@ reproduce: $(VENV)/lab  ## make every figure from embedded data and check its cl
 
 test: $(VENV)/dev  ## run the tests (real data: set HEAVYTAIL_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not network"
+
+test-isa: $(VENV)/dev  ## run the tests of models and engine with the kernels of processors without AVX-512, then AVX2
+	for isa in AVX2 SSE41; do ONEDNN_MAX_CPU_ISA=$$isa OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
+		-m "not slow and not gpu and not network" $(ISA_TESTS) || exit 1; done
 
 test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"

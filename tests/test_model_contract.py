@@ -24,9 +24,9 @@ SHAPES = {"vectors": (6, 12), "images": (6, 1, 8, 8), "tokens": (6, 5)}
 
 SMALL_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("vectors", {}),
-    "resnet18": ("images", {"width": 2, "small_stem": True}),
+    "resnet18": ("images", {"width": 8, "small_stem": True}),
     "simple-vit": ("images", {"patch": 4, "width": 8, "depth": 1, "heads": 2, "mlp": 6}),
-    "cnn": ("images", {"channels": [3, 4]}),
+    "cnn": ("images", {"channels": [8, 9]}),
     "transformer": ("tokens", {"width": 8, "mlp": 6, "heads": 2}),
     "simplified-transformer": ("tokens", {"width": 8}),
     "gpt2": ("tokens", {"width": 8, "mlp": 16, "heads": 2, "depth": 2}),

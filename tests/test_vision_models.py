@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,44 @@ def test_layer_norm_treats_images_alone_in_training() -> None:
     model = build("resnet18", data, width=2, norm="layer").double().train()
     whole = model.features(data.train.inputs)
     torch.testing.assert_close(model.features(data.train.inputs[:1]), whole[:1], rtol=1e-12, atol=1e-12)
+
+
+CONVOLUTIONAL: dict[str, Callable[[int], dict[str, Any]]] = {
+    "cnn": lambda width: {"channels": [width, width + 1]},
+    "resnet18": lambda width: {"width": width, "small_stem": True},
+    "simple-vit": lambda width: {"patch": 2, "width": 4 * width, "depth": 1, "heads": 1, "mlp": 4},
+}
+
+
+def gradients(model: Any, data: Data, dtype: torch.dtype) -> list[torch.Tensor]:
+    model.to(dtype).zero_grad()
+    logits = model.head(model.features(data.train.inputs.to(dtype)))
+    torch.nn.functional.cross_entropy(logits, data.train.targets).backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 6, 7, 8, 9, 12, 16])
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_convolution_gradients_are_right_at_any_width(name: str, width: int) -> None:
+    """Single-precision gradients equal double-precision ones to 1e-4 of the largest entry, and the heap survives.
+
+    With fewer than 8 channels in channels_last, oneDNN's AVX2 kernels write past the end of a buffer.
+    """
+    data = images(6, 1 + width % 3, 8, 8)
+    model = build(name, data, **CONVOLUTIONAL[name](width)).eval()
+    for _ in range(3):
+        single, double = gradients(model, data, torch.float32), gradients(model, data, torch.float64)
+        for s, d in zip(single, double, strict=True):
+            assert (s - d).abs().max() <= 1e-4 * d.abs().max() + 1e-7
+
+
+def test_channels_last_needs_eight_channels() -> None:
+    """A body with a layer of fewer than 8 channels stays contiguous; from 8 on it is in channels_last."""
+    for width, layout in ((7, torch.contiguous_format), (8, torch.channels_last)):
+        for name in ("cnn", "resnet18"):
+            model = build(name, images(2, 3, 8, 8), **CONVOLUTIONAL[name](width))
+            kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels >= 7]
+            assert all(w.is_contiguous(memory_format=layout) for w in kernels)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heavytail.errors import SpecError
-from heavytail.models import REGISTRY
+from heavytail.models import REGISTRY, convolution_layout
 
 if TYPE_CHECKING:
     from heavytail.data import Data
@@ -81,12 +80,12 @@ class ResNet18(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        # The layout that convolution kernels want, on the CPU and on GPUs; the numbers do not change.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layout = convolution_layout([width])
+        self.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def features(self, inputs: Tensor) -> Tensor:
         """Return the mean over positions of the last stage, [B, D], for images [B, channels, H, W]."""
-        hidden: Tensor = self.blocks(self.stem(inputs.contiguous(memory_format=torch.channels_last)))
+        hidden: Tensor = self.blocks(self.stem(inputs.contiguous(memory_format=self.layout)))
         return hidden.mean((2, 3))
 
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from heavytail.errors import SpecError
-from heavytail.models import REGISTRY
+from heavytail.models import REGISTRY, convolution_layout
 
 if TYPE_CHECKING:
     from heavytail.data import Data
@@ -72,14 +71,14 @@ class CNN(nn.Module):
             nn.Sequential(nn.Conv2d(before, after, kernel_size=5, padding=2), nn.MaxPool2d(2), nn.ReLU(inplace=True))
             for before, after in pairwise(channels)
         ]
-        # Channels last is the layout that convolution kernels work in: a tenth faster on one CPU core.
-        self.stages = nn.Sequential(*stages).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layout = convolution_layout(channels[1:])
+        self.stages = nn.Sequential(*stages).to(memory_format=self.layout)  # type: ignore[call-overload]
         height, width = (n >> len(stages) for n in size)
         self.head = nn.Linear(channels[-1] * height * width, num_classes)
 
     def features(self, inputs: Tensor) -> Tensor:
         """Return the last stage's output for images [B, channels, height, width] as [B, D]."""
-        hidden: Tensor = self.stages(inputs.contiguous(memory_format=torch.channels_last))
+        hidden: Tensor = self.stages(inputs.contiguous(memory_format=self.layout))
         return hidden.flatten(1)
 
 
