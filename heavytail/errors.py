@@ -26,7 +26,15 @@ class DataError(HeavyTailError):
 
 
 class StoreError(HeavyTailError):
-    """A stored run that is damaged, locked, or cannot be written."""
+    """A file of results that cannot be read, locked or written."""
+
+
+class UnreadableError(StoreError):
+    """A file that cannot be read now: no permission, a device error. Its content may be whole, so keep it."""
+
+
+class DamagedError(UnreadableError):
+    """A file whose content is wrong: its checksum or its shape differs from what was written."""
 
 
 _LISTED = 12  # a longer list of names is not read

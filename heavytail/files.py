@@ -1,27 +1,41 @@
-"""Files: written atomically, and JSON that every reader accepts."""
+"""Files: atomic writes, locks, and JSON that is checked when it is read."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from heavytail.errors import StoreError
+from heavytail.errors import DamagedError, SpecError, StoreError, UnreadableError
 
-_UMASK = os.umask(0)  # there is no way to ask but to set
+_UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(_UMASK)
 
 Row = Mapping[str, Any]
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` replaced by the home folder; SpecError if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SpecError(f"{path}: no home folder for '~'; set HOME, or give a path without '~'") from error
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+
 def plain(value: Any) -> Any:
-    """Return what JSON can hold: arrays as lists, floats to seven digits, null for what is not finite.
+    """Return what JSON can hold: arrays as lists, floats to seven digits, null for values that are not finite.
 
     >>> plain({"x": np.array([1.0, np.nan]), "lr": 10.0**-2.5})
     {'x': [1.0, None], 'lr': 0.003162278}
@@ -44,26 +58,151 @@ def strict_json(value: Any) -> bytes:
     return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
 
 
-def read_json(file: Path, missing: Any) -> Any:
-    """Return the content of a file, or `missing` where there is none; StoreError names one that is damaged."""
+def read_json(file: Path, missing: Any, shape: object = object) -> Any:
+    """Return the content of a JSON file, checked against a shape, or `missing` if there is no file.
+
+    Args:
+        file: the file.
+        missing: what to return if it does not exist.
+        shape: what it must hold (see `check_shape`); by default anything.
+
+    Raises:
+        UnreadableError: the file cannot be read now.
+        DamagedError: it is not JSON, or its content has another shape.
+    """
     try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
+        value = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return missing
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {file}: {error}; delete it and make the figure again") from error
+    except OSError as error:
+        raise UnreadableError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{file} is damaged: not JSON ({error})") from error
+    try:
+        check_shape(value, shape)
+    except ValueError as error:
+        raise DamagedError(f"{file} is damaged: {error}") from error
+    return value
+
+
+def check_shape(value: object, shape: object, where: str = "content") -> None:
+    """Raise ValueError unless a JSON value has a shape.
+
+    A shape is a type (`float` includes integers, no type includes booleans but `bool`), a tuple of alternatives, a list
+    of one shape for lists of any length, or a table of shapes. A table may have further keys; a key that ends in "?"
+    may be missing.
+
+    >>> check_shape([{"step": 3, "loss": 0.5}], [{"step": int, "loss": (float, None), "note?": str}])
+    >>> check_shape([{"step": 3.5}], [{"step": int}])
+    Traceback (most recent call last):
+    ValueError: content[0].step: expected int, got 3.5
+    """
+    if isinstance(shape, dict) and isinstance(value, dict):
+        for key, inner in shape.items():
+            name = key.removesuffix("?")
+            if name in value:
+                check_shape(value[name], inner, f"{where}.{name}")
+            elif name == key:
+                raise ValueError(f"{where}: expected a table with '{name}', got none")
+    elif isinstance(shape, list) and isinstance(value, list):
+        for index, item in enumerate(value):
+            check_shape(item, shape[0], f"{where}[{index}]")
+    elif not _matches(value, shape, where):
+        given = repr(value)
+        raise ValueError(f"{where}: expected {_spell(shape)}, got {given if len(given) < 60 else given[:57] + '...'}")
+
+
+def _matches(value: object, shape: object, where: str) -> bool:
+    if isinstance(shape, tuple):
+        for alternative in shape:
+            with contextlib.suppress(ValueError):
+                check_shape(value, alternative, where)
+                return True
+    if isinstance(shape, type):
+        kinds = (int, float) if shape is float else shape
+        return isinstance(value, kinds) and (shape in (bool, object) or not isinstance(value, bool))
+    return shape is None and value is None
+
+
+def _spell(shape: object) -> str:
+    if isinstance(shape, tuple):
+        return " or ".join(map(_spell, shape))
+    if isinstance(shape, type):
+        return shape.__name__
+    return "null" if shape is None else "a table" if isinstance(shape, dict) else "a list"
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def write_atomic(file: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
+
+    Temporary files that killed writers of the same file left behind are removed.
+    """
+    sweep_temporaries(file.parent, file.name)
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                _try_lock(handle)  # held while the writer lives: see sweep_temporaries
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+                os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
+                os.replace(temporary, file)
+                return
+        except FileNotFoundError:
+            if not file.parent.is_dir():
+                raise
+            # Another process took the file for a dead writer's, between its creation and its lock: write again.
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def sweep_temporaries(folder: Path, name: str) -> None:
+    """Delete the temporary files of `write_atomic` for one file whose writers are dead.
+
+    A writer holds a lock on its temporary file, which the system releases when the writer dies.
+    """
+    own = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as mkstemp names them
+    with contextlib.suppress(OSError):
+        for left in [Path(entry) for entry in os.scandir(folder) if own.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError), open(left, "rb") as handle:
+                if _try_lock(handle.fileno()):
+                    left.unlink()
+
+
+def _try_lock(handle: int) -> bool:
     try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process has it, or the file system has no locks
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock file for this process; wait while another process holds it.
+
+    The file stays: deleting it would let two processes hold two locks of one name. The system releases the lock when
+    the process dies.
+
+    Raises:
+        StoreError: the file cannot be written, or its file system has no locks.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(file, "w")  # noqa: SIM115 - closed below, the lock with it
+    except OSError as error:
+        raise StoreError(f"cannot write {file.parent}: {error.strerror or error}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StoreError(
+                f"cannot lock {file}: {error.strerror or error}; two processes could write there at once: "
+                "use a folder on a file system with locks (flock)"
+            ) from error
+        yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,24 @@ from torch import Tensor
 from heavytail.errors import SpecError
 
 __all__ = ["ClassStats", "FrequencyGroups"]
+
+
+def sum_by_group(values: NDArray[Any], index: NDArray[Any], num_groups: int) -> NDArray[np.float64]:
+    """Return the sums over each group's classes [..., G] of values [..., C].
+
+    Args:
+        values: one value of each class [..., C].
+        index: group of each class [C] int.
+        num_groups: G; a group without classes sums to 0.
+
+    >>> sum_by_group(np.array([1.0, 2.0, 4.0]), np.array([2, 0, 2]), 3)
+    array([2., 0., 5.])
+    """
+    order = np.argsort(index, kind="stable")
+    present, starts = np.unique(index[order], return_index=True)
+    sums = np.zeros((*values.shape[:-1], num_groups))
+    sums[..., present] = np.add.reduceat(values[..., order], starts, axis=-1, dtype=np.float64)
+    return sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +114,7 @@ class FrequencyGroups:
 
     def sum(self, values: ArrayLike) -> NDArray[np.float64]:
         """Return the sums over each group's classes [..., G] of values [..., C]."""
-        array = self._per_class("values", values)
-        order = np.argsort(self.index, kind="stable")
-        starts = np.searchsorted(self.index[order], np.arange(self.num_groups))
-        sums: NDArray[np.float64] = np.add.reduceat(array[..., order], starts, axis=-1)
-        return sums
+        return sum_by_group(self._per_class("values", values), self.index, self.num_groups)
 
     def mean(self, values: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
         """Return the sample-weighted means over each group's classes [..., G] of class means [..., C].

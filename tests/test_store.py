@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pickle
 import time
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heavytail.errors import StoreError
+from heavytail.errors import DamagedError, StoreError, UnreadableError
 from heavytail.experiment.registry import Component
 from heavytail.experiment.spec import RunSpec
-from heavytail.experiment.store import RunStore, Status
+from heavytail.experiment.store import History, RunStore, Status
 from heavytail.files import write_atomic
 from tests.problems import made_up, output, python, tiny
 
@@ -152,12 +153,15 @@ def test_write_atomic_replaces_or_leaves(tmp_path: Path) -> None:
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "status"])
-def test_damage_is_found_and_named(store: RunStore, damage: str) -> None:
-    """A truncated, altered or missing file is an error of one line that names it and the remedy, never data."""
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "status", "step", "list", "empty"])
+def test_damage_is_named_and_the_run_counts_as_not_trained(
+    store: RunStore, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A truncated, altered or missing file is an error of one line that names it, and a run to train again."""
     spec = tiny()
-    store.save(made_up(spec), step=10)
+    store.save(made_up(spec), step=10, checkpoint={"x": np.ones(3)})
     file = next(store.folder(spec).glob("history-*"))
+    record = store.folder(spec) / "status.json"
     content = bytearray(file.read_bytes())
     if damage == "truncated":
         file.write_bytes(content[:-8])
@@ -167,12 +171,68 @@ def test_damage_is_found_and_named(store: RunStore, damage: str) -> None:
     elif damage == "deleted":
         file.unlink()
     else:
-        file = store.folder(spec) / "status.json"
-        file.write_text(file.read_text()[:40])
-    with pytest.raises(StoreError, match=r"delete .* and run again") as caught:
+        file, text = record, record.read_text()
+        file.write_text(
+            {"step": text.replace('"step": 10', '"step": 4'), "list": "[]", "empty": ""}.get(damage, text[:9])
+        )
+    with pytest.raises(DamagedError, match=r"^[^\n]*$") as caught:
         store.load(spec)
     assert file.name in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "delete" not in str(caught.value)
+    assert store.outcome(spec) is store.finished(spec) is store.load_partial(spec) is None
+    assert [entry.getMessage().count(file.name) for entry in caplog.records] == [1]  # reported once
+    store.save(made_up(spec, value=2.0), step=10)
+    loaded = store.load(spec)
+    assert loaded is not None
+    assert loaded.loss[0] == 2.0
+
+
+RECORDS = ['{"a": 1}', "[]", "3", "null", "[" * 10**5, '"\\ud800"', "\x00", '{"status": "done"}', "1" * 10**5]
+
+
+@pytest.mark.parametrize("content", RECORDS)
+def test_a_record_of_another_shape_is_named(store: RunStore, content: str) -> None:
+    """Whatever JSON, or none, stands in status.json: the run is named and others are listed."""
+    store.save(made_up(tiny(seed=1)), step=10)
+    store.save(made_up(tiny()), step=10)
+    (store.folder(tiny()) / "status.json").write_text(content)
+    with pytest.raises(DamagedError, match=r"status\.json is damaged: [^\n]*$"):
+        store.load(tiny())
+    assert store.status(tiny()) == "damaged"
+    assert [key for key, _, _ in store.records()] == [tiny(seed=1).key]
+    assert len(store.keys()) == 2
+
+
+def test_every_byte_of_a_record_is_covered(store: RunStore) -> None:
+    """A flipped bit anywhere in status.json is an error or changes nothing that is read."""
+    spec = tiny()
+    store.save(made_up(spec), step=10, checkpoint={"x": np.ones(3)})
+    file = store.folder(spec) / "status.json"
+    content, whole = file.read_bytes(), store.read(spec.key)
+    random = np.random.default_rng(0)
+    for place in random.integers(len(content), size=300):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << random.integers(8)
+        file.write_bytes(damaged)
+        with contextlib.suppress(DamagedError):
+            assert store.read(spec.key) == whole
+
+
+@pytest.mark.parametrize("failure", ["loop", "folder"])
+def test_what_cannot_be_read_is_not_called_damaged(store: RunStore, failure: str) -> None:
+    """A failure to read says which one it is; the run may be whole, so nothing advises to delete it."""
+    spec = tiny()
+    store.save(made_up(spec), step=10)
+    file = next(store.folder(spec).glob("history-*"))
+    file.unlink()
+    if failure == "loop":
+        file.symlink_to(file.name)
+    else:
+        file.mkdir()
+    with pytest.raises(UnreadableError, match=rf"^cannot read .*{file.name}: [^\n]*$") as caught:
+        store.outcome(spec)
+    assert not isinstance(caught.value, DamagedError)
+    assert "delete" not in str(caught.value)
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
@@ -309,11 +369,98 @@ def test_a_fresh_attempt_replaces_a_finished_run_only_at_the_end(store: RunStore
     assert files(store, new) == {"env.json", "history", "spec.json", "status.json"}
 
 
+def numbered(spec: RunSpec, status: Status = "done", *, end: int | None = None) -> History:
+    """A history whose losses are the steps, so that rows can be told apart."""
+    history = made_up(spec, status, end=end)
+    for split in ("train", "test"):
+        if f"{split}/step" in history.arrays:
+            history.arrays[f"{split}/loss"] = history.arrays[f"{split}/step"].astype(float)
+    return history
+
+
+def test_fewer_steps_keep_the_longer_run(store: RunStore) -> None:
+    """A row that only a shorter run asks for is added to the longer one, which stays with its checkpoint."""
+    long, short = tiny(steps=12, eval_every=4, test_every=6), tiny(steps=9, eval_every=4)
+    store.save(numbered(long), step=12, checkpoint={"x": np.full(1, 12.0)})
+    assert store.missing_steps(short) == [9]
+    store.save(numbered(short, "interrupted", end=8), step=9, checkpoint={"x": np.full(1, 9.0)})
+    assert store.status(long) == "done"
+    store.save(numbered(short), step=9, checkpoint={"x": np.full(1, 9.0)})
+    for spec, steps in ((long, [0, 4, 8, 12]), (short, [0, 4, 8, 9])):
+        history = store.load(spec)
+        assert history is not None
+        assert history.step.tolist() == history.loss.tolist() == steps
+        assert len(history.arrays["objective"]) == spec.steps
+    assert store.load(long).arrays["test/step"].tolist() == [0, 6, 12]  # type: ignore[union-attr]
+    partial = store.load_partial(tiny(steps=20, eval_every=4))
+    assert partial is not None
+    assert (partial[1], partial[2]["x"].tolist()) == (12, [12.0])
+    assert files(store, long) == {"checkpoint", "env.json", "history", "spec.json", "status.json"}
+
+
+def test_a_probe_asked_for_later_keeps_what_others_measured(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every probe's measurements stay, at fewer steps, too; a run of more steps asks for those that it lacks."""
+    from heavytail.probes import REGISTRY
+
+    monkeypatch.setitem(REGISTRY._recipes, "other", REGISTRY._recipes["no-op"])
+    monkeypatch.setitem(REGISTRY._versions, "other", 1)
+    one, two, short = (
+        tiny(probes=[PROBE]),
+        tiny(probes=[Component("other")]),
+        tiny(steps=4, probes=[Component("other")]),
+    )
+    store.save(made_up(one), step=10)
+    store.save(made_up(short), step=4)
+    assert store.load(one) is not None
+    assert store.load(short) is not None
+    assert store.missing_steps(two) == [5]
+    assert store.load_partial(two) is None
+    store.save(made_up(two), step=10, checkpoint={"x": np.zeros(1)})
+    both = store.load(tiny(probes=[PROBE, Component("other")]))
+    assert both is not None
+    assert [len(both.arrays[f"probe/{name}/norm"]) for name in ("no-op", "other")] == [11, 11]
+    store.save(made_up(tiny(steps=15, probes=[PROBE])), step=15)  # continued with one of the probes
+    assert store.load(both.spec) is not None
+    assert store.missing_steps(tiny(steps=15, probes=[PROBE])) == []
+    assert store.missing_steps(tiny(steps=15, probes=[Component("other")])) == [11]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(("done", 10), ("diverged", 7)), (("diverged", 4), ("done", 10)), (("diverged", 4), ("diverged", 6))],
+)
+def test_attempts_that_contradict_each_other_are_not_mixed(
+    store: RunStore, old: tuple[Status, int], new: tuple[Status, int]
+) -> None:
+    """A new attempt that diverges elsewhere replaces the old one whole."""
+    for (status, end), value in ((old, 1.0), (new, 2.0)):
+        store.save(made_up(tiny(), status, end=end, value=value), step=end)
+    history = store.load(tiny())
+    assert history is not None
+    assert (history.status, set(history.loss), history.step[-1]) == (new[0], {2.0}, new[1])
+
+
+def test_nan_is_nan_only_where_it_is_nan(store: RunStore) -> None:
+    """A class without samples leaves its group alone; a NaN or infinite loss with samples is never a number."""
+    history = made_up(tiny(steps=1))
+    history.arrays["group"] = np.array([0, 0, 1, 1, 2])
+    history.arrays["train/count"] = np.array([3, 1, 2, 0, 0])
+    history.arrays["train/class_loss"] = np.array([[1.0, 5.0, 7.0, np.nan, np.nan], [np.nan, 1.0, np.inf, np.nan, 0.0]])
+    expected = [[2.0, 7.0, np.nan], [np.nan, np.inf, np.nan]]
+    np.testing.assert_array_equal(history.group_loss(), expected)
+    total, count = history.sums("train", "class_loss", history.arrays["group"])
+    np.testing.assert_array_equal(total, [[8.0, 14.0, 0.0], [np.nan, np.inf, 0.0]])
+    np.testing.assert_array_equal(count, [[4, 2, 0]] * 2)
+
+
 def test_a_failure_is_noted_beside_what_was_committed(store: RunStore) -> None:
     """A failed run says so, keeps its checkpoint, and a finished one cannot fail."""
     spec = tiny()
-    store.mark_failed(spec, "nothing to note it beside")
-    assert store.status(spec) == "missing"
+    store.mark_failed(spec, "out of memory")  # before anything was committed
+    assert (store.status(spec), store.load_partial(spec)) == ("failed", None)
+    [(key, table, record)] = store.records()
+    assert (key, record["error"]) == (spec.key, "out of memory")
+    assert RunSpec.from_dict(table) == spec.resolved
     store.save(made_up(spec, "running", end=4), step=5, checkpoint={"x": np.ones(1)})
     store.mark_failed(spec, "out of memory")
     assert store.status(spec) == "failed"

@@ -22,6 +22,7 @@ from heavytail.experiment.registry import Component, check_type, registry, type_
 # `train_stats` only observes, too, but its two ways cannot replace each other: runs that differ in it would overwrite
 # each other's history in turns if they shared a folder. Running sums belong to one `eval_every`, which joins the key.
 OBSERVATION = ("steps", "eval_every", "test_every", "probes")
+MOST_ROWS = 1_000_000  # records of one run: more are a mistake, and would not fit into memory
 COMPONENTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
 
 
@@ -77,6 +78,11 @@ class RunSpec:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SpecError(f"{name}: expected an integer >= {low}, got {value}")
+        for name in ("eval_every", "test_every"):
+            every = getattr(self, name)
+            if every and self.steps // every > MOST_ROWS:
+                least = -(-self.steps // MOST_ROWS)
+                raise SpecError(f"{name}: expected at least {least} for {self.steps} steps, got {every}")
         names = [probe.name for probe in self.probes]
         if len(names) != len(set(names)):
             raise SpecError(f"probes: expected each name once, got {', '.join(names)}")
@@ -143,7 +149,7 @@ class RunSpec:
     def recorded_steps(self, every: int | None = None) -> list[int]:
         """Return the steps at which losses are recorded: multiples of `every` (default eval_every), and the last."""
         every = self.eval_every if every is None else every
-        return sorted({*range(0, self.steps + 1, every), self.steps}) if every else []
+        return [*range(0, self.steps, every), self.steps] if every else []
 
     def describe(self) -> str:
         """Return a short name for progress lines and tables."""

@@ -1,23 +1,28 @@
 """RunStore and History: one folder per trajectory, written so that a crash at any moment loses nothing committed.
 
-    runs/<key>/spec.json                    the run, readable
-    runs/<key>/env.json                     versions, device, threads
     runs/<key>/history-<sum>.safetensors    what was measured
     runs/<key>/checkpoint-<sum>.safetensors where to resume
-    runs/<key>/status.json                  names the two files and their checksums: the one commit point
+    runs/<key>/status.json                  the record: status, spec, environment, the two files with their checksums,
+                                            and its own checksum; replacing it is the one commit point
+    runs/<key>/spec.json, env.json          copies of the record's spec and environment for people
 
-A commit writes the array files under names made of their own checksums, then renames a new status.json over the old
-one, then deletes what it no longer names. This module does not import torch.
+A commit writes the array files under names made of their own checksums, renames a new status.json over the old one,
+and then deletes the files that no record names. Everything read back is checked: its checksum, then its shape. A
+damaged run is reported and counts as not trained; training it again replaces it. This module does not import torch.
 
-Shapes: E recorded steps, C classes, T steps.
+Shapes: E recorded steps, C classes, G groups, T steps.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import logging
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,14 +32,29 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heavytail.errors import StoreError
+from heavytail.errors import DamagedError, StoreError, UnreadableError
 from heavytail.experiment.spec import RunSpec
-from heavytail.files import write_atomic
+from heavytail.files import expanded, locked, read_json, sweep_temporaries, write_atomic
 
 ATTEMPT = "attempt"  # subfolder of a finished run in which a fresh attempt at it commits until it is finished too
+FINISHED = ("done", "diverged")
 
 Array = NDArray[Any]
-Status = Literal["done", "diverged", "interrupted", "failed", "running", "missing"]
+Status = Literal["done", "diverged", "interrupted", "failed", "running", "missing", "damaged"]
+
+_ARRAY_FILE = {"file": str, "sha256": str}
+_RECORD = {
+    "status": str,
+    "step": int,
+    "error": (str, None),
+    "observed": {"train_steps": [int], "test_steps": [int], "probes": [{"name": str}], "probe_next?": {}},
+    "history": (_ARRAY_FILE, None),
+    "checkpoint": (_ARRAY_FILE, None),
+    "spec?": {},
+    "environment?": {},
+    "sha256?": str,
+}
+_LOG = logging.getLogger("heavytail")
 
 
 @dataclass
@@ -81,16 +101,20 @@ class History:
     def group_loss(self, split: str = "train", groups: Array | None = None) -> Array:
         """Return the sample-weighted mean loss of each frequency group, [E, G].
 
+        NaN where a group has no samples, and where a loss of one of its samples is NaN.
+
         Args:
             split: "train" or "test".
             groups: [C] group of each class; by default the groups of the run's training targets.
         """
         total, count = self.sums(split, "class_loss", self.arrays["group"] if groups is None else groups)
-        with np.errstate(invalid="ignore"):
-            return np.where(count > 0, total / count, np.nan)
+        mean: Array = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+        return mean
 
     def sums(self, split: str, name: str, index: Array, *, weighted: bool = True) -> tuple[Array, Array]:
         """Return sums over the classes of each group, and the sample counts, both [E, G].
+
+        A class without samples adds 0 to its group whatever its value; a value of NaN with samples makes the sum NaN.
 
         Args:
             split: "train" or "test".
@@ -98,12 +122,13 @@ class History:
             index: [C] group of each class.
             weighted: whether to multiply by the counts.
         """
+        from heavytail.metrics import sum_by_group
+
         value = self.arrays[f"{split}/{name}"].astype(np.float64)
         count = np.broadcast_to(self.arrays[f"{split}/count"], value.shape).astype(np.float64)
-        value = np.where(count > 0, np.nan_to_num(value, posinf=np.inf) * (count if weighted else 1.0), 0.0)
-        order = np.argsort(index, kind="stable")
-        starts = np.searchsorted(index[order], np.arange(int(index.max()) + 1))
-        return np.add.reduceat(value[:, order], starts, axis=1), np.add.reduceat(count[:, order], starts, axis=1)
+        value = np.where(count > 0, value, 0.0) * (count if weighted else 1.0)
+        num_groups = int(index.max()) + 1
+        return sum_by_group(value, index, num_groups), sum_by_group(count, index, num_groups)
 
 
 @dataclass(frozen=True)
@@ -120,83 +145,155 @@ class RunStore:
     """All runs under one root folder.
 
     Args:
-        root: the folder; made when something is first written.
+        root: the folder; it is created by the first write.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(root).expanduser()
+        self.root = expanded(root)
+        self._reported: set[str] = set()
 
     def folder(self, spec: RunSpec) -> Path:
         """Return the folder of a run, whether or not it exists."""
         return self.root / "runs" / spec.key
 
+    # -- reading -------------------------------------------------------------------------------------------------
+
     def status(self, spec: RunSpec) -> Status:
         """Return where a run stands: done or diverged only if every step that `spec` asks for is there."""
         folder = self.folder(spec)
-        record = _record(folder)
-        if record is not None and not _missing(record, spec):
-            return "diverged" if _diverged(record, spec) else "done"
-        record = _record(folder / ATTEMPT) or record
-        if record is None or record["status"] in ("done", "diverged"):
+        try:
+            record = _record(folder)
+            if record is not None and not _missing(record, spec):
+                return "diverged" if _diverged(record, spec) else "done"
+            record = _record(folder / ATTEMPT) or record
+        except DamagedError:
+            return "damaged"
+        if record is None or record["status"] in FINISHED:
             return "missing"
+        return self.current(spec.key, record)
+
+    def current(self, key: str, record: Mapping[str, Any]) -> Status:
+        """Return the status in a record, but "interrupted" for a running one whose process is gone."""
         status: Status = record["status"]
-        if status == "running" and not self.locked(spec.key):
-            return "interrupted"  # the process that ran it is gone
-        return status
+        return "interrupted" if status == "running" and not self.locked(key) else status
 
     def missing_steps(self, spec: RunSpec) -> list[int]:
         """Return the recorded steps that `spec` asks for and the store does not have; all of them for a new probe."""
-        return _missing(_record(self.folder(spec)), spec)
+        return _missing(self._intact(self.folder(spec)), spec)
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """Return the final loss and stability of a finished run, None if it is not finished."""
-        record = _record(self.folder(spec))
-        if record is None or _missing(record, spec):
-            return None
-        if _diverged(record, spec):
-            return Outcome("diverged", float("inf"), float("inf"), record["step"])
-        history = self.load(spec, only=("train/step", "train/loss"))
+        """Return the final loss and stability of a finished run, None if it is not finished or damaged."""
+        history = self.finished(spec)
         if history is None:
             return None
+        if history.status == "diverged":
+            record = self._intact(self.folder(spec))
+            return Outcome("diverged", float("inf"), float("inf"), record["step"] if record else spec.steps)
         return Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
 
-    def load(self, spec: RunSpec, *, only: tuple[str, ...] | None = None) -> History | None:
-        """Return the history of a finished run, cut to the steps that `spec` asks for; None if any is missing.
-
-        Args:
-            spec: the run.
-            only: names of arrays to read; the checksum of the file is then not verified.
+    def finished(self, spec: RunSpec) -> History | None:
+        """Return the history of a finished run, None if it is not finished; a damaged one is reported and is not.
 
         Raises:
-            StoreError: a file is damaged.
+            UnreadableError: a file cannot be read now, but may be whole.
+        """
+        try:
+            return self.load(spec)
+        except DamagedError as error:
+            self._report(error)
+            return None
+
+    def load(self, spec: RunSpec) -> History | None:
+        """Return the history of a finished run, cut to the steps that `spec` asks for; None if any is missing.
+
+        Raises:
+            DamagedError: a file has another checksum or shape than was written.
+            UnreadableError: a file cannot be read now.
         """
         folder = self.folder(spec)
         record = _record(folder)
         if record is None or _missing(record, spec):
             return None
         try:
-            arrays = _read_arrays(folder, record["history"], only)
-        except StoreError:
+            arrays = _read_history(folder, record)
+        except UnreadableError:
             if _record(folder) == record:
                 raise
-            return self.load(spec, only=only)  # another process replaced the run while it was read
+            return self.load(spec)  # another process replaced the run while it was read
         status: Status = "diverged" if _diverged(record, spec) else "done"
-        environment = _read_json(folder / "env.json") if only is None else {}
-        return History(spec, status, _cut(arrays, spec), environment or {})
+        return History(spec, status, _cut(arrays, spec), _environment(folder, record))
 
     def load_partial(self, spec: RunSpec) -> tuple[History, int, dict[str, Array]] | None:
         """Return a history, the number of updates behind it and the checkpoint to continue from, if there is one.
 
-        One can be continued where every missing step lies at or after the checkpoint.
+        A run can be continued if every missing step lies at or after its checkpoint. Damaged commits are reported and
+        passed over.
         """
         for folder in (self.folder(spec) / ATTEMPT, self.folder(spec)):
-            record = _record(folder)
-            if record is None or record["history"] is None or record["checkpoint"] is None:
-                continue
-            if all(step >= record["step"] for step in _missing(record, spec)):
-                history = History(spec, record["status"], _read_arrays(folder, record["history"]))
-                return history, record["step"], _read_arrays(folder, record["checkpoint"])
+            try:
+                record = _record(folder)
+                if record is None or record["history"] is None or record["checkpoint"] is None:
+                    continue
+                if all(step >= record["step"] for step in _missing(record, spec)):
+                    history = History(spec, record["status"], _read_history(folder, record))
+                    return history, record["step"], _read_arrays(folder, record["checkpoint"])
+            except DamagedError as error:
+                self._report(error)
         return None
+
+    def keys(self) -> list[str]:
+        """Return the keys of all stored runs, oldest commit first.
+
+        Raises:
+            UnreadableError: the folder of runs cannot be read.
+        """
+        found = []
+        try:
+            for entry in os.scandir(self.root / "runs"):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    found.append((_modified(Path(entry.path) / "status.json"), entry.name))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UnreadableError(f"cannot read {self.root / 'runs'}: {error.strerror or error}") from error
+        return [key for _, key in sorted(found)]
+
+    def read(self, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the spec table and the status record of a stored run.
+
+        Raises:
+            DamagedError: a file has another checksum or shape than was written.
+            UnreadableError: a file cannot be read now.
+        """
+        folder = self.root / "runs" / key
+        record = _record(folder)
+        if record is None:
+            raise UnreadableError(f"cannot read {folder / 'status.json'}: it is gone")
+        return record.get("spec") or read_json(folder / "spec.json", {}, {}), record
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Yield (key, spec table, status record) of every run that can be read, oldest commit first; report others."""
+        for key in self.keys():
+            try:
+                yield key, *self.read(key)
+            except UnreadableError as error:
+                self._report(error)
+
+    def _intact(self, folder: Path) -> dict[str, Any] | None:
+        """The record of a folder, None if there is none or it is damaged."""
+        try:
+            return _record(folder)
+        except DamagedError as error:
+            self._report(error)
+            return None
+
+    def _report(self, error: StoreError) -> None:
+        """Name a damaged file, once."""
+        if str(error) not in self._reported:
+            self._reported.add(str(error))
+            _LOG.warning("%s; the run counts as not trained", error)
+
+    # -- writing -------------------------------------------------------------------------------------------------
 
     def save(
         self,
@@ -207,61 +304,90 @@ class RunStore:
     ) -> None:
         """Commit a history, and the checkpoint to resume from after `step` updates, atomically.
 
-        A finished run stays what it is while a fresh attempt at it (for a new probe, say) is under way.
+        A finished run stays what it is while a fresh attempt at it (for a new probe, say) is under way. The finished
+        attempt is merged into it: the longer of the two stays, with the rows and probes that only the other one has.
 
         Raises:
             StoreError: the folder cannot be written; what was committed before stays.
         """
         spec, folder = history.spec, self.folder(history.spec)
-        finished = history.status in ("done", "diverged")
-        stored = _record(folder)
-        if not finished and stored is not None and stored["status"] in ("done", "diverged"):
-            folder = folder / ATTEMPT
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "spec.json", spec.resolved.to_dict())
-            write_json(folder / "env.json", history.environment)
-            record = {
+        stored = self._intact(folder)
+        new = _Commit(
+            {
                 "status": history.status,
                 "step": step,
                 "error": history.error,
+                "spec": spec.resolved.to_dict(),
+                "environment": history.environment,
                 "observed": {
-                    "train_steps": history.arrays.get("train/step", np.empty(0, np.int64)).tolist(),
-                    "test_steps": history.arrays.get("test/step", np.empty(0, np.int64)).tolist(),
                     "probes": spec.measured,
+                    "probe_next": {probe.name: _next_step(history.status, step) for probe in spec.probes},
                 },
-                "history": _write_arrays(folder, "history", history.arrays) if history.arrays else None,
-                "checkpoint": _write_arrays(folder, "checkpoint", checkpoint) if checkpoint is not None else None,
-            }
-            write_json(folder / "status.json", record)
-        except OSError as error:
-            raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
-        kept = {entry["file"] for entry in (record["history"], record["checkpoint"]) if isinstance(entry, dict)}
-        for old in (*folder.glob("*.safetensors"), *folder.glob(".*")):  # the latter: of writers killed on the way
-            if old.name not in kept:
-                old.unlink(missing_ok=True)
-        if finished:
+                "checkpoint": None,
+            },
+            history.arrays,
+            checkpoint,
+        )
+        if stored is not None and stored["status"] in FINISHED:
+            if history.status not in FINISHED:
+                folder = folder / ATTEMPT
+            else:
+                with contextlib.suppress(UnreadableError):  # a damaged one is replaced
+                    new = _merge(_Commit(stored, _read_history(folder, stored)), new)
+        self._commit(folder, new)
+        if history.status in FINISHED:
             shutil.rmtree(folder / ATTEMPT, ignore_errors=True)
 
     def mark_failed(self, spec: RunSpec, error: str) -> None:
-        """Note why a run failed, beside whatever it had committed."""
-        for folder in (self.folder(spec) / ATTEMPT, self.folder(spec)):
-            record = _record(folder)
-            if record is not None and record["status"] not in ("done", "diverged"):
-                write_json(folder / "status.json", {**record, "status": "failed", "error": error})
-                return
+        """Record why a run failed, beside whatever it had committed; a store that cannot be written is left alone."""
+        folder = self.folder(spec)
+        stored = self._intact(folder)
+        if stored is not None and stored["status"] in FINISHED:
+            folder = folder / ATTEMPT
+            stored = self._intact(folder)
+        if stored is None:
+            observed: dict[str, Any] = {"train_steps": [], "test_steps": [], "probes": []}
+            stored = {"step": 0, "spec": spec.resolved.to_dict(), "environment": {}, "observed": observed}
+            stored |= {"history": None, "checkpoint": None}
+        with contextlib.suppress(OSError):  # such as the full disk that made it fail: the first error counts
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_record(folder, {**stored, "status": "failed", "error": error})
+
+    def _commit(self, folder: Path, commit: _Commit) -> None:
+        record, arrays = commit.record, commit.arrays
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_json(folder / "spec.json", record["spec"])
+            _write_json(folder / "env.json", record["environment"])
+            steps = {f"{split}_steps": arrays.get(f"{split}/step", _NONE).tolist() for split in ("train", "test")}
+            record = {
+                **record,
+                "observed": {**record["observed"], **steps},
+                "history": _write_arrays(folder, "history", arrays) if arrays else None,
+            }
+            if commit.checkpoint is not None:
+                record["checkpoint"] = _write_arrays(folder, "checkpoint", commit.checkpoint)
+            _write_record(folder, record)
+        except OSError as error:
+            raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
+        named = {entry["file"] for entry in (record["history"], record["checkpoint"]) if entry is not None}
+        with contextlib.suppress(OSError):  # committed already: what cannot be deleted now will be with the next commit
+            for old in folder.iterdir():
+                if _ARRAYS_NAME.fullmatch(old.name) and old.name not in named:
+                    old.unlink()
+                elif match := _TEMPORARY.fullmatch(old.name):
+                    sweep_temporaries(folder, match[1])
+
+    # -- locks ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def lock(self, spec: RunSpec) -> Iterator[None]:
-        """Hold the run's folder for this process; waits while another has it. A killed process lets go by itself."""
-        folder = self.folder(spec)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = open(folder / "lock", "w")  # noqa: SIM115 - closed below, the lock with it
-        except OSError as error:
-            raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
-        with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        """Hold the run's folder for this process; wait while another one has it.
+
+        Raises:
+            StoreError: the folder cannot be written, or its file system has no locks.
+        """
+        with locked(self.folder(spec) / "lock"):
             yield
 
     def locked(self, key: str) -> bool:
@@ -269,41 +395,152 @@ class RunStore:
         try:
             with open(self.root / "runs" / key / "lock") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
         return False
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-        """Yield (key, spec table, status record) of every stored run, oldest commit first."""
-        files = sorted((self.root / "runs").glob("*/status.json"), key=lambda f: f.stat().st_mtime)
-        for file in files:
-            record, spec = _record(file.parent), _read_json(file.parent / "spec.json")
-            if record is not None and spec is not None:
-                yield file.parent.name, spec, record
+
+# -- records -----------------------------------------------------------------------------------------------------------
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    return _read_json(folder / "status.json")
+    """The record of a folder, None if there is none."""
+    file = folder / "status.json"
+    record: dict[str, Any] | None = read_json(file, None, _RECORD)
+    if record is None:
+        return None
+    # Records written before they had a checksum hold no spec either.
+    if ("sha256" in record or "spec" in record) and record.get("sha256") != _digest(record):
+        raise DamagedError(f"{file} is damaged: its checksum differs")
+    if record["status"] not in (*FINISHED, "interrupted", "failed", "running"):
+        raise DamagedError(f"{file} is damaged: unknown status {record['status']!r}")
+    for entry in (record["history"], record["checkpoint"]):
+        if entry is not None and not _ARRAYS_NAME.fullmatch(entry["file"]):
+            raise DamagedError(f"{file} is damaged: {entry['file']!r} is no name of an array file")
+    if record["status"] in FINISHED and record["history"] is None:
+        raise DamagedError(f"{file} is damaged: a finished run without a history")
+    return record
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    plain = json.loads(json.dumps(record))  # tuples are lists, as they will be when it is read
+    _write_json(folder / "status.json", {**plain, "sha256": _digest(plain)})
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _environment(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    environment: dict[str, Any] = record["environment"] if "spec" in record else read_json(folder / "env.json", {}, {})
+    return environment
 
 
 def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
-    """Recorded steps that `spec` asks for and a status record does not list."""
+    """Recorded steps that `spec` asks for and a record does not list."""
     wanted = spec.recorded_steps()
     if record is None or record["history"] is None:
         return wanted
     have = record["observed"]
-    if any(p not in have["probes"] for p in spec.measured):
+    if any(probe not in have["probes"] for probe in spec.measured):
         return wanted
     end = record["step"] if record["status"] == "diverged" else spec.steps + 1
     missing = {s for s in wanted if s < end} - set(have["train_steps"])
     missing |= {s for s in spec.recorded_steps(spec.test_every) if s < end} - set(have["test_steps"])
+    for probe in spec.probes:
+        first = have.get("probe_next", {}).get(probe.name)
+        if first is not None and first <= spec.steps:
+            missing.add(first)
     return sorted(missing)
+
+
+def _next_step(status: str, step: int) -> int | None:
+    """The first step that a run's probes have not seen; None if it diverged, as no later one will come."""
+    return None if status == "diverged" else step + 1 if status == "done" else step
 
 
 def _diverged(record: Mapping[str, Any], spec: RunSpec) -> bool:
     return bool(record["status"] == "diverged" and record["step"] <= spec.steps)
+
+
+def _modified(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError:
+        return 0.0  # reading it will name the error
+
+
+# -- merging -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """A record and what it names; the record's own checkpoint stays if there is none here."""
+
+    record: Mapping[str, Any]
+    arrays: dict[str, Array]
+    checkpoint: Mapping[str, Array] | None = None
+
+
+def _merge(old: _Commit, new: _Commit) -> _Commit:
+    """Return the longer of two finished attempts at one trajectory, with what only the other one measured.
+
+    Attempts that contradict each other on divergence are not merged: the new one replaces the old.
+    """
+    ends = [(commit.record["status"], commit.record["step"]) for commit in (old, new)]
+    if any(a[0] == "diverged" and b[1] >= a[1] and a != b for a, b in (ends, ends[::-1])):
+        return new
+    base, other = (new, old) if ends[1][1] >= ends[0][1] else (old, new)
+    arrays = {name: value for name, value in base.arrays.items() if not name.startswith("probe/")}
+    for split in ("train", "test"):
+        arrays |= _union(arrays, other.arrays, split)
+    probes, following = [], {}
+    for name, (commit, table) in _measured(old, new).items():
+        probes.append(table)
+        following[name] = commit.record["observed"].get("probe_next", {}).get(name)
+        arrays |= {key: value for key, value in commit.arrays.items() if key.startswith(f"probe/{name}/")}
+    observed = {"probes": probes, "probe_next": following}
+    record = {"spec": new.record["spec"], "environment": new.record["environment"], **base.record}
+    record["observed"] = observed
+    return _Commit(record, arrays, base.checkpoint)
+
+
+def _measured(old: _Commit, new: _Commit) -> dict[str, tuple[_Commit, dict[str, Any]]]:
+    """For every probe, the commit that measured it, and its settings: the new one unless the old reached further."""
+    found = {table["name"]: (old, table) for table in old.record["observed"]["probes"]}
+    for table in new.record["observed"]["probes"]:
+        name = table["name"]
+        before = found.get(name)
+        if before is not None and before[1] == table:
+            reach = [c.record["observed"].get("probe_next", {}).get(name) for c in (old, new)]
+            if reach[0] is None or (reach[1] is not None and reach[0] > reach[1]):
+                continue
+        found[name] = new, table
+    return found
+
+
+def _union(base: dict[str, Array], other: dict[str, Array], split: str) -> dict[str, Array]:
+    """The arrays of one split with the rows of both, in the order of steps; where both have a row, the base's."""
+    mine, theirs = ({n: v for n, v in arrays.items() if n.startswith(f"{split}/")} for arrays in (base, other))
+    step = f"{split}/step"
+    if not mine or not theirs:
+        return mine or theirs
+    extra = ~np.isin(theirs[step], mine[step])
+    if not extra.any() or mine.keys() != theirs.keys():
+        return mine
+    order = np.argsort(np.concatenate([mine[step], theirs[step][extra]]), kind="stable")
+    return {
+        name: value if _per_run(name, value) else np.concatenate([value, theirs[name][extra]])[order]
+        for name, value in mine.items()
+    }
+
+
+def _per_run(name: str, value: Array) -> bool:
+    """Whether an array of a split has no axis of steps: exact passes see the same samples every time."""
+    return name.endswith("/count") and value.ndim == 1
 
 
 def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:
@@ -311,11 +548,9 @@ def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:
     wanted = {"train": spec.recorded_steps(), "test": spec.recorded_steps(spec.test_every)}
     cut = {}
     for name, value in arrays.items():
-        split, _, what = name.partition("/")
-        if split in wanted:
-            steps = arrays[f"{split}/step"]
-            if value.ndim >= 1 and (what != "count" or value.ndim == 2):
-                value = value[np.isin(steps, wanted[split])]
+        split = name.partition("/")[0]
+        if split in wanted and not _per_run(name, value):
+            value = value[np.isin(arrays[f"{split}/step"], wanted[split])]
         elif name == "objective":
             value = value[: spec.steps]
         elif split == "probe":
@@ -325,23 +560,45 @@ def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:
     return cut
 
 
-def _read_arrays(folder: Path, entry: Mapping[str, str], only: tuple[str, ...] | None = None) -> dict[str, Array]:
-    from safetensors import SafetensorError, safe_open
+# -- array files -------------------------------------------------------------------------------------------------------
+
+_ARRAYS_NAME = re.compile(r"(history|checkpoint)-[0-9a-f]{16}\.safetensors")
+_TEMPORARY = re.compile(rf"\.({_ARRAYS_NAME.pattern})\.[a-z0-9_]{{8}}")
+_NONE = np.empty(0, np.int64)
+
+
+def _read_history(folder: Path, record: Mapping[str, Any]) -> dict[str, Array]:
+    """The arrays of a record that names a history: every one with as many rows as its steps."""
+    arrays = _read_arrays(folder, record["history"])
+    for name, value in arrays.items():
+        path = name.split("/")
+        step = "/".join([*path[:-1], "step"])
+        if len(path) > 1 and not _per_run(name, value):
+            rows = arrays[step].shape if step in arrays else None
+            if rows is None or len(rows) != 1 or value.shape[:1] != rows:
+                file = folder / record["history"]["file"]
+                raise DamagedError(f"{file} is damaged: {name} has shape {value.shape}, {step} {rows}")
+    return arrays
+
+
+def _read_arrays(folder: Path, entry: Mapping[str, str]) -> dict[str, Array]:
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     file = folder / entry["file"]
-    remedy = f"delete {folder} and run again"
     try:
-        if only is not None:
-            with safe_open(file, framework="numpy") as handle:
-                return {name: handle.get_tensor(name) for name in only}
         content = file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise StoreError(f"{file} is damaged (its checksum differs); {remedy}")
+    except FileNotFoundError as error:
+        raise DamagedError(f"{file} is missing") from error
+    except OSError as error:
+        raise UnreadableError(f"cannot read {file}: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise DamagedError(f"{file} is damaged: its checksum differs")
+    try:
         arrays: dict[str, Array] = load(content)
-        return arrays
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot read {file}: {error}; {remedy}") from error
+    except SafetensorError as error:
+        raise DamagedError(f"{file} is damaged: {error}") from error
+    return arrays
 
 
 def _write_arrays(folder: Path, stem: str, arrays: Mapping[str, Array]) -> dict[str, str]:
@@ -354,16 +611,5 @@ def _write_arrays(folder: Path, stem: str, arrays: Mapping[str, Array]) -> dict[
     return {"file": name, "sha256": digest}
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        table: dict[str, Any] = json.loads(file.read_text())
-        return table
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {file}: {error}; delete {file.parent} and run again") from error
-
-
-def write_json(file: Path, table: object) -> None:
-    """Write a JSON file atomically."""
+def _write_json(file: Path, table: object) -> None:
     write_atomic(file, (json.dumps(table, indent=1) + "\n").encode())

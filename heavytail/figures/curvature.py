@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from heavytail.analysis.correlation import Correlation, frequency_halves, loglog
+from heavytail.metrics import sum_by_group
 from heavytail.plotting.style import Panel, Picture, group_colours, optimizer_name
 from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure, register
@@ -68,10 +69,10 @@ class BlockTrack:
         """Return the mean probability of the correct class over the samples of each group, [P, G]."""
         num_groups = int(self.group.max()) + 1
         p = np.where(self.count > 0, self.p_correct, 0.0)
-        sums = [np.bincount(self.group, weights=row * self.count, minlength=num_groups) for row in p]
-        sizes = np.bincount(self.group, weights=self.count, minlength=num_groups)
         with np.errstate(invalid="ignore"):
-            return np.stack(sums) / sizes
+            return sum_by_group(p * self.count, self.group, num_groups) / sum_by_group(
+                self.count, self.group, num_groups
+            )
 
 
 # -- panels ----------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def train(
     """
     with store.lock(spec) if group.rank == 0 else nullcontext():
         group.wait()  # for the lock
-        finished = store.load(spec)
+        finished = store.finished(spec)
         if finished is not None:
             return finished
         try:
