@@ -1,4 +1,4 @@
-"""The README's table: of every figure, at every scale, how many of its claims were reproduced; with its picture.
+"""The README's table: the number of claims reproduced per published figure and scale, linked to the plot.
 
 Made from the published results alone (see tools.publish), between two comments in the README.
 """
@@ -15,6 +15,7 @@ from heavytail.results.figure import Figure, all_figures
 from tools.publish import SCALES
 
 BEGIN = "<!-- made by `python -m tools`: do not edit -->"
+NOTHING = "—"
 END = "<!-- end of what `python -m tools` made -->"
 
 
@@ -55,8 +56,9 @@ def table(published: Path, link: str) -> Iterator[str]:
     yield "|---|---|" + "---|" * len(SCALES)
     for figure in all_figures():
         cells = [_cell(figure, scale, claims[scale], published, link) for scale in SCALES]
-        yield f"| {figure.id} | {figure.title.replace('|', '&#124;')} | {' | '.join(cells)} |"
-    totals = (f"**{_count(rows)}**" if rows else "—" for rows in claims.values())
+        if any(cell != NOTHING for cell in cells):
+            yield f"| {figure.id} | {figure.title.replace('|', '&#124;')} | {' | '.join(cells)} |"
+    totals = (f"**{_count(rows)}**" if rows else NOTHING for rows in claims.values())
     yield f"| all | | {' | '.join(totals)} |"
     lines = [line for scale in SCALES for line in _made(scale, published / scale)]
     yield from ["", *lines] if lines else []
@@ -66,7 +68,7 @@ def _cell(figure: Figure, scale: str, claims: list[Row], published: Path, link: 
     """How many claims of a figure were reproduced, "drawn" where it has none, a dash where it was not made."""
     place = f"{scale}/figures/{figure.id}"
     if not (published / f"{place}.json").is_file():
-        return "—"
+        return NOTHING
     drawn = (published / f"{place}.png").is_file()
     mine = [row for row in claims if row["figure"] == figure.id]
     text = _count(mine) if mine else "drawn" if drawn else "not drawn"

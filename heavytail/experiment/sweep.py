@@ -66,7 +66,7 @@ class Sweep:
         """Read a preset by name, or a user's own by its path; raise SpecError on anything it does not know."""
         table = read_preset(preset)
         name = str(table.get("name", preset))
-        known = {"name", "title", "run", "sweep", "variant", "scale"}
+        known = {"name", "title", "paper", "run", "sweep", "variant", "scale"}
         for key in table:
             if key not in known:
                 raise unknown(f"table of preset {name}:", key, known)
@@ -264,7 +264,8 @@ def preset_names() -> list[str]:
 def read_preset(preset: str | Path) -> dict[str, Any]:
     """Return the tables of a preset, by name or by the path of a .toml file.
 
-    A preset with `extends = "other"` is laid over that one.
+    A preset with `extends = "other"` is laid over that one. `paper` names the figures of the paper whose settings the
+    preset claims to have at scale "paper"; it is not inherited.
     """
     if str(preset).endswith(".toml"):
         try:
@@ -282,4 +283,4 @@ def read_preset(preset: str | Path) -> dict[str, Any]:
         raise SpecError(f"preset {preset}: {error}") from error
     base = table.pop("extends", None)
     # Only a preset that comes with the package can be extended, and none of those in a circle.
-    return table if base is None else overlay(read_preset(base), table)
+    return table if base is None else overlay(read_preset(base) | {"paper": ""}, table)
