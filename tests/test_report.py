@@ -170,6 +170,97 @@ def test_hostile_text_is_escaped(out):
     assert "script" not in page.tags
 
 
+def figure_record(**changes):
+    """A record of a figure with text in every field."""
+    search = {"preset": "p", "variant": "v", "optimizer": "o", "selected": 1.0, "warning": "w"}
+    search["candidates"] = [{"lr": 1.0, "loss": None, "reason": "r"}]
+    texts = {key: key for key in ("title", "paper", "scale", "caption", "missing")}
+    return {"figure": "fig04", **texts, "search": [search], "environments": [{"k": "e"}], **changes}
+
+
+def claim_row(**changes):
+    """A row of claims.json with text in every field."""
+    texts = {key: key for key in ("figure", "claim", "scale", "statement", "reason")}
+    return {**texts, "verdict": "not run", "measured": None, "comparison": "<=", "threshold": 1.0, **changes}
+
+
+def write_tables(out, record, rows):
+    """Write these as the files of a reproduction."""
+    (out / "figures").mkdir()
+    (out / "figures" / "fig04.json").write_text(json.dumps(record))
+    (out / "claims.json").write_text(json.dumps(rows))
+
+
+def poisoned(value):
+    """Every text in a table, and every key of an environment, with markup in front; names and verdicts as they are."""
+    if isinstance(value, dict):
+        return {HOSTILE + k if k == "k" else k: poisoned(v) if k != "verdict" else v for k, v in value.items()}
+    if isinstance(value, list):
+        return [poisoned(v) for v in value]
+    return HOSTILE + value if isinstance(value, str) and value not in ("fig04", "<=") else value
+
+
+def test_markup_in_any_field_is_text(tmp_path):
+    """Every string of every file, and the page's title, is shown as text: the page has no element of theirs."""
+    record, row = poisoned(figure_record()), poisoned(claim_row())
+    write_tables(tmp_path, record, [row])
+    (tmp_path / "figures" / "fig04.png").write_bytes(b"<script>")
+    page = Page(write_report(tmp_path, title=HOSTILE + "page").read_text())
+    assert "script" not in page.tags
+    words = " ".join(page.words)
+    for name in ("page", "title", "paper", "scale", "caption", "p", "v", "o", "w", "r", "k", "e", "claim", "statement"):
+        assert HOSTILE + name in words
+    for link in (link for link in page.loads if not link.startswith("data:image/png;base64,")):
+        assert link == f"#{HOSTILE}figure"
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "fig05", "fig04.png", "Fig04", ""])
+def test_a_figure_reads_its_own_files_only(tmp_path, name):
+    """A record that names files elsewhere is damaged; nothing of them is in the page."""
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    out = tmp_path / "a" / "b"
+    out.mkdir(parents=True)
+    write_tables(out, figure_record(figure=name), [])
+    with pytest.raises(StoreError, match=r"fig04\.json: figure: expected the name of its file.*delete it"):
+        write_report(out)
+
+
+@pytest.mark.parametrize("field", sorted(figure_record()))
+@pytest.mark.parametrize("value", [..., 7, ["x"], {"x": 1}, [[]]])
+def test_a_damaged_record_is_named(tmp_path, field, value):
+    """A record without a field, or with another type in it, is one line: the file, the field and the remedy."""
+    record = figure_record(**({} if value is ... else {field: value}))
+    if value is ...:
+        del record[field]
+    write_tables(tmp_path, record, [])
+    with pytest.raises(StoreError, match=rf"fig04\.json: {field}.*delete it"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("field", sorted(claim_row()))
+@pytest.mark.parametrize("value", [..., ["x"], {"x": 1}, "other"])
+def test_a_damaged_claim_is_named(tmp_path, field, value):
+    """The same for a row of claims.json, read by the report and by the next reproduction."""
+    row = claim_row(**({} if value is ... else {field: value}))
+    if value is ...:
+        del row[field]
+    write_tables(tmp_path, figure_record(), [row])
+    if value == "other" and field not in ("verdict", "measured", "comparison", "threshold"):
+        assert write_report(tmp_path).exists()
+        return
+    for read in (write_report, lambda out: write_claims(out, [])):
+        with pytest.raises(StoreError, match=rf"claims\.json: \[0\]\.{field}.*delete it"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["7", "{}", '"x"', "[1]", "[[]]"])
+def test_tables_of_another_shape_are_named(tmp_path, content):
+    """JSON that is no list of tables is damage, too."""
+    (tmp_path / "claims.json").write_text(content)
+    with pytest.raises(StoreError, match=r"claims\.json: .*delete it"):
+        write_report(tmp_path)
+
+
 def test_an_empty_reproduction_has_a_page(tmp_path):
     """A report of nothing is a page that counts nothing."""
     page = Page(write_report(tmp_path).read_text())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from heavytail.experiment.store import RunStore
     from heavytail.train.options import Options
 
-LAB = ("scipy", "matplotlib", "polars", "rich", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
+LAB = ("scipy", "matplotlib", "polars", "rich", "jinja2", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
 SCALES = ("paper", "small", "quick")
 
 

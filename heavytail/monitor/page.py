@@ -9,8 +9,6 @@ Shapes: E readings, G groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from heavytail.errors import StoreError
 from heavytail.files import strict_json, write_atomic
 from heavytail.monitor.journal import Track, read_journal
 from heavytail.monitor.picture import draw_monitored
-from heavytail.report.page import image, page
+from heavytail.report.page import Section, Table, render
 
 _COLUMNS = {
     "share": "share of rows",
@@ -47,7 +45,7 @@ def write_monitored(folder: Path) -> Path:
         "monitor.png": png,
         "monitor.pdf": picture.render("pdf"),
         "monitor.json": strict_json({"folder": folder.name, "panels": picture.plotted}),
-        "report.html": page(f"Loss by token frequency: {folder.name}", _body(tracks, png)).encode(),
+        "report.html": _page(folder.name, tracks, png),
     }
     for name, content in files.items():
         try:
@@ -57,34 +55,42 @@ def write_monitored(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _body(tracks: dict[str, Track], png: bytes) -> Iterator[str]:
-    yield f"<figure>{image(png, 'loss by frequency group')}<figcaption>Groups of classes that each hold about as many "
-    yield "targets, from the most frequent (light) to the rarest (dark). Dashed: the first overall loss.</figcaption>"
-    yield "</figure>"
-    for split, track in tracks.items():
-        yield f"<h2>{_SPLITS[split]}, step {track.step[-1]}</h2>"
-        yield f'<p class="soft">Groups cut from {escape(track.cut)}'
-        yield "; cut anew at every reading, as no counts were given.</p>" if track.recut else ".</p>"
-        yield from _last_readings(track)
+def _page(name: str, tracks: dict[str, Track], png: bytes) -> bytes:
+    caption = (
+        "Groups of classes with about equal numbers of targets, from the most frequent (light) to the rarest (dark). "
+        "Dashed: the first overall loss."
+    )
+    splits = [_split_section(_SPLITS[split], track) for split, track in tracks.items()]
+    return render(f"Loss by token frequency: {name}", [Section(image=png, caption=caption), *splits])
 
 
-def _last_readings(track: Track) -> Iterator[str]:
-    last = {name: values[-1] for name, values in track.groups.items()}
-    shown = [name for name in _COLUMNS if name in last and any(map(math.isfinite, last[name]))]
-    yield '<div class="scroll"><table><thead><tr><th class="number">group</th>'
-    yield "".join(f'<th class="number">{_COLUMNS[name]}</th>' for name in shown) + "</tr></thead><tbody>"
-    for g in range(len(last["loss"])):
-        cells = [_cell(name, last[name][g]) for name in shown]
-        yield f'<tr><td class="number">{g + 1}</td>{"".join(cells)}</tr>'
-    overall = {name: values[-1] for name, values in track.overall.items()}
-    cells = [_cell(name, overall.get(name, math.nan)) for name in shown]
-    yield f'<tr class="picked"><td class="number">all</td>{"".join(cells)}</tr></tbody></table></div>'
+def _split_section(name: str, track: Track) -> Section:
+    """Return the last reading of every group, and of all samples in the last row."""
+    last = {column: values[-1] for column, values in track.groups.items()}
+    overall = {column: values[-1] for column, values in track.overall.items()}
+    shown = [column for column in _COLUMNS if column in last and any(map(math.isfinite, last[column]))]
+    groups = [[str(g + 1), *(_number(c, last[c][g]) for c in shown)] for g in range(len(last["loss"]))]
+    everything = ["all", *(_number(c, overall.get(c, math.nan)) for c in shown)]
     nonfinite = np.nansum(last["nonfinite"])
-    if nonfinite:
-        yield f'<p class="not-reproduced">{nonfinite:.0f} rows of this reading had a loss that is not finite; '
-        yield "no mean includes them.</p>"
+    return Section(
+        heading=f"{name}, step {track.step[-1]}",
+        note=f"Groups cut from {track.cut}"
+        + ("; cut again at every reading, because no counts were given." if track.recut else "."),
+        tables=[
+            Table(
+                columns=["group", *(_COLUMNS[column] for column in shown)],
+                rows=[*groups, everything],
+                numeric=range(len(shown) + 1),
+                picked=len(groups),
+            )
+        ],
+        warning=f"{nonfinite:.0f} rows of this reading had a loss that is not finite; no mean includes them."
+        if nonfinite
+        else "",
+    )
 
 
-def _cell(name: str, value: float) -> str:
-    text = "" if not math.isfinite(value) else f"{value:.1%}" if name in ("share", "accuracy") else f"{value:.4g}"
-    return f'<td class="number">{text}</td>'
+def _number(column: str, value: float) -> str:
+    if not math.isfinite(value):
+        return ""
+    return f"{value:.1%}" if column in ("share", "accuracy") else f"{value:.4g}"

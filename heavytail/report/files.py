@@ -1,20 +1,22 @@
-"""The files of a reproduction: pictures, the numbers behind them, the claims, and one HTML page of it all.
+"""The files of a reproduction: images, the numbers behind them, and the claims.
 
-    OUT/figures/figNN.{png,pdf,json}        the picture, and every number in it with the step-size searches behind it
-    OUT/figures/figNN-search.png            those searches, drawn
+    OUT/figures/figNN.{png,pdf,json}        the figure, and every number in it with its step-size searches
+    OUT/figures/figNN-search.png            plots of those searches
     OUT/claims.json                         every claim with its measured number, threshold and verdict
-    OUT/timing.json                         when each `reproduce` into OUT began, how long it took, what it trained
-    OUT/report.html                         all of it in one file, nothing loaded from elsewhere
+    OUT/timing.json                         start, duration and trained runs of each `reproduce` into OUT
+    OUT/report.html                         all of it in one file (written by `page`)
 
-Every file is written atomically, is strict JSON where it is JSON, and the page is made from the other files alone.
+Every file is written atomically, JSON is strict, and what is read back is checked field by field.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from heavytail.errors import StoreError
 from heavytail.files import Row, read_json, strict_json, write_atomic
 from heavytail.plotting.panels import draw, search_picture
 from heavytail.plotting.style import applied
@@ -23,18 +25,43 @@ from heavytail.results.figure import Figure
 from heavytail.results.results import MissingRuns, Results
 
 VERDICTS = ("reproduced", "not reproduced", "not run")
+FIGURE_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # also the name of its files
+
+# The fields that are read back: a type, allowed values or alternatives, [items] of a list, or fields of a table.
+_NUMBER = (int, float, None)
+_CLAIM = {
+    **dict.fromkeys(("figure", "claim", "scale", "statement", "reason"), str),
+    "verdict": VERDICTS,
+    "measured": _NUMBER,
+    "comparison": ("<=", ">=", "<", ">", "within"),
+    "threshold": (int, float, [(int, float)]),
+}
+_SEARCH = {
+    **dict.fromkeys(("preset", "variant", "optimizer"), str),
+    "selected": _NUMBER,
+    "candidates": [{"lr": (int, float), "loss": _NUMBER, "reason": str}],
+    "warning": (str, None),
+}
+_FIGURE = {
+    **dict.fromkeys(("figure", "title", "paper", "scale", "caption"), str),
+    "missing": (str, None),
+    "search": [_SEARCH],
+    "environments": [dict],
+}
 
 
 def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | None = None) -> list[Claim]:
-    """Draw a figure under OUT/figures, and return its claims; without its runs there is no picture, and a reason.
+    """Write the files of a figure under OUT/figures, and return its claims.
+
+    A figure whose runs are missing has no image; its JSON file holds the reason.
 
     Args:
-        figure: what to make.
+        figure: the figure.
         results: finished runs.
         out: folder of the reproduction.
-        missing: why runs could not be finished (no data, out of memory), if that is known; what can be made without
-            them is.
+        missing: why runs could not be finished (no data, out of memory), if known.
     """
+    assert FIGURE_ID.fullmatch(figure.id), f"{figure.id!r} is not a file name"
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     claims = figure.claims(results, missing)
@@ -67,23 +94,66 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
         if name in pictures:
             write_atomic(folder / name, pictures[name])
         else:
-            (folder / name).unlink(missing_ok=True)  # of an earlier run: it would stand beside other numbers
+            (folder / name).unlink(missing_ok=True)  # an image of an earlier run would not match the new numbers
     write_atomic(folder / f"{figure.id}.json", strict_json(record))
     return claims
 
 
 def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:
-    """Write OUT/claims.json and return its rows; claims of figures that are not among these stay as they were."""
+    """Replace the rows of these claims' figures in OUT/claims.json, and return all rows."""
     out.mkdir(parents=True, exist_ok=True)
     new = [claim.to_dict() for claim in claims]
-    made = {row["figure"] for row in new}
-    rows: list[Row] = [row for row in read_json(out / "claims.json", []) if row["figure"] not in made]
+    replaced = {row["figure"] for row in new}
+    rows = [row for row in read_claims(out) if row["figure"] not in replaced]
     rows = sorted([*rows, *new], key=lambda row: row["figure"])
     write_atomic(out / "claims.json", strict_json(rows))
     return rows
 
 
 def add_timing(out: Path, row: Row) -> None:
-    """Add one `reproduce` to OUT/timing.json; the first of several trains, and the others reuse what it trained."""
+    """Append one `reproduce` to OUT/timing.json; the first of several trains, the others reuse its runs."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "timing.json", strict_json([*read_json(out / "timing.json", []), row]))
+    rows = _checked(out / "timing.json", [dict]) or []
+    write_atomic(out / "timing.json", strict_json([*rows, row]))
+
+
+def read_claims(out: Path) -> list[Row]:
+    """Return the rows of OUT/claims.json, none where there is no such file; StoreError if it is damaged."""
+    return _checked(out / "claims.json", [_CLAIM]) or []
+
+
+def read_figures(out: Path) -> list[Row]:
+    """Return the records of OUT/figures/*.json by name; StoreError names a damaged one."""
+    records: list[Row] = []
+    for file in sorted((out / "figures").glob("*.json")):
+        if (record := _checked(file, _FIGURE)) is not None:
+            if record["figure"] != file.stem or not FIGURE_ID.fullmatch(file.stem):
+                raise _damaged(file, f"figure: expected the name of its file, got {record['figure']!r}")
+            records.append(record)
+    return records
+
+
+def _checked(file: Path, shape: Any) -> Any:
+    """Read a JSON file of this shape; None where there is none."""
+    value = read_json(file, None)
+    if value is not None and (fault := _fault(value, shape)):
+        raise _damaged(file, fault)
+    return value
+
+
+def _damaged(file: Path, fault: str) -> StoreError:
+    return StoreError(f"cannot read {file}: {fault}; delete it and make the figure again")
+
+
+def _fault(value: Any, shape: Any, where: str = "") -> str:
+    """Return the first field that does not have the expected shape, and what it holds; "" if there is none."""
+    if isinstance(shape, dict) and isinstance(value, dict):
+        faults = (_fault(value.get(key, ...), item, f"{where}.{key}".lstrip(".")) for key, item in shape.items())
+        return next(filter(None, faults), "")
+    if isinstance(shape, list) and isinstance(value, list):
+        return next(filter(None, (_fault(v, shape[0], f"{where}[{i}]") for i, v in enumerate(value))), "")
+    if isinstance(shape, tuple) and any(not _fault(value, option, where) for option in shape):
+        return ""
+    if (isinstance(shape, type) and isinstance(value, shape)) or value == shape:
+        return ""
+    return f"{where or 'content'}: unexpected " + ("absence" if value is ... else repr(value)[:80])

@@ -1,174 +1,203 @@
-"""The files of a reproduction: pictures, the numbers behind them, the claims, and one HTML page of it all.
+"""A page in one HTML file that loads nothing: the report of a reproduction, made from its other files alone.
 
-    OUT/figures/figNN.{png,pdf,json}        the picture, and every number in it with the step-size searches behind it
-    OUT/figures/figNN-search.png            those searches, drawn
-    OUT/claims.json                         every claim with its measured number, threshold and verdict
-    OUT/timing.json                         when each `reproduce` into OUT began, how long it took, what it trained
-    OUT/report.html                         all of it in one file, nothing loaded from elsewhere
-
-Every file is written atomically, is strict JSON where it is JSON, and the page is made from the other files alone.
+A page is a title and sections of pictures and tables, as plain data; `page.html.j2` lays them out and escapes every
+string. The monitor's page (`monitor.page`) uses the same sections.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from heavytail.files import Row, read_json, write_atomic
-from heavytail.report.files import VERDICTS
+import jinja2
+
+from heavytail.files import Row, write_atomic
+from heavytail.report.files import VERDICTS, read_claims, read_figures
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell that is more than text.
+
+    Attributes:
+        text: its content.
+        style: CSS class.
+        target: id of the section that it links to.
+        note: a second line in small print.
+    """
+
+    text: str
+    style: str = ""
+    target: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        columns: headings; none for a table without a header.
+        rows: cells, one per column.
+        numeric: indices of right-aligned columns.
+        title, note: lines above the table.
+        picked: index of the row in bold, -1 for none.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    numeric: Sequence[int] = ()
+    title: str = ""
+    note: str = ""
+    picked: int = -1
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under its own heading.
+
+    Attributes:
+        heading, note: its first lines.
+        id: what links on the page call it.
+        image: content of a PNG file; empty for none.
+        caption: text below the image.
+        missing: why there is no image.
+        tables: shown below the image.
+        warning: a line in red below the tables.
+        summary, details, details_image: heading, tables and PNG of a part that the reader opens.
+    """
+
+    heading: str = ""
+    note: str = ""
+    id: str = ""
+    image: bytes = b""
+    caption: str = ""
+    missing: str = ""
+    tables: Sequence[Table] = ()
+    warning: str = ""
+    summary: str = ""
+    details: Sequence[Table] = ()
+    details_image: bytes = b""
+
+
+def render(title: str, sections: Sequence[Section], *, note: str = "", tally: Mapping[str, int] | None = None) -> bytes:
+    """Return a page as the content of an HTML file.
+
+    Args:
+        title: of the page.
+        sections: in reading order.
+        note: a line below the title.
+        tally: verdict -> number of claims, shown large.
+    """
+    return _template().render(title=title, sections=sections, note=note, tally=tally).encode()
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"base64": lambda content: base64.b64encode(content).decode(), "style": _style}
+    return environment.from_string((resources.files("heavytail.report") / "page.html.j2").read_text())
 
 
 def write_report(out: Path, *, title: str = "heavytail: figures and claims") -> Path:
     """Write OUT/report.html from the other files under OUT, and return its path.
 
     Raises:
-        StoreError: a file under OUT cannot be read.
+        StoreError: a file under OUT is damaged.
     """
-    claims: list[Row] = read_json(out / "claims.json", [])
-    figures = [read_json(file, {}) for file in sorted((out / "figures").glob("*.json"))]
+    claims, figures = read_claims(out), read_figures(out)
+    scales = ", ".join(sorted({row["scale"] for row in [*figures, *claims]})) or "none"
+    note = (
+        f"Scale: {scales}. The thresholds of the claims were fixed before any run and are the same at every scale; "
+        "below paper scale, a verdict is about a smaller problem."
+    )
+    tally = {verdict: sum(row["verdict"] == verdict for row in claims) for verdict in VERDICTS}
+    by_figure: dict[str, list[Row]] = {row["figure"]: [] for row in [*figures, *claims]}
+    for row in claims:
+        by_figure[row["figure"]].append(row)
+    drawn = {
+        figure["figure"]: _figure_section(figure, by_figure[figure["figure"]], out / "figures") for figure in figures
+    }
+    sections = [
+        Section(tables=_claims_table(claims, linked=True)),
+        *drawn.values(),
+        *(Section(name, id=name, tables=_claims_table(by_figure[name])) for name in by_figure if name not in drawn),
+        *_environments(figures),
+    ]
     path = out / "report.html"
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(title, _body(figures, claims, out / "figures")).encode())
+    write_atomic(path, render(title, sections, note=note, tally=tally))
     return path
 
 
-# -- files -----------------------------------------------------------------------------------------------------------
-
-
-# -- page ------------------------------------------------------------------------------------------------------------
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2125; --soft: #5c6670; --line: #d9dee3; --back: #ffffff; --card: #f6f8fa;
-  --good: #1a7f37; --bad: #b42318; --idle: #6b7280; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa5b0; --line: #343b43; --back: #14171a;
-  --card: #1c2126; --good: #4cc26a; --bad: #ff8a80; --idle: #9aa5b0; } }
-body { max-width: 72rem; margin: 2rem auto 4rem; padding: 0 1.2rem; background: var(--back); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .1rem; }
-a { color: inherit; } .soft, figcaption { color: var(--soft); } .soft { font-size: .9rem; margin: 0 0 .8rem; }
-figure { margin: 0 0 1rem; } img { width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; padding: .5rem; box-sizing: border-box; } figcaption { font-size: .9rem; margin-top: .3rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; }
-th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.verdict { white-space: nowrap; font-weight: 600; }
-.reproduced { color: var(--good); } .not-reproduced { color: var(--bad); }
-.not-run { color: var(--idle); } .picked td { font-weight: 600; }
-details { margin: .8rem 0; background: var(--card); border: 1px solid var(--line); border-radius: 6px;
-  padding: .5rem .9rem; }
-summary { cursor: pointer; } details img { max-width: 44rem; display: block; margin: .6rem 0; }
-details h3 { font-size: .92rem; margin: 1rem 0 .2rem; }
-.missing { background: var(--card); border: 1px dashed var(--line); border-radius: 6px;
-  padding: .9rem; color: var(--soft); }
-.tally { display: flex; gap: 1.6rem; margin: 1rem 0; } .tally b { font-size: 1.5rem; display: block; }
-"""
-
-
-def page(title: str, body: Iterable[str]) -> str:
-    """Return a whole HTML page in the look of the report; the body is HTML already, the title is not."""
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-    )
-    return "\n".join([*head, *body, "</body></html>\n"])
-
-
-def image(content: bytes, alt: str) -> str:
-    """Return the HTML of a PNG that is part of the page."""
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-
-
-def _body(figures: Sequence[Row], claims: Sequence[Row], folder: Path) -> Iterator[str]:
-    titles = {figure["figure"]: figure["title"] for figure in figures}
-    scales = sorted({row["scale"] for row in [*figures, *claims]})
-    yield f'<p class="soft">Scale: {escape(", ".join(scales)) or "none"}. The thresholds of the claims were fixed '
-    yield "before any run and are the same at every scale; below the paper's, a verdict is about a smaller problem.</p>"
-    yield '<div class="tally">'
-    for verdict in VERDICTS:
-        number = sum(row["verdict"] == verdict for row in claims)
-        yield f'<span class="{_css(verdict)}"><b>{number}</b>{verdict}</span>'
-    yield "</div>"
-    yield from _claims_table(claims, linked=True)
-    for figure in figures:
-        yield from _section(figure, [row for row in claims if row["figure"] == figure["figure"]], folder)
-    for name in dict.fromkeys(row["figure"] for row in claims if row["figure"] not in titles):
-        yield f'<h2 id="{escape(name)}">{escape(name)}</h2>'
-        yield from _claims_table([row for row in claims if row["figure"] == name])
-    yield from _environment(figures)
-
-
-def _section(figure: Row, claims: Sequence[Row], folder: Path) -> Iterator[str]:
+def _figure_section(figure: Row, claims: Sequence[Row], folder: Path) -> Section:
     name = figure["figure"]
-    yield f'<section id="{escape(name)}"><h2>{escape(figure["title"])}</h2>'
-    yield f'<p class="soft">{escape(name)} · {escape(figure["paper"])} · {escape(figure["scale"])} scale</p>'
-    image = _image(folder / f"{name}.png", figure["title"])
-    if image:
-        yield f"<figure>{image}<figcaption>{escape(figure['caption'])}</figcaption></figure>"
-    else:
-        yield f'<p class="missing">Not drawn: {escape(figure["missing"] or "its picture is gone")}.</p>'
-    yield from _claims_table(claims)
-    if figure["search"]:
-        yield "<details><summary>Step sizes: what was tried, and why each was chosen or lost</summary>"
-        yield _image(folder / f"{name}-search.png", f"step-size search of {name}")
-        for table in figure["search"]:
-            yield from _search_table(table)
-        yield "</details>"
-    yield "</section>"
+    return Section(
+        heading=figure["title"],
+        note=f"{name} · {figure['paper']} · {figure['scale']} scale",
+        id=name,
+        image=_content(folder / f"{name}.png"),
+        caption=figure["caption"],
+        missing=figure["missing"] or "the image file is missing",
+        tables=_claims_table(claims),
+        summary="Step-size search: every candidate, and why it was selected or rejected",
+        details=[_search_table(search) for search in figure["search"]],
+        details_image=_content(folder / f"{name}-search.png"),
+    )
 
 
-def _claims_table(claims: Sequence[Row], *, linked: bool = False) -> Iterator[str]:
-    if not claims:
-        return
-    yield '<div class="scroll"><table><thead><tr>' + ("<th>figure</th>" if linked else "")
-    yield '<th>claim</th><th>verdict</th><th class="number">measured</th><th>threshold</th>'
-    yield "<th>what is measured</th></tr></thead><tbody>"
-    for row in claims:
-        name = escape(row["figure"])
-        yield "<tr>" + (f'<td><a href="#{name}">{name}</a></td>' if linked else "")
-        yield f'<td>{escape(row["claim"])}</td><td class="verdict {_css(row["verdict"])}">{escape(row["verdict"])}</td>'
-        yield f'<td class="number">{_number(row["measured"])}</td>'
-        yield f"<td>{escape(row['comparison'])}&nbsp;{_number(row['threshold'])}</td><td>{escape(row['statement'])}"
-        yield f'<div class="soft">{escape(row["reason"])}</div></td></tr>' if row["reason"] else "</td></tr>"
-    yield "</tbody></table></div>"
+def _claims_table(claims: Sequence[Row], *, linked: bool = False) -> list[Table]:
+    columns = ("claim", "verdict", "measured", "threshold", "quantity")
+    rows = [
+        (
+            row["claim"],
+            Cell(row["verdict"], f"verdict {_style(row['verdict'])}"),
+            _number(row["measured"]),
+            f"{row['comparison']}\N{NO-BREAK SPACE}{_number(row['threshold'])}",
+            Cell(row["statement"], note=row["reason"]),
+        )
+        for row in claims
+    ]
+    if not rows:
+        return []
+    if not linked:
+        return [Table(columns, rows, numeric=[2])]
+    named = [(Cell(claim["figure"], target=claim["figure"]), *row) for claim, row in zip(claims, rows, strict=True)]
+    return [Table(("figure", *columns), named, numeric=[3])]
 
 
-def _search_table(table: Row) -> Iterator[str]:
-    where = " ".join(filter(None, [table["preset"], table["variant"]]))
-    selected = "no stable step size" if table["selected"] is None else f"step size {_number(table['selected'])}"
-    yield f"<h3>{escape(where)}, {escape(table['optimizer'])}: {selected}</h3>"
-    if table["warning"]:
-        yield f'<p class="soft">{escape(table["warning"])}</p>'
-    yield '<div class="scroll"><table><thead><tr><th class="number">step size</th>'
-    yield '<th class="number">final loss, worst seed</th><th>outcome</th></tr></thead><tbody>'
-    for row in table["candidates"]:
-        picked = ' class="picked"' if row["lr"] == table["selected"] else ""
-        yield f'<tr{picked}><td class="number">{_number(row["lr"])}</td><td class="number">{_number(row["loss"])}</td>'
-        yield f"<td>{escape(row['reason'])}</td></tr>"
-    yield "</tbody></table></div>"
+def _search_table(search: Row) -> Table:
+    where = " ".join(filter(None, [search["preset"], search["variant"]]))
+    lrs = [row["lr"] for row in search["candidates"]]
+    selected = search["selected"]
+    return Table(
+        columns=("step size", "final loss, worst seed", "outcome"),
+        rows=[(_number(row["lr"]), _number(row["loss"]), row["reason"]) for row in search["candidates"]],
+        numeric=[0, 1],
+        title=f"{where}, {search['optimizer']}: "
+        + ("no stable step size" if selected is None else f"step size {_number(selected)}"),
+        note=search["warning"] or "",
+        picked=lrs.index(selected) if selected in lrs else -1,
+    )
 
 
-def _environment(figures: Sequence[Row]) -> Iterator[str]:
-    found: list[Row] = []
+def _environments(figures: Sequence[Row]) -> list[Section]:
+    unique: list[Row] = []
     for figure in figures:
-        found += [table for table in figure["environments"] if table not in found]
-    for table in found:
-        yield '<h2>Environment</h2><div class="scroll"><table><tbody>'
-        for key, value in table.items():
-            yield f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>"
-        yield "</tbody></table></div>"
+        unique += [table for table in figure["environments"] if table not in unique]
+    return [Section("Environment", tables=[Table((), [(k, str(v)) for k, v in table.items()])]) for table in unique]
 
 
-def _image(file: Path, alt: str) -> str:
+def _content(file: Path) -> bytes:
     try:
-        return image(file.read_bytes(), alt)
+        return file.read_bytes()
     except FileNotFoundError:
-        return ""
+        return b""
 
 
 def _number(value: Any) -> str:
@@ -179,5 +208,5 @@ def _number(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def _css(verdict: str) -> str:
-    return escape(verdict.replace(" ", "-"))
+def _style(verdict: str) -> str:
+    return verdict.replace(" ", "-")
