@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from heavytail.errors import StoreError
+from heavytail.errors import DamagedError
 from heavytail.files import Row, read_json, strict_json, write_atomic
 from heavytail.plotting.panels import draw, search_picture
 from heavytail.plotting.style import applied
@@ -26,20 +26,17 @@ from heavytail.results.results import MissingRuns, Results
 
 VERDICTS = ("reproduced", "not reproduced", "not run")
 FIGURE_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # also the name of its files
+_REMEDY = "; delete it and run `heavytail reproduce` again"
 
-# The fields that are read back: a type, allowed values or alternatives, [items] of a list, or fields of a table.
-_NUMBER = (int, float, None)
 _CLAIM = {
-    **dict.fromkeys(("figure", "claim", "scale", "statement", "reason"), str),
-    "verdict": VERDICTS,
-    "measured": _NUMBER,
-    "comparison": ("<=", ">=", "<", ">", "within"),
-    "threshold": (int, float, [(int, float)]),
+    **dict.fromkeys(("figure", "claim", "verdict", "scale", "comparison", "statement", "reason"), str),
+    "measured": (float, None),
+    "threshold": (float, [float]),
 }
 _SEARCH = {
     **dict.fromkeys(("preset", "variant", "optimizer"), str),
-    "selected": _NUMBER,
-    "candidates": [{"lr": (int, float), "loss": _NUMBER, "reason": str}],
+    "selected": (float, None),
+    "candidates": [{"lr": float, "loss": (float, None), "reason": str}],
     "warning": (str, None),
 }
 _FIGURE = {
@@ -113,47 +110,30 @@ def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:
 def add_timing(out: Path, row: Row) -> None:
     """Append one `reproduce` to OUT/timing.json; the first of several trains, the others reuse its runs."""
     out.mkdir(parents=True, exist_ok=True)
-    rows = _checked(out / "timing.json", [dict]) or []
+    rows = _read(out / "timing.json", [dict]) or []
     write_atomic(out / "timing.json", strict_json([*rows, row]))
 
 
 def read_claims(out: Path) -> list[Row]:
-    """Return the rows of OUT/claims.json, none where there is no such file; StoreError if it is damaged."""
-    return _checked(out / "claims.json", [_CLAIM]) or []
+    """Return the rows of OUT/claims.json, none where there is no such file; DamagedError if it is damaged."""
+    return _read(out / "claims.json", [_CLAIM]) or []
 
 
 def read_figures(out: Path) -> list[Row]:
-    """Return the records of OUT/figures/*.json by name; StoreError names a damaged one."""
+    """Return the records of OUT/figures/*.json by name; DamagedError names a damaged one."""
     records: list[Row] = []
     for file in sorted((out / "figures").glob("*.json")):
-        if (record := _checked(file, _FIGURE)) is not None:
+        record = _read(file, _FIGURE)
+        if record is not None:
             if record["figure"] != file.stem or not FIGURE_ID.fullmatch(file.stem):
-                raise _damaged(file, f"figure: expected the name of its file, got {record['figure']!r}")
+                expected = f"expected the file's own name, got {record['figure']!r}"
+                raise DamagedError(f"{file} is damaged: content.figure: {expected}{_REMEDY}")
             records.append(record)
     return records
 
 
-def _checked(file: Path, shape: Any) -> Any:
-    """Read a JSON file of this shape; None where there is none."""
-    value = read_json(file, None)
-    if value is not None and (fault := _fault(value, shape)):
-        raise _damaged(file, fault)
-    return value
-
-
-def _damaged(file: Path, fault: str) -> StoreError:
-    return StoreError(f"cannot read {file}: {fault}; delete it and make the figure again")
-
-
-def _fault(value: Any, shape: Any, where: str = "") -> str:
-    """Return the first field that does not have the expected shape, and what it holds; "" if there is none."""
-    if isinstance(shape, dict) and isinstance(value, dict):
-        faults = (_fault(value.get(key, ...), item, f"{where}.{key}".lstrip(".")) for key, item in shape.items())
-        return next(filter(None, faults), "")
-    if isinstance(shape, list) and isinstance(value, list):
-        return next(filter(None, (_fault(v, shape[0], f"{where}[{i}]") for i, v in enumerate(value))), "")
-    if isinstance(shape, tuple) and any(not _fault(value, option, where) for option in shape):
-        return ""
-    if (isinstance(shape, type) and isinstance(value, shape)) or value == shape:
-        return ""
-    return f"{where or 'content'}: unexpected " + ("absence" if value is ... else repr(value)[:80])
+def _read(file: Path, shape: object) -> Any:
+    try:
+        return read_json(file, None, shape)
+    except DamagedError as error:
+        raise DamagedError(f"{error}{_REMEDY}") from error
