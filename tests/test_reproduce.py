@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,69 @@ def test_a_stopped_reproduction_is_written_down(mine: Figure, tmp_path: Path) ->
         remake(mine, tmp_path, display=Stops())
     rows = remake(mine, tmp_path)
     assert [(row["trained"], row["reused"], row["finished"]) for row in rows] == [(1, 0, False), (3, 1, True)]
+
+
+def unneeding(name: str, plot: Callable[[Results], Picture] | None = None) -> Figure:
+    """A figure without runs."""
+
+    def blank(results: Results) -> Picture:
+        picture = Picture(1, 1)
+        picture.panel(0, 0, "nothing", "x", "y").level(1.0, "one")
+        return picture
+
+    return Figure(
+        name, "Free", "Figure", "A line.", (), (ClaimRule("one", "1", "==", 1.0, lambda _: 1.0),), plot or blank
+    )
+
+
+def test_figures_are_there_as_soon_as_their_runs_are(mine: Figure, tmp_path: Path) -> None:
+    """A figure is drawn, with claims and report, before the first run that only another figure needs is trained."""
+    longer = tmp_path / "longer.toml"
+    longer.write_text(PRESET.replace("steps = 3", "steps = 4000").replace("groups = 3", "groups = 2"))
+    other = replace(mine, id="fig98", sweeps=(SweepRef(str(longer)),))
+    out = tmp_path / "out"
+    seen: list[tuple[int, list[str], list[str]]] = []
+
+    class Watch:
+        def started(self, spec: Any) -> None:
+            drawn = sorted(file.stem for file in out.glob("figures/fig??.png"))
+            rows = json.loads((out / "claims.json").read_text()) if drawn else []
+            seen.append((spec.steps, drawn, [row["figure"] for row in rows]))
+            assert not drawn or all(name in (out / "report.html").read_text() for name in drawn)
+            if spec.steps == 4000:
+                raise KeyboardInterrupt
+
+        def progressed(self, spec: Any, step: int, loss: float) -> None: ...
+
+        def finished(self, spec: Any, status: str) -> None: ...
+
+    options = Options(tmp_path / "data", "cpu", 1)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(
+            [other, mine, unneeding("fig97")],
+            RunStore(tmp_path / "root"),
+            out,
+            scale="quick",
+            options=options,
+            display=Watch(),
+        )
+    assert seen[0] == (3, ["fig97"], ["fig97"])
+    assert seen[-1] == (4000, ["fig97", "fig99"], ["fig97", "fig99"])
+
+
+def test_a_figure_with_a_bug_hides_no_other(mine: Figure, tmp_path: Path) -> None:
+    """An error while drawing is raised, but after all other figures are made."""
+
+    def broken(results: Results) -> Picture:
+        raise ZeroDivisionError("a bug")
+
+    options = Options(tmp_path / "data", "cpu", 1)
+    figures, quiet = [unneeding("fig01", broken), mine], display(quiet=True)
+    with pytest.raises(ZeroDivisionError) as caught:
+        reproduce(figures, RunStore(tmp_path / "root"), tmp_path / "out", scale="quick", options=options, display=quiet)
+    assert "fig01" in caught.value.__notes__[0]
+    assert (tmp_path / "out" / "figures" / "fig99.png").is_file()
+    assert [row["figure"] for row in json.loads((tmp_path / "out" / "claims.json").read_text())] == ["fig99"]
 
 
 def test_what_is_reproduced_can_be_published(mine: Figure, tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
-"""From figures to claims: find the runs they need, train what is missing, draw, measure, report.
+"""From figures to claims: train the runs that are missing, draw each figure as soon as its runs are finished.
 
-The one place where figures and training meet; neither knows the other.
+The one place where figures and training meet; neither imports the other. Figures that need no training are drawn first,
+the others in the order in which they can be finished soonest, and after each of them claims.json and report.html are
+written anew, so that stopping at any moment leaves everything that is complete.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from heavytail.errors import DataError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome, RunStore
 from heavytail.experiment.sweep import Sweep
@@ -18,7 +23,9 @@ from heavytail.results.claims import Claim
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results
 from heavytail.train.options import Options
-from heavytail.train.runner import Display, Failure, remember, search
+from heavytail.train.runner import Display, Failure, Interrupted, remember, run_all
+
+HEADLINE = "fig04"  # the thesis in one picture, from runs that ten other figures share
 
 
 def reproduce(
@@ -30,50 +37,167 @@ def reproduce(
     options: Options,
     display: Display,
 ) -> list[Claim]:
-    """Make figures under `out`, and return their claims; how long it took is written down even if it is stopped.
+    """Make figures under `out`, each as soon as its runs are finished, and return the claims of all.
 
-    A figure whose data cannot be had, or one of whose runs failed, is not drawn; its claims are "not run", with the
-    reason. Of several processes that train together the first one makes the figures; the others return no claims.
+    A figure whose data are not available, or one of whose runs failed, is not drawn; its claims are "not run", with the
+    reason. A figure that cannot be drawn because of an error does not keep the others from being drawn: the error is
+    raised at the end. Of several processes that train together the first one makes the figures; the others return no
+    claims.
 
     Args:
-        figures: what to make.
-        store: where runs are.
+        figures: to make.
+        store: the stored runs.
         out: folder of the results, made if needed.
         scale: of the presets.
         options: how to train.
-        display: is told what happens.
+        display: receives progress events.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM; the message counts the figures that are complete, and names the others.
     """
     results = Results(store, scale, data_dir=options.data_dir)
-    sweeps = {ref: results.sweep(ref) for figure in figures for ref in figure.sweeps}
-    started, clock, tally, finished = datetime.now(UTC), time.perf_counter(), _Tally(display), False
+    started, clock = datetime.now(UTC), time.perf_counter()
+    work = _Work(figures, results, store, out, options, _Tally(display))
+    finished = False
     try:
-        failures = search(list(sweeps.values()), store, options, tally)
+        work.draw_complete()
+        work.order_by_cost()
+        failures = run_all(work.propose, store, options, work.display)
         if not options.first:
             return []
-        claims: list[Claim] = []
-        for figure in figures:
-            reason = next((why for ref in figure.sweeps if (why := _failed(sweeps[ref], failures))), None)
-            claims += write_figure(figure, results, out, missing=reason)
-        write_claims(out, claims)
-        write_report(out)
+        work.draw_rest(failures)
         finished = True
-        return claims
+        return sorted(work.claims, key=lambda claim: claim.figure)
+    except Interrupted as error:
+        missing = ", ".join(figure.id for figure in work.pending)
+        done = f"{len(figures) - len(work.pending)} of {len(figures)} figures are in {out}"
+        raise Interrupted(f"{error}; {done}" + (f"; missing: {missing}" if missing else "")) from None
     finally:
         if options.first:
+            trained = work.display.trained
             row = {
                 "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",
                 "seconds": round(time.perf_counter() - clock, 1),
                 "scale": scale,
                 "figures": [figure.id for figure in figures],
-                "trained": len(tally.trained),
-                "reused": len(_used(list(sweeps.values()), store) - tally.trained),
+                "trained": len(trained),
+                "reused": len(work.used() - trained),
                 "finished": finished,
             }
             add_timing(out, row)
 
 
+@dataclass
+class _Work:
+    """The figures still to be drawn, and the claims of those that are.
+
+    Attributes:
+        figures: all of them.
+        pending: those not drawn yet, in the order in which their runs are trained.
+        claims: of the figures drawn so far.
+    """
+
+    figures: list[Figure]
+    results: Results
+    store: RunStore
+    out: Path
+    options: Options
+    display: _Tally
+    pending: list[Figure] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.pending = sorted(self.figures, key=lambda figure: (bool(figure.sweeps), figure.id))
+        self.sweeps = {ref: self.results.sweep(ref) for figure in self.figures for ref in figure.sweeps}
+        self.lookup = remember(self.store)
+
+    def propose(self) -> list[RunSpec]:
+        """Draw what is complete; return the runs that the other figures need next, the soonest figure's first."""
+        self.draw_complete()
+        return [spec for figure in self.pending for spec in self._missing(figure)]
+
+    def draw_complete(self) -> None:
+        """Draw every pending figure whose runs are finished."""
+        for figure in list(self.pending):
+            if not self._missing(figure):
+                self._draw(figure)
+
+    def draw_rest(self, failures: list[Failure]) -> None:
+        """Make what can be made of the figures whose runs failed; raise the error of a figure, if there was one."""
+        for figure in list(self.pending):
+            reasons = (_failed(self.sweeps[ref], failures) for ref in figure.sweeps)
+            self._draw(figure, missing=next(filter(None, reasons), None))
+        if self.error is not None:
+            raise self.error
+
+    def order_by_cost(self) -> None:
+        """Sort the pending figures: the headline first, then by the estimated time of the runs that it adds."""
+        seconds = self._seconds()
+        remaining = {figure.id: figure for figure in self.pending}
+        trained: set[tuple[str, str, str]] = set()
+        self.pending = []
+        while remaining:
+            searches = {
+                name: {(ref.preset, ref.variant, label) for ref in figure.sweeps for label in self.results.labels(ref)}
+                for name, figure in remaining.items()
+            }
+            costs = {name: sum(seconds.get(one, 0.0) for one in mine - trained) for name, mine in searches.items()}
+            name = min(costs, key=lambda name: (name != HEADLINE, costs[name], name))
+            self.pending.append(remaining.pop(name))
+            trained |= searches[name]
+
+    def used(self) -> set[str]:
+        """The keys of the finished runs that the searches look at."""
+        keys = set()
+
+        def lookup(spec: RunSpec) -> Outcome | None:
+            outcome = self.lookup(spec)
+            if outcome is not None:
+                keys.add(spec.key)
+            return outcome
+
+        for sweep in self.sweeps.values():
+            sweep.propose(lookup)
+        return keys
+
+    def _missing(self, figure: Figure) -> list[RunSpec]:
+        return [spec for ref in figure.sweeps for spec in self.sweeps[ref].propose(self.lookup)]
+
+    def _draw(self, figure: Figure, missing: str | None = None) -> None:
+        self.pending.remove(figure)
+        if not self.options.first:
+            return
+        try:
+            claims = write_figure(figure, self.results, self.out, missing=missing)
+        except Exception as error:  # a figure with a bug must not hide the others; raised once they are drawn
+            error.add_note(f"while drawing {figure.id}")
+            self.error = self.error or error
+            return
+        self.claims += claims
+        write_claims(self.out, claims)
+        write_report(self.out)
+
+    def _seconds(self) -> dict[tuple[str, str, str], float]:
+        """Estimated seconds of the search of every (preset, variant, optimizer) that a pending figure needs."""
+        if len(self.pending) < 2:
+            return {}
+        from heavytail.train import cost
+
+        refs = {replace(ref, optim=(), probed=False) for figure in self.pending for ref in figure.sweeps}
+        sweeps = {ref: self.results.sweep(ref) for ref in refs}
+        seconds: dict[tuple[str, str, str], float] = {}
+        for ref in sorted(
+            refs, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)
+        ):  # data in turn
+            with suppress(DataError):  # data that are not available are found out at once
+                for row in cost.rows(sweeps[ref], self.options.data_dir):
+                    seconds[ref.preset, ref.variant, row.arm.label] = row.seconds
+        return seconds
+
+
 class _Tally:
-    """Passes on what a display is told, and keeps the keys of the runs that were trained."""
+    """Passes progress events on, and keeps the keys of the runs that were trained."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
@@ -89,21 +213,6 @@ class _Tally:
         if status in ("done", "diverged"):
             self.trained.add(spec.key)
         self._display.finished(spec, status)
-
-
-def _used(sweeps: list[Sweep], store: RunStore) -> set[str]:
-    """The keys of the finished runs that the searches look at."""
-    lookup, used = remember(store), set()
-
-    def noted(spec: RunSpec) -> Outcome | None:
-        outcome = lookup(spec)
-        if outcome is not None:
-            used.add(spec.key)
-        return outcome
-
-    for sweep in sweeps:
-        sweep.propose(noted)
-    return used
 
 
 def _failed(sweep: Sweep, failures: list[Failure]) -> str | None:

@@ -29,6 +29,8 @@ from heavytail.train.engine import differs_in_training, load_data
 # Share of its time that a run spends in matrix products at full speed: about 0.3 for the smallest models on a CPU,
 # 0.9 for a linear one.
 UTILISATION = 0.4
+# Of a CPU core, for `Row.seconds`: operations a second, overhead of a run and of a step.
+CORE_SPEED, RUN_SECONDS, STEP_SECONDS = 3e10, 0.5, 1e-3
 # Dense peak in operations a second, from the makers' data sheets: float32, TF32, bfloat16.
 GPUS = {
     "a100": (19.5e12, 156e12, 312e12),
@@ -78,6 +80,12 @@ class Row:
     def operations(self) -> float:
         """Of all runs together."""
         return self.runs * self.cost.operations
+
+    @property
+    def seconds(self) -> float:
+        """A rough time of all runs on one CPU core, overheads included, to compare searches with each other."""
+        steps = RUN_SECONDS + self.spec.steps * STEP_SECONDS
+        return self.runs * steps + self.operations / CORE_SPEED
 
     def gpu_hours(self, gpu: str) -> float:
         """Return the hours that all runs take on one GPU of GPUS."""
