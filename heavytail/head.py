@@ -93,10 +93,11 @@ def linear_cross_entropy(
         bias: b [C], or None.
         targets: class of each row [M] int64. Classes out of range are found on the CPU; on a GPU, where
             looking would wait for the device at every call, they surface as a device-side assertion.
-        class_weights: weight of each class in `loss` [C]; by default all 1.
+        class_weights: weight of each class in `loss` [C], constants; by default all 1.
         normalizer: divisor of the weighted sum; by default the summed weights of these rows, so that `loss`
             is a mean (NaN over no rows). Accumulating over micro-batches, pass the whole batch's.
-        ignore_index: value in `targets` of rows that count nowhere.
+        ignore_index: value in `targets` of rows that count nowhere, whatever their features are. Without any other
+            row, all gradients are 0, and the mean over no rows is NaN.
         curvature: whether to return the sums of `Curvature`.
         chunk_rows: rows in a chunk; by default chosen for shape and device.
 
@@ -153,14 +154,16 @@ def _prepare_rows(
     else:
         weight = class_weights.to(_working(dtype))[y]
     if valid is not None:
-        weight = weight * valid
+        weight = torch.where(valid, weight, 0.0)
     if normalizer is None:
         normalizer = weight.sum()
+    counts = weight != 0  # without a row that counts the normalizer is 0, and 0 / 0 must not reach a gradient
     if dtype == _working(dtype):
-        return _Rows(y, weight, normalizer, weight / normalizer, None, valid)
+        return _Rows(y, weight, normalizer, torch.where(counts, weight / normalizer, 0.0), None, valid)
     # Float16 cannot hold 1/M; the rows' factors stay near 1, and the rest meets the loss scale in backward.
     largest = class_weights.amax().float()
-    return _Rows(y, weight, normalizer, weight / largest, largest / normalizer, valid)
+    factor = torch.where(counts, weight / largest, 0.0)
+    return _Rows(y, weight, normalizer, factor, torch.where(counts.any(), largest / normalizer, 0.0), valid)
 
 
 def _one_pass(
@@ -182,6 +185,9 @@ def _one_pass(
     for start in range(0, M, chunk):
         part = slice(start, start + chunk)
         h, y = features[part].to(weight.dtype), rows.targets[part]
+        valid = None if rows.valid is None else rows.valid[part]
+        if valid is not None:
+            h = torch.where(valid, h, 0.0)  # padding may hold anything, NaN included
         logits = buffer[: len(h)]
         if weight.dtype == working:
             torch.mm(h, weight.t(), out=logits)
@@ -203,11 +209,12 @@ def _one_pass(
             gradients.add(residual, rows.factor[part] / total, h, start)
         if sums is not None:
             others = logits.scatter_(1, y, 0.0)
-            sums.add(others, own_exp, rest, h, y, None if rows.valid is None else rows.valid[part])
-    loss = (rows.weight * losses).sum() / rows.normalizer
+            sums.add(others, own_exp, rest, leads, h, y, valid)
+    loss = torch.where(rows.weight != 0, rows.weight * losses, 0.0).sum() / rows.normalizer
     p_correct = torch.exp(-losses)
     if rows.valid is not None:
-        losses, correct, p_correct = losses * rows.valid, correct & rows.valid, p_correct * rows.valid
+        losses, p_correct = (torch.where(rows.valid, x, 0.0) for x in (losses, p_correct))
+        correct = correct & rows.valid
     found = None if sums is None else sums.result()
     return HeadOutput(loss, losses[:, 0], correct[:, 0], p_correct[:, 0], found)
 
@@ -243,7 +250,7 @@ class _GradientSums:
             if self.scaled_features is not None:
                 right = torch.mul(h, scale, out=self.scaled_features[:R])
             if self.half:
-                self.matrix += torch.mm(left.t(), right)
+                self.matrix += _wide_product(left.t(), right)
             else:
                 self.matrix.addmm_(left.t(), right, beta=float(start > 0))
         if self.features is not None:
@@ -258,16 +265,26 @@ class _CurvatureSums:
     def __init__(self, weight: Tensor, has_bias: bool) -> None:
         self.sums = weight.new_zeros(1 + has_bias, len(weight), dtype=_working(weight.dtype))
 
-    def add(self, others: Tensor, own: Tensor, rest: Tensor, h: Tensor, y: Tensor, valid: Tensor | None) -> None:
-        """Add a chunk; `others` [R, C], the exponentials with the target's at 0, is overwritten."""
+    def add(
+        self, others: Tensor, own: Tensor, rest: Tensor, leads: Tensor, h: Tensor, y: Tensor, valid: Tensor | None
+    ) -> None:
+        """Add a chunk; `others` [R, C], the exponentials with the target's at 0, is overwritten.
+
+        p - p^2 cancels where p is near 1: the terms of the target and of the class with the largest logit, which alone
+        can be, are products p (1 - p) with 1 - p summed from the other classes.
+        """
         s = torch.linalg.vector_norm(h, dim=1, keepdim=True, dtype=rest.dtype).square_()
         if len(self.sums) == 2:
             s = torch.cat([s, torch.ones_like(s)], dim=1)
         if valid is not None:
-            s = s * valid
+            s = torch.where(valid, s, 0.0)
         total = rest + own
-        # p - p^2 cancels where p is near 1, as 1 - p[y] is at the start: the target's term is a product.
         self.sums.index_add_(1, y[:, 0], (s * (own / total) * (rest / total)).t())
+        top, leader = others.max(1, keepdim=True)
+        top = torch.where(leads, 0.0, top)  # a target that leads its row is there already
+        others.scatter_(1, leader, torch.where(leads, others.gather(1, leader), 0.0))
+        below = others.sum(1, keepdim=True) + own
+        self.sums.index_add_(1, leader[:, 0], (s * (top / total) * (below / total)).t())
         self.sums.addmm_((s / total).t(), others)
         self.sums.addmm_((s / total.square()).t(), others.square_(), alpha=-1.0)
 
@@ -297,6 +314,15 @@ class _KnownGradients(torch.autograd.Function):
             gradients = [None if g is None else g * scale for g in gradients]
         cast = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return None, None, None, *cast
+
+
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """The product of two matrices; in float32 for float16, where a sum over the rows of a chunk may exceed 65 504."""
+    if left.dtype != torch.float16:
+        return torch.mm(left, right)
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left.float(), right.float())
 
 
 def _product_dtype(features: Tensor) -> torch.dtype:
@@ -340,6 +366,8 @@ def _check(
         raise SpecError(f"weight: expected the features' {features.dtype}, got {weight.dtype}")
     _expect("bias", bias, (C,))
     _expect("class_weights", class_weights, (C,))
+    if class_weights is not None and class_weights.requires_grad and torch.is_grad_enabled():
+        raise SpecError("class_weights: expected constants, got a tensor that requires a gradient; pass .detach()")
     if targets.shape != (M,) or targets.dtype != torch.int64:
         raise SpecError(f"targets: expected int64 [{M}], got {_describe(targets)}")
     if isinstance(normalizer, Tensor):

@@ -322,6 +322,93 @@ def test_autocast_keeps_float32_gradients(dtype: torch.dtype) -> None:
         assert (got - expected).abs().max() <= 4 * eps * expected.abs().max()
 
 
+@pytest.mark.parametrize(("M", "size", "chunk"), [(4096, 40.0, None), (200_000, 1.0, 200_000), (70_000, 6e4, None)])
+def test_float16_sums_over_many_rows_stay_finite(M: int, size: float, chunk: int | None) -> None:
+    """Gradients of a mean under float16 autocast are right, although their sums exceed 65 504."""
+    h, y = torch.full((M, 4), size), torch.zeros(M, dtype=torch.int64)
+    head = nn.Linear(4, 10)
+    for p in head.parameters():
+        nn.init.zeros_(p)
+    with torch.autocast("cpu", dtype=torch.float16):
+        linear_cross_entropy(h, head.weight, head.bias, y, chunk_rows=chunk).loss.backward()  # type: ignore[no-untyped-call]
+    residual = torch.full((10,), 0.1)
+    residual[0] = -0.9
+    assert head.weight.grad is not None
+    assert head.bias.grad is not None
+    torch.testing.assert_close(head.weight.grad, (size * residual)[:, None].expand(10, 4), rtol=5e-3, atol=0.0)
+    torch.testing.assert_close(head.bias.grad, residual, rtol=5e-3, atol=0.0)
+
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e4])
+def test_ignored_rows_may_hold_anything(dtype: torch.dtype, garbage: float) -> None:
+    """Every result and gradient with ignored rows of NaN or inf is that of the other rows alone, bit for bit."""
+    h, W, b, y = _problem(6, 3, 4, dtype=dtype)
+    padded, targets = h.detach().clone(), y.clone()
+    padded[1::2], targets[1::2] = garbage, -100
+    padded.requires_grad_()
+    out = linear_cross_entropy(padded, W, b, targets, ignore_index=-100, curvature=True, chunk_rows=2)
+    kept = h.detach()[::2].clone().requires_grad_()
+    alone = linear_cross_entropy(kept, W, b, y[::2], ignore_index=-100, curvature=True, chunk_rows=1)
+    assert out.curvature is not None
+    assert alone.curvature is not None
+    got, expected = _gradients(out.loss, padded, W, b), _gradients(alone.loss, kept, W, b)
+    assert torch.equal(got[0][1::2], torch.zeros(3, 4, dtype=dtype))
+    tol = 2 * torch.finfo(dtype).eps
+    for a, e in [(out.loss, alone.loss), (got[0][::2], expected[0]), *zip(got[1:], expected[1:], strict=True)]:
+        torch.testing.assert_close(a, e, rtol=tol, atol=tol)
+    for rows, some in ((out.losses, alone.losses), (out.p_correct, alone.p_correct)):
+        torch.testing.assert_close(rows[::2], some, rtol=tol, atol=tol)
+        assert not rows[1::2].any()
+    torch.testing.assert_close(out.curvature.weight, alone.curvature.weight, rtol=1e-5, atol=tol)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.0]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_batch_without_targets_has_zero_gradients(dtype: torch.dtype, weights: list[float] | None) -> None:
+    """With every target ignored the mean is NaN, as PyTorch's is, and all gradients are 0."""
+    h, W, b, y = _problem(4, 3, 2, dtype=dtype)
+    class_weights = None if weights is None else torch.tensor(weights)
+    out = linear_cross_entropy(h, W, b, torch.full_like(y, -100), class_weights=class_weights, ignore_index=-100)
+    assert math.isnan(out.loss.item())
+    for gradient in _gradients(out.loss, h, W, b):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_a_class_of_weight_zero_contributes_nothing() -> None:
+    """An infinite loss in a class of weight 0 changes neither the loss nor a gradient."""
+    h, W, b, y = _problem(5, 3, 2, dtype=torch.float32)
+    y[:] = torch.tensor([0, 1, 2, 0, 1])
+    options = {"class_weights": torch.tensor([1.0, 2.0, 0.0])}
+    with torch.no_grad():
+        b[2] = -math.inf
+    out = linear_cross_entropy(h, W, b, y, **options)
+    rest = linear_cross_entropy(h[y != 2], W, b, y[y != 2], **options)
+    assert math.isinf(out.losses[2].item())
+    torch.testing.assert_close(out.loss, rest.loss)
+    for got, expected in zip(_gradients(out.loss, W, b), _gradients(rest.loss, W, b), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.0, 15.0, 20.0, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_curvature_of_confident_rows(dtype: torch.dtype, gap: float) -> None:
+    """p (1 - p) keeps its digits for a confidently wrong class as for a confidently right one."""
+    W = torch.tensor([[0.0], [gap], [-1.0]], dtype=dtype)
+    for y in range(3):
+        out = linear_cross_entropy(torch.ones(1, 1, dtype=dtype), W, None, torch.tensor([y]), curvature=True)
+        assert out.curvature is not None
+        z = [0.0, gap, -1.0]
+        for k in range(3):
+            odds = math.fsum(math.exp(z[j] - z[k]) for j in range(3) if j != k)  # (1 - p) / p
+            expected = odds / (1 + odds) ** 2
+            tol = 20 * torch.finfo(dtype).eps
+            assert out.curvature.weight[k].item() == pytest.approx(expected, rel=tol, abs=1e-30)
+
+
 def test_memory_does_not_grow_with_rows() -> None:
     """The head allocates nothing larger than chunk x C, C x D or M x D: logits never exist whole."""
     M, C, D, chunk = 640, 90, 3, 32
@@ -402,6 +489,7 @@ class _Allocations(torch.utils._python_dispatch.TorchDispatchMode):
         ({"normalizer": math.nan}, "normalizer: expected a positive number, got nan"),
         ({"normalizer": torch.ones(2)}, "normalizer: expected floating point [], got float32 [2]"),
         ({"chunk_rows": 0}, "chunk_rows: expected at least 1, got 0"),
+        ({"class_weights": torch.ones(3).requires_grad_()}, "class_weights: expected constants, got a tensor that"),
     ],
 )
 def test_errors_name_the_field(change: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -87,6 +88,42 @@ def test_normalizing_uses_one_norm_for_all_groups() -> None:
     assert params[1].tolist() == [pytest.approx([-0.4], abs=1e-16)]
 
 
+@pytest.fixture(params=[False, True], ids=["denormals", "flush"])
+def _flush_denormal(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With and without flushing denormals to zero, as the engine does."""
+    torch.set_flush_denormal(request.param)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("_flush_denormal")
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float32, 10.0**e) for e in (-37, -30, -25, -23, -20, -10, 0, 18, 19, 25, 37)]
+    + [(torch.float64, 10.0**e) for e in (-300, -160, 0, 160, 300)]
+    + [(torch.float16, size) for size in (1e-4, 1.0, 1.5e4)]
+    + [(torch.bfloat16, size) for size in (1e-37, 1e-20, 1.0, 1e25, 5e37)],
+    ids=str,
+)
+def test_normalized_steps_have_length_lr_at_any_scale(dtype: torch.dtype, size: float) -> None:
+    """A step in the direction of (3, 4) has entries 0.6 lr and 0.8 lr, whatever the size of the gradient."""
+    params = [Parameter(torch.zeros(1, dtype=dtype)) for _ in range(2)]
+    for p, entry in zip(params, (3.0, 4.0), strict=True):
+        p.grad = torch.tensor([entry * size], dtype=dtype)
+    REGISTRY.make(Component("normalized-gd")).build(params, 1.0).step()
+    assert [p.item() for p in params] == pytest.approx([-0.6, -0.8], rel=4 * torch.finfo(dtype).eps)
+
+
+def test_normalizing_by_a_power_of_two_first_changes_no_bit() -> None:
+    """Where no square leaves the range, the direction is g / ||g|| to the last bit."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (1e-12, 1e-3, 1.0, 1e9):
+        grads = [size * torch.randn(shape, generator=generator) for shape in ((7, 5), (11,))]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+        for direction, g in zip(normalized(grads), grads, strict=True):
+            assert torch.equal(direction, g / norm)
+
+
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_zero_gradient_stays(name: str) -> None:
     """At a zero gradient nothing moves, and nothing becomes NaN."""
@@ -135,6 +172,23 @@ def test_groups_keep_their_own_settings() -> None:
             p.grad = torch.ones(1)
         optimizer.step()
     assert [p.item() for p in params] == [-0.5, -1.25]
+
+
+@pytest.mark.parametrize("name", REGISTRY.names())
+@pytest.mark.parametrize("lr", [-1.0, 0.0, math.nan, math.inf])
+def test_a_group_with_an_impossible_step_size_is_refused(name: str, lr: float) -> None:
+    """The step size of a parameter group is checked as the common one is."""
+    groups = [{"params": [Parameter(torch.ones(2, 2))]}, {"params": [Parameter(torch.ones(2, 2))], "lr": lr}]
+    with pytest.raises(SpecError, match="lr: expected a positive finite number"):
+        REGISTRY.make(Component(name)).build(groups, 0.1)  # type: ignore[arg-type]
+
+
+def test_sparse_gradients_are_refused() -> None:
+    """The message names what is expected."""
+    embedding = torch.nn.Embedding(5, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(SpecError, match="expected dense gradients"):
+        HeavyBall(embedding.parameters(), 0.1).step()
 
 
 def test_a_copy_keeps_its_direction() -> None:

@@ -35,9 +35,23 @@ def gradient(grads: Gradients) -> Gradients:
 
 def normalized(grads: Gradients) -> Gradients:
     """Return d = g / ||g||_2 with the norm over all tensors together; a zero gradient gives a zero direction."""
-    norm = get_total_norm(grads)
+    scaled = list(torch._foreach_mul(grads, _power_of_two(grads)))
+    norm = get_total_norm(scaled)
     # Only an exact 0 is replaced: a NaN must stay a NaN, or a diverged run would look like one that stands still.
-    return torch._foreach_div(grads, torch.where(norm == 0, 1.0, norm))
+    torch._foreach_div_(scaled, torch.where(norm == 0, 1.0, norm))
+    return scaled
+
+
+def _power_of_two(grads: Gradients) -> Tensor:
+    """Return the power of two [] that brings the largest entry near 1, so that no square overflows or underflows.
+
+    Multiplying by it rounds nothing: it changes no bit of a direction whose squares are in range.
+    """
+    largest = get_total_norm(grads, math.inf)
+    largest = largest.float() if largest.dtype.itemsize < 4 else largest
+    mantissa, _ = torch.frexp(largest)
+    tiny = max(torch.finfo(g.dtype).tiny for g in grads)
+    return torch.where(largest == 0, 1.0, (mantissa / largest).clamp(tiny, 1 / tiny))
 
 
 def sign(grads: Gradients) -> Gradients:
@@ -52,13 +66,13 @@ class HeavyBall(Optimizer):
     is stored.
 
     Args:
-        params: parameters, or parameter groups (each may set its own `lr` and `momentum`).
+        params: parameters, or parameter groups; each may set its own `lr` and `momentum`.
         lr: step size, positive.
         momentum: beta in [0, 1).
         direction: maps the gradients of all groups together to as many tensors of the same shapes.
 
     Raises:
-        SpecError: `lr` or `momentum` is out of range.
+        SpecError: `lr` or `momentum` is out of range, also that of a group; in `step`, for sparse gradients.
     """
 
     def __init__(
@@ -68,10 +82,15 @@ class HeavyBall(Optimizer):
         momentum: float = 0.0,
         direction: Direction = gradient,
     ) -> None:
-        check_step_size(lr)
-        check_decay("optim.momentum", momentum)
         self.direction = direction
         super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, whose settings are checked as the defaults are."""
+        settings = self.defaults | param_group
+        check_step_size(settings["lr"])
+        check_decay("optim.momentum", settings["momentum"])
+        super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs; the base class would leave the direction behind."""
@@ -92,6 +111,8 @@ class HeavyBall(Optimizer):
         grads = [p.grad for params in groups for p in params if p.grad is not None]
         if not grads:
             return loss
+        if any(g.layout != torch.strided for g in grads):
+            raise SpecError("optim: expected dense gradients, got sparse ones; use an embedding with sparse=False")
         rest = list(self.direction(grads))
         for group, params in zip(self.param_groups, groups, strict=True):
             update, rest = rest[: len(params)], rest[len(params) :]
@@ -156,7 +177,7 @@ class SignDescent(_DirectionRecipe):
     direction = staticmethod(sign)
 
 
-def check_step_size(lr: float) -> None:
+def check_step_size(lr: float | Tensor) -> None:
     """Raise SpecError unless the step size is positive and finite."""
     if not (math.isfinite(lr) and lr > 0):
         raise SpecError(f"lr: expected a positive finite number, got {lr!r}")

@@ -54,7 +54,7 @@ class _AtSteps:
         return sorted({step for step in (*self.at, *multiples) if step <= total})
 
 
-@REGISTRY.register("head-blocks")
+@REGISTRY.register("head-blocks", version=2)
 @dataclass(frozen=True)
 class HeadBlocksProbe(_AtSteps):
     """The numbers of `HeadBlocks`, [C] each, at weights `scale` W_t (figs 7, 23-26).
@@ -75,7 +75,7 @@ class HeadBlocksProbe(_AtSteps):
         return {name: getattr(blocks, name).cpu().numpy() for name in names}
 
 
-@REGISTRY.register("mirrored-head-blocks")
+@REGISTRY.register("mirrored-head-blocks", version=2)
 @dataclass(frozen=True)
 class MirroredHeadBlocksProbe(HeadBlocksProbe):
     """Head blocks along -W_t, where nothing has been learnt (fig 27)."""
