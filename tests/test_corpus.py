@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from heavytail.data import readers
 from heavytail.data.text import corpus, tokenizer
 from heavytail.data.text.corpus import Text, tokenise
 from heavytail.data.text.text_file import TextFile
@@ -104,9 +105,9 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
 def test_lines_are_the_text(content: str, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the length of lines, their parts make up the text, none is longer than the limit, no word is cut
     that could be kept whole, and positions count bytes."""
-    monkeypatch.setattr(corpus, "LONGEST", longest)
+    monkeypatch.setattr(readers, "LONGEST", longest)
     text = write(tmp_path / "t.txt", content)
-    parts = list(corpus._lines(text.paths[0]))
+    parts = list(readers.lines(text.paths[0]))
     assert "".join(part for _, part in parts) == content
     position = 0
     for offset, part in parts:

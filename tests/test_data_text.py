@@ -77,7 +77,7 @@ def test_doctests() -> None:
         ({"max_tokens": 35}, "data.max_tokens"),
         ({"max_vocab": 1}, "data.max_vocab"),
         ({"vocabulary": "some"}, "data.vocabulary"),
-        ({"python": "3"}, "setting of data ptb: 'python'"),
+        ({"python": "3"}, "setting of data set ptb: 'python'"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], field: str) -> None:

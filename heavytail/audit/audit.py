@@ -1,73 +1,71 @@
-"""Audit: how heavy the tail of a corpus is, and what that will do to gradient descent, before anything is trained.
+"""Audit: measure class imbalance in a corpus and predict what it does to gradient descent, before any training.
 
-Classes (tokens, or labels) are counted in one pass over text, JSON lines, CSV or parquet columns, or label arrays, in
-memory bounded by the number of classes. What follows from the counts: Zipf's exponent, entropy, how much of the data is
-in rare classes, the frequency groups of every loss plot of the paper, and what Theorem 3 says of each: in the simple
-imbalanced setting the loss of class k after time t of gradient flow is Theta(1/(pi_k t)), so a group takes longer the
-rarer its classes are. Sign descent would take every class the same time.
+Classes (tokens, or labels) are counted in one pass over the files. The counts give Zipf's exponent and whether the law
+fits, the entropy, the share of the data in rare classes, the frequency groups of the paper's loss plots, and what
+Theorem 3 predicts for each: in the simple imbalanced setting the loss of class k after time t of gradient flow is
+Theta(1/(pi_k t)), so that a group takes longer the rarer its classes are. Sign descent takes equally long on all.
 
 Shapes: C classes that occur, G groups.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from heavytail.analysis.zipf import HIGH, LOW, Zipf, fit
+from heavytail.analysis import zipf
+from heavytail.audit.counting import count
 from heavytail.errors import DataError, SpecError
 from heavytail.metrics import FrequencyGroups
 
 __all__ = ["Audit", "audit", "audit_counts", "group_times"]
 
 Array = NDArray[np.float64]
-TOKENIZERS = ("words", "bpe", "unigram")
-MOST_CLASSES = 10_000_000  # about 1 GB of words
 TARGET_LOSS = 0.1  # nats, at which Theorem 3 is read
-_LINES = 10_000  # tokenised at a time
-_LABELS = 2**22  # of an array, counted at a time
-_LONGEST = 2**20  # bytes of a line of text; longer ones are read in parts
+MANY, FEW = 100, 20  # samples of a class, as in the literature on long-tailed recognition: >100, 20 to 100, <20
+MOST_GROUPS = 1_000
+EXAMPLES = 5  # classes of a group to show
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What the counts say.
+    """Class counts and what follows from them.
 
     Attributes:
         source: what was counted, in words.
         names: the classes that occur, most frequent first [C]; ties by name.
         counts: how often [C].
-        zipf: fit over all ranks; NaN for a single class. Its interval takes samples as independent.
+        zipf: Zipf's law over the ranks that are certain enough.
         slope: of log frequency on log rank over ranks 10 to 1 000, as in figure 9; NaN for fewer than 12 classes.
-        entropy: of the class frequencies (bits).
+        entropy: of the class frequencies (bits): the loss of a unigram model, in bits per token.
         rare_share: share of the data in classes rarer than 1/C.
+        assigned_share: share of the data in the first C / log(C)^2 classes, for which Proposition 2's argument holds.
         groups: frequency groups of the classes.
         slowdown: how many times longer gradient descent takes on each group than on the first [G], by Theorem 3.
         left_out: labels below 0, which are counted nowhere.
+        missing: empty cells.
+        notes: what a reader of the numbers should know.
     """
 
     source: str
     names: tuple[str, ...]
     counts: NDArray[np.int64]
-    zipf: Zipf
+    zipf: zipf.Law
     slope: float
     entropy: float
     rare_share: float
+    assigned_share: float
     groups: FrequencyGroups
     slowdown: Array
     left_out: int = 0
+    missing: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -75,62 +73,120 @@ class Audit:
         return len(self.counts)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a table of the groups, most frequent first."""
-        members = [self.counts[self.groups.index == g] for g in range(self.groups.num_groups)]
-        return [
-            {
-                "group": g + 1,
-                "classes": len(counts),
-                "share": float(share),
-                "most": int(counts.max()),
-                "least": int(counts.min()),
-                "slowdown": float(slowdown),
-            }
-            for g, (counts, share, slowdown) in enumerate(zip(members, self.groups.share, self.slowdown, strict=True))
-        ]
+        """Return a table of the frequency groups, most frequent first."""
+        rows = []
+        for g, (share, slowdown) in enumerate(zip(self.groups.share, self.slowdown, strict=True)):
+            members = np.flatnonzero(self.groups.index == g)
+            rows.append({"group": g + 1, **self._row(members), "share": float(share), "slowdown": _plain(slowdown)})
+        return rows
+
+    def shots(self) -> list[dict[str, Any]]:
+        """Return a table of the classes with many (> 100), a medium number of (20 to 100) and few (< 20) samples."""
+        limits = {"many": self.counts > MANY, "few": self.counts < FEW}
+        limits["medium"] = ~(limits["many"] | limits["few"])
+        return [{"group": name, **self._row(np.flatnonzero(limits[name]))} for name in ("many", "medium", "few")]
+
+    def _row(self, members: NDArray[np.int64]) -> dict[str, Any]:
+        counts = self.counts[members]
+        return {
+            "classes": len(counts),
+            "share": float(counts.sum() / self.counts.sum()),
+            "most": int(counts.max(initial=0)),
+            "least": int(counts.min()) if len(counts) else 0,
+            "examples": [self.names[k] for k in members[:EXAMPLES]],
+        }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the counts of each class, as JSON can hold it; null for what cannot be told."""
-
-        def plain(value: float) -> float | None:
-            return value if math.isfinite(value) else None
-
+        """Return everything but the counts of each class, as JSON can hold it; null for what is not defined."""
+        law = self.zipf
         return {
             "source": self.source,
             "samples": int(self.counts.sum()),
             "classes": self.num_classes,
             "left_out": self.left_out,
-            "zipf_exponent": plain(self.zipf.exponent),
-            "zipf_interval": [plain(self.zipf.low), plain(self.zipf.high)],
-            "least_squares_slope": plain(self.slope),
+            "missing": self.missing,
+            "notes": list(self.notes),
+            "zipf_exponent": _plain(law.exponent),
+            "zipf_interval": [_plain(law.low), _plain(law.high)],
+            "zipf_fits": law.fits,
+            "zipf_ranks": [law.first, law.last],
+            "zipf_share": _plain(law.share),
+            "zipf_misfit": dict(zip(("zipf", "zipf-mandelbrot", "log-normal"), map(_plain, law.misfit), strict=True)),
+            "zipf_mandelbrot": dict(zip(("s", "q"), map(_plain, law.mandelbrot), strict=True)),
+            "least_squares_slope": _plain(self.slope),
             "entropy_bits": self.entropy,
             "rare_share": self.rare_share,
+            "assigned_share": _plain(self.assigned_share),
             "target_loss": TARGET_LOSS,
             "most_frequent": [[name, int(n)] for name, n in zip(self.names[:10], self.counts, strict=False)],
             "groups": self.rows(),
+            "shots": self.shots(),
         }
 
     def __str__(self) -> str:
-        """Return a text of some twenty lines."""
+        """Return a text of some thirty lines."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
         n, C = int(self.counts.sum()), self.num_classes
-        lines = [
-            self.source,
-            f"  {n} samples of {C} classes" + (f"; {self.left_out} labels below 0 left out" if self.left_out else ""),
-            f"  Zipf exponent  {self.zipf.exponent:.3f} "
-            f"(95 % interval {self.zipf.low:.3f} to {self.zipf.high:.3f}; "
-            f"log-log slope over ranks 10 to 1000: {self.slope:.3f})",
-            f"  entropy        {self.entropy:.2f} bits; balanced classes would have {math.log2(C):.2f}",
-            f"  rare classes   hold {self.rare_share:.1%} of the samples (classes rarer than 1/C)",
-            f"  most frequent  {' '.join(f'{name!r}' for name in self.names[:8])}",
-            "",
-            "group   classes   share  samples of a class  gradient descent takes (Theorem 3)",
-        ]
+        extra = f"; {_number(self.left_out, 'label')} below 0 left out" if self.left_out else ""
+        extra += f"; {_number(self.missing, 'empty cell')}" if self.missing else ""
+        yield _printable(self.source)
+        yield f"  {_number(n, 'sample')} of {_number(C, 'class', 'classes')}{extra}"
+        yield from (f"  note           {_printable(note)}" for note in self.notes)
+        yield from self._zipf_lines()
+        yield f"  unigram loss   {self.entropy:.4f} bits per sample (entropy); balanced classes: {math.log2(C):.2f}"
+        yield f"  rare classes   hold {self.rare_share:.1%} of the samples (classes rarer than 1/C)"
+        if math.isfinite(self.assigned_share):
+            yield f"  Proposition 2  applies to {self.assigned_share:.1%} of the samples (the first C/log(C)^2 classes)"
+        yield ""
+        yield "group   classes   share  samples of a class  gradient descent takes (Theorem 3)  for example"
         for row in self.rows():
-            span = f"{row['most']} to {row['least']}" if row["most"] > row["least"] else f"{row['most']}"
-            lines.append(
-                f"{row['group']:>5} {row['classes']:>9} {row['share']:>7.1%}  {span:>18}  {row['slowdown']:>9.1f} x"
-            )
-        return "\n".join(lines)
+            takes = "-" if row["slowdown"] is None else f"{row['slowdown']:.1f} x"
+            yield f"{row['group']:>5} {_columns(row)} {takes:>34}  {_examples(row)}"
+        yield ""
+        yield "samples of a class"
+        for row, limits in zip(self.shots(), (f"> {MANY}", f"{FEW} to {MANY}", f"< {FEW}"), strict=True):
+            yield f"{limits:>9} {row['classes']:>9} classes {row['share']:>7.1%}  {_examples(row)}".rstrip()
+
+    def _zipf_lines(self) -> Iterator[str]:
+        law = self.zipf
+        if not law.last:
+            yield f"  Zipf exponent  not estimated: fewer than {zipf.FEWEST} classes have {law.least:.0f} samples"
+        else:
+            ranks = f"ranks {law.first} to {law.last}, {law.share:.0%} of the samples"
+            if law.fits:
+                yield f"  Zipf exponent  {law.exponent:.3f} (95 % interval {law.low:.3f} to {law.high:.3f}; {ranks})"
+            else:
+                yield f"  Zipf exponent  {law.exponent:.3f} ({ranks}); no power law fits, so it has no interval"
+            laws = zip(("Zipf", "Zipf-Mandelbrot", "log-normal"), law.misfit, strict=True)
+            misfit = ", ".join(f"{name} {value:.1f}" for name, value in laws)
+            yield f"  misfit         {misfit} (chi-square per rank; 1 is noise alone)"
+        if math.isfinite(self.slope):
+            last = min(zipf.HIGH, self.num_classes)
+            yield f"  log-log slope  {self.slope:.3f} (least squares, ranks {zipf.LOW} to {last})"
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _number(n: int, one: str, many: str = "") -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def _columns(row: Mapping[str, Any]) -> str:
+    span = f"{row['most']} to {row['least']}" if row["most"] > row["least"] else f"{row['most']}"
+    return f"{row['classes']:>9} {row['share']:>7.1%}  {span:>18}"
+
+
+def _examples(row: Mapping[str, Any]) -> str:
+    return " ".join(repr(name if len(name) <= 20 else name[:19] + "…") for name in row["examples"])
+
+
+def _printable(text: str) -> str:
+    """A text without control characters and undecodable bytes of file names."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def audit(
@@ -139,81 +195,87 @@ def audit(
     tokenizer: str = "words",
     vocab: int | None = None,
     column: str | None = None,
+    labels: bool = False,
+    dtype: str | None = None,
     num_groups: int = 10,
 ) -> Audit:
-    """Count a file, or all files of a folder, and say what the counts mean.
+    """Count the classes in a file, or in all files of a folder, and return what the counts mean.
 
     Args:
-        path: text (any suffix), .jsonl, .csv, .parquet, each also as .gz except parquet, or a .npy array of integers.
+        path: text of any suffix, .jsonl, .json, .csv or .tsv, each also compressed (gz, bz2, xz, zst); .parquet;
+            .arrow; .npy or .npz arrays.
         tokenizer: "words" (`basic_english`), "bpe" or "unigram" (learned from the text itself), or a tokenizer's JSON
             file. A column of integers, and an array, are labels already.
         vocab: keep this many types, "<unk>" included; 4 000 for what is learned.
-        column: of the table, or field of each JSON line; by default "text".
+        column: of the table, or the path to a field in its cells ("messages.content"); by default "text".
+        labels: each cell of the column is one class, whatever it is.
+        dtype: the files hold token ids of this type and nothing else ("uint16").
         num_groups: groups to cut.
 
     Raises:
-        DataError: a file cannot be read as what its name says, or has nothing in it.
+        DataError: a file cannot be read as what its name and first bytes promise, or has nothing in it.
         SpecError: a setting is unknown or out of range.
     """
-    if vocab is not None and vocab < 2:
-        raise SpecError(f"--vocab: expected at least 2, got {vocab}")
-    files, left_out = _files(Path(path).expanduser()), 0
-    kind = _kind(files[0])
-    if any(_kind(file) != kind for file in files):
-        raise DataError(f"{path}: expected files of one kind, got {', '.join(sorted({_kind(f) for f in files}))}")
-    if column is not None and kind in ("text", "npy"):
-        raise SpecError(f"--column: expected none for {kind}, which has no columns, got '{column}'")
-    column = column or "text"
-
-    def values() -> Iterator[Any]:
-        return chain.from_iterable(_READERS[kind](file, column) for file in files)
-
-    counts: Counter[str]
-    if kind == "npy":
-        counts, left_out = _count_arrays(files)
-        what = "labels"
-    elif kind != "text" and isinstance(next(values(), ""), int):
-        numbers = _bounded(_batched(values(), _LINES))
-        if any(isinstance(label, str) for label in numbers):
-            raise DataError(f"{path}: column '{column}' holds both whole numbers and text")
-        left_out = sum(n for label, n in numbers.items() if label < 0)
-        counts = Counter({str(label): n for label, n in numbers.items() if label >= 0})
-        what = f"labels in {column}"
-    else:
-        counts, what = _count_text(lambda: map(str, values()), tokenizer, vocab)
-    if not counts:
-        raise DataError(f"{path}: expected at least one class, got none")
-    return audit_counts(counts, source=f"{path}: {what}", num_groups=num_groups, left_out=left_out)
+    _check_groups(num_groups)
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: {error}") from error
+    found = count(place, tokenizer=tokenizer, vocab=vocab, column=column, labels=labels, dtype=dtype)
+    if not found.by_name:
+        empty = f", only {found.missing} empty cells" if found.missing else ""
+        raise DataError(f"{path}: expected at least one class, got none{empty}")
+    return audit_counts(
+        found.by_name,
+        source=f"{path}: {found.what}",
+        num_groups=num_groups,
+        left_out=found.left_out,
+        missing=found.missing,
+        notes=found.notes,
+    )
 
 
-def audit_counts(counts: Mapping[str, int], *, source: str = "", num_groups: int = 10, left_out: int = 0) -> Audit:
+def audit_counts(
+    counts: Mapping[str, int],
+    *,
+    source: str = "",
+    num_groups: int = 10,
+    left_out: int = 0,
+    missing: int = 0,
+    notes: tuple[str, ...] = (),
+) -> Audit:
     """Return what counts by class name mean; SpecError if there are none.
 
-    >>> found = audit_counts({str(k): 5040 // k for k in range(1, 11)}, num_groups=2)
+    >>> found = audit_counts({str(k): 504000 // k for k in range(1, 11)}, num_groups=2)
     >>> round(found.zipf.exponent, 3), found.slowdown.round(1).tolist()
     (1.0, [1.0, 4.2])
     """
+    _check_groups(num_groups)
     ranked = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: (-item[1], item[0]))
     n_k = np.array([n for _, n in ranked], np.int64)
     groups = FrequencyGroups.from_counts(n_k, num_groups)
-    pi = n_k / n_k.sum()
-    nothing, C = Zipf(math.nan, math.nan, math.nan, math.nan), len(n_k)
+    pi, C = n_k / n_k.sum(), len(n_k)
     times = group_times(pi, groups.index)
     return Audit(
         source=source,
         names=tuple(name for name, _ in ranked),
         counts=n_k,
-        zipf=fit(n_k, 1, C) if C > 1 else nothing,
-        slope=fit(n_k, LOW, min(HIGH, C)).slope if C > LOW + 1 else math.nan,
-        entropy=float(-(pi * np.log2(pi)).sum()),
-        rare_share=float(pi[n_k * len(n_k) < n_k.sum()].sum()),
+        zipf=zipf.estimate(n_k),
+        slope=zipf.fit(n_k, zipf.LOW, min(zipf.HIGH, C)).slope if C > zipf.LOW + 1 else math.nan,
+        entropy=max(0.0, float(-(pi * np.log2(pi)).sum())),
+        rare_share=float(pi[n_k * C < n_k.sum()].sum()),
+        assigned_share=float(pi[: int(C / math.log(C) ** 2)].sum()) if C > 2 else math.nan,
         groups=groups,
         slowdown=times / times[0],
         left_out=left_out,
+        missing=missing,
+        notes=notes,
     )
 
 
-# -- what counts mean ------------------------------------------------------------------------------------------------
+def _check_groups(num_groups: int) -> None:
+    if not 1 <= num_groups <= MOST_GROUPS:
+        raise SpecError(f"--groups: expected 1 to {MOST_GROUPS}, got {num_groups}")
 
 
 def group_times(pi: ArrayLike, index: ArrayLike, loss: float = TARGET_LOSS) -> Array:
@@ -242,185 +304,3 @@ def group_times(pi: ArrayLike, index: ArrayLike, loss: float = TARGET_LOSS) -> A
             low, high = (middle, high) if above else (low, middle)
         times.append(math.exp(high))
     return np.array(times)
-
-
-# -- counting --------------------------------------------------------------------------------------------------------
-
-
-def _count_text(texts: Callable[[], Iterator[str]], tokenizer: str, vocab: int | None) -> tuple[Counter[str], str]:
-    """Counts by token, and what was counted."""
-    from heavytail.data.text.vocabulary import UNKNOWN, basic_english
-
-    if tokenizer == "words":
-        counts: Counter[str] = _bounded(basic_english(text) for text in texts())
-        if vocab is None:
-            return counts, "words"
-        kept = sorted((w for w in counts if w != UNKNOWN), key=lambda w: (-counts[w], w))[: vocab - 1]
-        known = Counter({word: counts[word] for word in kept})
-        known[UNKNOWN] = counts.total() - known.total()
-        return known, f"words, {vocab} types"
-
-    from heavytail.data.text import tokenizer as tokenizers
-
-    if tokenizer in TOKENIZERS:
-        found = tokenizers.learn(tokenizer, texts(), vocab)  # type: ignore[arg-type]
-        what = f"{tokenizer} pieces, {found.size} learned"
-    else:
-        file = Path(tokenizer).expanduser()
-        if not file.is_file():
-            raise SpecError(f"--tokenizer: expected {', '.join(TOKENIZERS)} or a file, got '{tokenizer}'")
-        if vocab is not None:
-            raise SpecError(f"--vocab: expected none beside a finished tokenizer, got {vocab}")
-        found = tokenizers.load(file)
-        what = f"tokens of {file.name}"
-    total = np.zeros(found.size, np.int64)
-    for lines in _batched(texts(), _LINES):
-        total += np.bincount(found.encode(lines), minlength=found.size)
-    return Counter({found.decode([k]) or f"#{k}": int(n) for k, n in enumerate(total) if n}), what
-
-
-def _count_arrays(files: Iterable[Path]) -> tuple[Counter[str], int]:
-    """Counts of the labels in .npy files, and how many were below 0."""
-    counts: Counter[int] = Counter()
-    for file in files:
-        try:
-            labels = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: not a readable .npy array: {error}") from error
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(f"{file}: expected integer labels, got {labels.dtype}")
-        flat = labels.reshape(-1)
-        for start in range(0, len(flat), _LABELS):
-            values, number = np.unique(flat[start : start + _LABELS], return_counts=True)
-            counts.update(dict(zip(values.tolist(), number.tolist(), strict=True)))
-            _check_size(counts)
-    below = sum(n for label, n in counts.items() if label < 0)
-    return Counter({str(label): n for label, n in counts.items() if label >= 0}), below
-
-
-def _batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(values)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _bounded(parts: Iterable[Iterable[Any]]) -> Counter[Any]:
-    counts: Counter[Any] = Counter()
-    for part in parts:
-        counts.update(part)
-        _check_size(counts)
-    return counts
-
-
-def _check_size(counts: Counter[Any]) -> None:
-    if len(counts) > MOST_CLASSES:
-        raise DataError(f"more than {MOST_CLASSES} classes, too many to count; for text, take --tokenizer bpe")
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        if not path.is_file():
-            raise DataError(f"{path}: no such file or folder")
-        return [path]
-    found = sorted(file for file in path.rglob("*") if file.is_file())
-    files = [
-        file
-        for file in found
-        if not any(part.startswith((".", "__pycache__")) for part in file.relative_to(path).parts)
-    ]
-    if not files:
-        raise DataError(f"{path}: expected files in the folder, got none")
-    return files
-
-
-def _kind(file: Path) -> str:
-    suffix = (file.with_suffix("") if file.suffix == ".gz" else file).suffix.lower().removeprefix(".")
-    return {"ndjson": "jsonl", "pq": "parquet"}.get(suffix, suffix if suffix in _READERS else "text")
-
-
-def _lines(file: Path, longest: int = -1) -> Iterator[str]:
-    """The lines of a file with their ends; those of more than `longest` bytes in parts that end before a space."""
-    offset, rest = 0, b""
-    try:
-        with cast("BinaryIO", gzip.open(file)) if file.suffix == ".gz" else file.open("rb") as stream:
-            while line := rest + stream.readline(longest - len(rest) if longest > 0 else -1):
-                rest = b""
-                if len(line) == longest and not line.endswith(b"\n"):
-                    cut = line.rfind(b" ")
-                    if cut <= 0:  # or else before a character
-                        cut = next(end for end in range(len(line) - 1, 0, -1) if line[end] & 0xC0 != 0x80)
-                    line, rest = line[:cut], line[cut:]
-                yield line.decode("utf-8")
-                offset += len(line)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 at byte {offset + error.start}") from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-
-
-def _read_text(file: Path, column: str) -> Iterator[str]:
-    return _lines(file, _LONGEST)
-
-
-def _read_jsonl(file: Path, column: str) -> Iterator[Any]:
-    for number, line in enumerate(_lines(file), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}: line {number} is not JSON: {error}") from error
-        if not isinstance(entry, dict) or column not in entry:
-            known = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
-            raise DataError(f"{file}: line {number} has no field '{column}' (it has: {known}); name one by --column")
-        yield from _value(entry[column], file, number)
-
-
-def _read_csv(file: Path, column: str) -> Iterator[Any]:
-    rows = csv.DictReader(_lines(file))
-    if column not in (rows.fieldnames or ()):
-        raise DataError(f"{file}: no column '{column}' (it has: {', '.join(rows.fieldnames or ())}); use --column")
-    for row in rows:
-        text = row[column]
-        if text is not None:
-            yield int(text) if re.fullmatch(r"-?[0-9]+", text) else text
-
-
-def _read_parquet(file: Path, column: str) -> Iterator[Any]:
-    import polars as pl
-
-    try:
-        frame = pl.scan_parquet(file)
-        names = frame.collect_schema().names()
-        if column not in names:
-            raise DataError(f"{file}: no column '{column}' (it has: {', '.join(names)}); name one by --column")
-        start = 0
-        while len(part := frame.select(column).slice(start, _LINES * 10).collect()):
-            for value in part[column]:
-                yield from _value(value, file, start)
-            start += len(part)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{file}: not readable parquet: {error}") from error
-
-
-def _value(value: Any, file: Path, row: int) -> Iterator[Any]:
-    """The texts or labels of one cell: a list has several, an empty cell none."""
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        yield value
-    elif isinstance(value, Iterable):
-        for part in value:
-            yield from _value(part, file, row)
-    elif value is not None:
-        raise DataError(f"{file}: row {row}: expected text or whole numbers, got {type(value).__name__}")
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[Any]]] = {
-    "text": _read_text,
-    "jsonl": _read_jsonl,
-    "csv": _read_csv,
-    "parquet": _read_parquet,
-    "npy": lambda file, column: iter(()),
-}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from pathlib import Path
 
 from heavytail.cli._command import writable
@@ -14,13 +16,20 @@ DURATION = ""
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the corpus, how to read it, and where to write."""
     parser.add_argument(
-        "path", type=Path, metavar="PATH", help="text, .jsonl, .csv, .parquet, .npy, or a folder of these"
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="text, .jsonl, .json, .csv, .tsv, each also compressed; .parquet, .arrow, .npy, .npz; or a folder",
     )
     parser.add_argument(
         "--tokenizer", default="words", help="words (default), bpe, unigram, or a tokenizer's JSON file"
     )
     parser.add_argument("--vocab", type=int, metavar="N", help="keep N types, with <unk> (default: all; learned: 4000)")
-    parser.add_argument("--column", metavar="NAME", help="column of a table or field of a JSON line (default: text)")
+    parser.add_argument(
+        "--column", metavar="NAME", help="column of a table, or messages.content inside (default: text)"
+    )
+    parser.add_argument("--labels", action="store_true", help="each cell of the column is one class, not a text")
+    parser.add_argument("--dtype", metavar="TYPE", help="the files are raw token ids of this type, e.g. uint16")
     parser.add_argument("--groups", type=int, default=10, metavar="G", help="frequency groups (default: 10)")
     parser.add_argument("--out", type=Path, help="folder of audit.json and audit.png")
 
@@ -30,7 +39,17 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.audit.audit import audit
 
     out = writable(args.out) if args.out is not None else None
-    result = audit(args.path, tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, num_groups=args.groups)
+    result = audit(
+        args.path,
+        tokenizer=args.tokenizer,
+        vocab=args.vocab,
+        column=args.column,
+        labels=args.labels,
+        dtype=args.dtype,
+        num_groups=args.groups,
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes are not limited to the terminal's characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(result)
     if out is not None:
         from heavytail.audit.picture import draw_audit

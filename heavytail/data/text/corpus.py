@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,14 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from heavytail.data import Data
+from heavytail.data import Data, readers
 from heavytail.data.text import tokenizer as tokenizers
 from heavytail.data.text.tokenizer import Kind, Tokenizer
 from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError
 
 FORMAT = 1  # part of every name: raise it when the same text would be tokenised differently
-LONGEST = 2**20  # bytes of a line; longer ones are read in parts
+PLAIN = readers.Format("text")
 BATCH = 2**20  # bytes of text tokenised at a time: four times as many take 100 MB more, and no less time
 
 
@@ -56,12 +54,12 @@ class Text:
 
     @cached_property
     def size(self) -> int:
-        """Bytes between the two positions."""
+        """Bytes of text between the two positions."""
         try:
-            end = sum(path.stat().st_size for path in self.paths)
-            return (end if self.stop is None else min(end, self.stop)) - self.start
+            end = sum(self._sizes)
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+        return (end if self.stop is None else min(end, self.stop)) - self.start
 
     @cached_property
     def digest(self) -> str:
@@ -73,22 +71,53 @@ class Text:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
             except OSError as error:
                 raise DataError(f"cannot read {path}: {error.strerror}") from error
+            if (form := readers.sniff(path)) != PLAIN:  # another reading of the same bytes
+                digest.update(":".join(form).encode())
         return digest.hexdigest()
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines, each with its end; one longer than LONGEST in parts that end before a space.
+        """Yield the lines, each with its end, or the cells of column "text" of a table; long ones in parts.
 
         Raises:
             DataError: a file cannot be read or is not UTF-8; names file and byte.
         """
+        for position, line in self._positions():
+            if self.stop is not None and position >= self.stop:
+                return
+            if position >= self.start:
+                yield line
+
+    def _positions(self) -> Iterator[tuple[int, str]]:
+        """All lines, each with its byte position over all files."""
         begin = 0
-        for path in self.paths:
-            for offset, line in _lines(path):
-                if self.stop is not None and begin + offset >= self.stop:
-                    return
-                if begin + offset >= self.start:
-                    yield line
-            begin += path.stat().st_size
+        for path, size in zip(self.paths, self._sizes, strict=True):
+            for offset, line in _pieces(path):
+                yield begin + offset, line
+            begin += size
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Bytes of text in each file: of what is inside where the file is compressed or a table."""
+        return [
+            path.stat().st_size
+            if readers.sniff(path) == PLAIN
+            else sum(len(piece.encode()) for _, piece in _pieces(path))
+            for path in self.paths
+        ]
+
+
+def _pieces(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines or cells, each with its byte position in the text of the file."""
+    form = readers.sniff(path)
+    if form.kind == "text":
+        yield from readers.lines(path, form.packing)
+        return
+    if form.kind in readers.ARRAYS:
+        raise DataError(f"{path}: expected text, got a .{form.kind} array; use data=arrays for features and labels")
+    offset = 0
+    for text in readers.texts(path, form):
+        yield offset, text
+        offset += len(text.encode())
 
 
 def tokenise(
@@ -205,49 +234,10 @@ def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (byte position, line)."""
-    offset, rest = 0, b""
-    try:
-        with path.open("rb") as stream:
-            while chunk := rest + stream.readline(LONGEST - len(rest)):
-                rest = b""
-                if len(chunk) == LONGEST and not chunk.endswith(b"\n"):
-                    cut = _cut(chunk)
-                    chunk, rest = chunk[:cut], chunk[cut:]
-                yield offset, chunk.decode("utf-8")
-                offset += len(chunk)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {offset + error.start}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _cut(chunk: bytes) -> int:
-    """Where to cut a part of a line: before its last space, or else before its last character."""
-    space = chunk.rfind(b" ")
-    if space > 0:
-        return space
-    end = len(chunk) - 1
-    while end > len(chunk) - 4 and 0x80 <= chunk[end] < 0xC0:
-        end -= 1
-    return end
-
-
 def _shown(text: Text, what: str) -> Iterator[str]:
     """The lines of a text, with a progress bar on a terminal if it is large."""
-    if text.size < 2 * BATCH or not sys.stderr.isatty() or multiprocessing.parent_process() is not None:
-        yield from text.lines()
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    ends = range(0, text.size, BATCH)
-    bar, seen = iter(track(ends, f"{what}: {text.paths[0].name}", console=Console(stderr=True), transient=True)), 0
-    for line in text.lines():
-        if seen % BATCH + len(line) >= BATCH:
-            next(bar, None)
-        seen += len(line)
-        yield line
-    for _ in bar:
-        pass
+    with readers.progress(f"{what}: {text.paths[0].name}", text.size) as advance:
+        for line in text.lines():
+            if advance:
+                advance(len(line))
+            yield line

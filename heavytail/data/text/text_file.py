@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from heavytail.data import REGISTRY, Data
+from heavytail.data import REGISTRY, Data, readers
 from heavytail.data.text.corpus import Text, tokenised_data
 from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError, SpecError
@@ -54,11 +54,6 @@ class TextFile(TextSettings):
         return tokenised_data(self, Path(self.path).name, train, test, data_dir, known=train)
 
     def _text(self) -> Text:
-        place = Path(self.path).expanduser()
-        if not place.is_dir():
-            return Text((place,))
-        files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
-        shown = [name for name in files if not any(part.startswith(".") for part in name.split("/"))]
-        if not shown:
-            raise DataError(f"data.path: expected files in the folder {self.path}, got none")
-        return Text(tuple(place / name for name in shown))
+        files = readers.list_files(Path(self.path).expanduser()).files
+        readers.require_one_kind(Path(self.path), files)
+        return Text(tuple(files))

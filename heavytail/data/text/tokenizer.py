@@ -10,8 +10,10 @@ T tokens, C classes.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -39,6 +41,9 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of class numbers [T]."""
 
+    def pieces(self) -> Sequence[str]:
+        """Return the name of each class [C]: distinct, as the vocabulary has it; "" for a number that names none."""
+
     def to_json(self) -> str:
         """Return the text that `load` reads."""
 
@@ -51,13 +56,14 @@ class WordTokenizer:
     [1, 2, 0, 0]
     """
 
-    def __init__(self, vocabulary: dict[str, int]) -> None:
-        self._numbers = vocabulary
+    def __init__(self, vocabulary: Mapping[str, int]) -> None:
+        self._numbers = dict(vocabulary)
+        self._size = max(self._numbers.values(), default=-1) + 1
 
     @property
     def size(self) -> int:
         """C, `<unk>` included."""
-        return len(self._numbers)
+        return self._size
 
     def encode(self, lines: Sequence[str]) -> NDArray[np.int64]:
         """Return the class numbers [T] of the words of all lines."""
@@ -66,33 +72,43 @@ class WordTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the words, separated by spaces: normalised, so not the text they were read from."""
-        words = list(self._numbers)
+        words = self.pieces()
         return " ".join(words[token] for token in tokens)
+
+    def pieces(self) -> Sequence[str]:
+        """Return the words in the order of their numbers."""
+        return _by_number(self._numbers, self._size)
 
     def to_json(self) -> str:
         """Return the words in the order of their numbers."""
-        return json.dumps({"words": list(self._numbers)}, ensure_ascii=False)
+        return json.dumps({"words": self.pieces()}, ensure_ascii=False)
 
 
 class LearnedTokenizer:
     """BPE or Unigram over bytes, by the `tokenizers` library."""
 
     def __init__(self, tokenizer: Any) -> None:
+        tokenizer.no_truncation()  # a file may store both, and neither is part of a text
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """C; smaller than asked for where the text has too few different pieces."""
-        return int(self._tokenizer.get_vocab_size())
+        """C, the largest class number plus one; smaller than requested where the text has too few pieces."""
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, lines: Sequence[str]) -> NDArray[np.int64]:
-        """Return the class numbers [T] of all lines, on all cores."""
-        found = self._tokenizer.encode_batch_fast(list(lines))
-        return np.concatenate([np.empty(0, np.int64), *(np.array(line.ids, np.int64) for line in found)])
+        """Return the class numbers [T] of all lines, without [CLS] and the like, on all cores."""
+        encoded = self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
+        return np.concatenate([np.empty(0, np.int64), *(np.array(line.ids, np.int64) for line in encoded)])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+    def pieces(self) -> Sequence[str]:
+        """Return the vocabulary in the order of its numbers."""
+        return _by_number(self._tokenizer.get_vocab(), self.size)
 
     def to_json(self) -> str:
         """Return the tokenizer in the library's own format, which others can read."""
@@ -143,16 +159,55 @@ def learn(kind: Kind, lines: Iterable[str], size: int | None) -> Tokenizer:
 
 
 def load(path: Path) -> Tokenizer:
-    """Return a stored tokenizer; raise DataError if it cannot be read."""
-    try:
-        text = path.read_text("utf-8")
-        table = json.loads(text)
-        if "words" in table:
-            return WordTokenizer({word: number for number, word in enumerate(table["words"])})
-        from tokenizers import Tokenizer as Library
+    """Return the tokenizer in a file: a tokenizer.json of the `tokenizers` library, or {"words": [...]}.
 
+    Raises:
+        DataError: the file cannot be read, or is of another format; names it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: not a readable tokenizer: {error.strerror or error}") from error
+    try:
+        text = content.decode("utf-8")
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a readable tokenizer: {_other_format(content) or 'not JSON'}") from error
+    if not isinstance(table, dict):
+        raise DataError(f"{path}: not a readable tokenizer: expected a JSON object")
+    words = table.get("words")
+    if words is not None:
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
+            raise DataError(f"{path}: not a readable tokenizer: expected a list of words")
+        return WordTokenizer({word: number for number, word in reversed([*enumerate(words)])})
+    if table and all(isinstance(value, int) for value in table.values()):
+        raise DataError(f"{path}: not a readable tokenizer: a vocabulary without its model; {_SAVE}")
+    from tokenizers import Tokenizer as Library
+
+    try:
         return LearnedTokenizer(Library.from_str(text))
-    except Exception as error:
-        raise DataError(
-            f"{path}: not a readable tokenizer ({type(error).__name__}); delete it to learn it anew"
-        ) from error
+    except BaseException as error:  # the library raises Exception, and PanicException, which is none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{path}: not a readable tokenizer: {' '.join(str(error).split())[:200]}") from error
+
+
+_SAVE = "save it as tokenizer.json (AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+
+
+def _other_format(content: bytes) -> str:
+    """What a file that is not JSON is, if it is a known tokenizer format."""
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
+        return f"tiktoken ranks, which do not hold the splitting rule; {_SAVE}"
+    if content.startswith(b"\n") and b"<unk>" in content[:100]:
+        return f"a SentencePiece model; {_SAVE}"
+    if content.startswith(b"#version"):
+        return f"merges without their vocabulary; {_SAVE}"
+    return ""
+
+
+def _by_number(vocabulary: Mapping[str, int], size: int) -> list[str]:
+    names = [""] * size
+    for name, number in vocabulary.items():
+        names[number] = name
+    return names

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from heavytail.data import Data, Nominal, Split
-from heavytail.errors import SpecError
+from heavytail.errors import DataError, SpecError
 
 UNKNOWN = "<unk>"
 
-_NORMALISE = str.maketrans({mark: f" {mark} " for mark in "'.,()!?"} | {'"': "", ";": " ", ":": " "})
+_MARKS = "'.,()!?"
 
 
 def basic_english(text: str) -> list[str]:
@@ -31,7 +31,10 @@ def basic_english(text: str) -> list[str]:
     >>> basic_english("The <unk> doesn't (yet) rise: 3.5 %!")
     ['the', '<unk>', 'doesn', "'", 't', '(', 'yet', ')', 'rise', '3', '.', '5', '%', '!']
     """
-    return text.lower().translate(_NORMALISE).split()
+    text = text.lower().replace('"', "").replace(";", " ").replace(":", " ")
+    for mark in _MARKS:  # nearly three times as fast as str.translate
+        text = text.replace(mark, f" {mark} ")
+    return text.split()
 
 
 def build_vocabulary(words: Iterable[str], max_size: int | None = None) -> dict[str, int]:
@@ -112,6 +115,12 @@ class TextSettings:
 
     def _cut(self, source: str, train: torch.Tensor, test: torch.Tensor, num_classes: int) -> Data:
         """Return the data set of two streams of class numbers [T]."""
+        for part, stream in (("train", train), ("test", test)):
+            if len(stream) <= self.length:
+                raise DataError(
+                    f"{source}: the {part} split has {len(stream)} tokens, and a sequence of data.length = "
+                    f"{self.length} needs {self.length + 1}; use more text or a smaller data.length"
+                )
         info: dict[str, Any] = {
             "source": source,
             "types": num_classes,

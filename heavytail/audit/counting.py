@@ -1,0 +1,276 @@
+"""Count the classes of a corpus: words, pieces of words, or labels, in one pass over its files.
+
+Counts are keyed by what identifies a class (a word, a token's number, a label), never by how it is displayed, and their
+sum is checked. Memory is bounded by the number of classes and `readers.LONGEST`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from heavytail.data import readers
+from heavytail.data.readers import Format
+from heavytail.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+TOKENIZERS = ("words", "bpe", "unigram")
+MOST_CLASSES = 10_000_000  # about 1 GB of words
+_LINES = 10_000  # tokenised at a time
+_BLOCK = 2**16  # characters of text split into words at a time
+_LONG_WORDS = 20  # mean characters of a word: text without spaces
+
+_WHOLE = r"^\s*-?[0-9]{1,18}(\.0*)?\s*$"  # in csv: a whole number, also as written for a column of floats
+_PADDED = re.compile(r"-?0[0-9]")  # an identifier, not a number: 00501 is not 501
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted.
+
+    Attributes:
+        by_name: samples of each class.
+        what: what the classes are, in words.
+        left_out: labels below 0, which mark samples to ignore.
+        missing: empty cells.
+        notes: what a reader of the numbers should know.
+    """
+
+    by_name: Mapping[str, int]
+    what: str
+    left_out: int = 0
+    missing: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def count(
+    path: Path,
+    *,
+    tokenizer: str = "words",
+    vocab: int | None = None,
+    column: str | None = None,
+    labels: bool = False,
+    dtype: str | None = None,
+) -> Counts:
+    """Count the classes in a file or in all files of a folder; arguments and errors as for `audit`."""
+    if vocab is not None and vocab < 2:
+        raise SpecError(f"--vocab: expected at least 2, got {vocab}")
+    if dtype is not None and dtype not in readers.DTYPES:
+        raise SpecError(f"--dtype: expected {', '.join(readers.DTYPES)}, got '{dtype}'")
+    files, ignored = readers.list_files(path)
+    form = readers.require_one_kind(path, files, dtype)
+    if column is not None and form.kind in ("text", "npy", "tokens"):
+        raise SpecError(f"--column: expected none for {form.kind}, which has no columns, got '{column}'")
+    if labels and form.kind == "text":
+        raise SpecError("--labels: expected a table with a column of labels, got text")
+    corpus = _Corpus(files, column, dtype)
+    notes = [f"left out by the rule for hidden files: {_some(ignored)}"] if ignored else []
+    if form.kind != "text":
+        found = _count_column(corpus, labels or form.kind in readers.ARRAYS)
+        if isinstance(found, Counts):
+            if vocab is not None or tokenizer != "words":
+                raise SpecError("--tokenizer, --vocab: expected neither for labels, which are classes already")
+            where = "" if form.kind in readers.ARRAYS else f" in {column or 'text'}"
+            return Counts(found.by_name, f"{found.what}{where}", found.left_out, found.missing, tuple(notes))
+        corpus.missing, repeated = found
+        if repeated:
+            notes.append(repeated)
+    by_name, what = _count_text(corpus, tokenizer, vocab)
+    return Counts(by_name, what, missing=corpus.missing, notes=(*notes, *_long_words(by_name, tokenizer)))
+
+
+@dataclass
+class _Corpus:
+    """The files of one audit; each pass over them shows its own progress bar if they are large."""
+
+    files: Sequence[Path]
+    column: str | None
+    dtype: str | None
+    missing: int = 0
+
+    def cells(self) -> Iterator[readers.Cells]:
+        return self._read(lambda file, form, bar: readers.columns(file, form, self.column, self.dtype, bar))
+
+    def texts(self) -> Iterator[str]:
+        return self._read(lambda file, form, bar: readers.texts(file, form, self.column, bar))
+
+    def _read(self, read: Callable[..., Iterator[Any]]) -> Iterator[Any]:
+        total = sum(file.stat().st_size for file in self.files)
+        with readers.progress(f"reading {self.files[0].name}", total) as bar:
+            for file in self.files:
+                form: Format = readers.sniff(file, self.dtype)
+                yield from read(file, form, bar)
+
+
+# -- text ------------------------------------------------------------------------------------------------------------
+
+
+def _count_text(corpus: _Corpus, tokenizer: str, vocab: int | None) -> tuple[Mapping[str, int], str]:
+    """Counts by token, and what was counted."""
+    from heavytail.data.text.vocabulary import UNKNOWN, basic_english, vocabulary_of
+
+    if tokenizer == "words":
+        counts: Counter[str] = Counter()
+        for block in _blocks(corpus.texts()):
+            counts.update(basic_english(block))
+            _check_size(counts)
+        if vocab is None:
+            return counts, "words"
+        known = {word: counts[word] for word in vocabulary_of(counts, vocab) if word != UNKNOWN}
+        return {**known, UNKNOWN: counts.total() - sum(known.values())}, f"words, {vocab} types"
+
+    from heavytail.data.text import tokenizer as tokenizers
+
+    if tokenizer in TOKENIZERS:
+        learned = tokenizers.learn(tokenizer, corpus.texts(), vocab)  # type: ignore[arg-type]
+        what = f"{tokenizer} pieces, {learned.size} learned"
+    else:
+        file = Path(tokenizer).expanduser()
+        if not file.is_file():
+            raise SpecError(f"--tokenizer: expected {', '.join(TOKENIZERS)} or a file, got '{tokenizer}'")
+        if vocab is not None:
+            raise SpecError(f"--vocab: expected none beside a finished tokenizer, got {vocab}")
+        learned = tokenizers.load(file)
+        what = f"tokens of {file.name}"
+    total, tokens = np.zeros(learned.size, np.int64), 0
+    texts = corpus.texts()
+    while batch := list(islice(texts, _LINES)):
+        numbers = learned.encode(batch)
+        total += np.bincount(numbers, minlength=learned.size)
+        tokens += len(numbers)
+    pieces = learned.pieces()
+    by_name = {pieces[k] or f"#{k}": int(total[k]) for k in np.flatnonzero(total).tolist()}
+    assert sum(by_name.values()) == tokens, "two tokens share a name"
+    return by_name, what
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[str]:
+    """Texts joined to about _BLOCK characters, with white space between them."""
+    block: list[str] = []
+    size = 0
+    for text in texts:
+        block.append(text)
+        size += len(text)
+        if size >= _BLOCK:
+            yield " ".join(block)
+            block, size = [], 0
+    yield " ".join(block)
+
+
+def _long_words(counts: Mapping[str, int], tokenizer: str) -> Iterator[str]:
+    total = sum(counts.values())
+    mean = sum(len(word) * n for word, n in counts.items()) / total if total else 0.0
+    if tokenizer == "words" and mean > _LONG_WORDS:
+        yield f"words have {mean:.0f} characters on average: for text without spaces between words use --tokenizer bpe"
+
+
+# -- labels ----------------------------------------------------------------------------------------------------------
+
+
+def _count_column(corpus: _Corpus, labels: bool) -> Counts | tuple[int, str]:
+    """The counts of a column of labels; of a column of texts, its empty cells and a note.
+
+    The whole column decides: it holds labels if every cell is a whole number, true or false, or of a categorical type,
+    or if the user says so; otherwise text. A file that tells numbers from text itself may not hold both.
+    """
+    import polars as pl
+
+    counts: Counter[Any] = Counter()
+    missing = rows = 0
+    kinds: set[str] = set()
+    distinct: set[str] = set()
+    for cells in corpus.cells():
+        values = cells.values
+        rows += len(values)
+        missing += cells.missing + values.null_count()
+        values = values.drop_nulls()
+        if values.dtype.is_float():
+            missing += int(values.is_nan().sum())
+            values = values.filter(values.is_not_nan())
+            if not labels or (values == values.floor()).all():
+                values = _whole(values, corpus)
+        elif values.dtype == pl.String:
+            filled = values.str.contains(r"\S")
+            missing += int((~filled).sum())
+            values = values.filter(filled)
+        if not len(values):
+            continue
+        kinds.add(_kind_of(values, cells.typed, labels))
+        if {"text", "labels"} <= kinds:
+            if cells.typed:
+                raise DataError(
+                    f"{corpus.files[0]}: the column holds both whole numbers and text; "
+                    "write one type, or text, and count it by --labels"
+                )
+            kinds = {"text"}
+        if "text" in kinds:
+            counts.clear()
+            distinct.update(values.head(1000).cast(pl.String).to_list() if len(distinct) < 1000 else ())
+            continue
+        tally = values.value_counts()
+        counts.update(dict(zip(*(tally[name].to_list() for name in tally.columns), strict=True)))
+        _check_size(counts)
+    if "text" in kinds:
+        few = rows - missing >= 10 and len(distinct) <= (rows - missing) / 5
+        return missing, f"{len(distinct)} distinct cells in {rows} rows: --labels counts each cell as one class" * few
+    by_name, left_out = _named(counts)
+    return Counts(by_name, "labels", left_out, missing)
+
+
+def _kind_of(values: pl.Series, typed: bool, labels: bool) -> str:
+    import polars as pl
+
+    if labels or values.dtype.is_integer() or values.dtype in (pl.Boolean, pl.Categorical, pl.Enum):
+        return "labels"
+    return "labels" if not typed and values.str.contains(_WHOLE).all() else "text"
+
+
+def _whole(values: pl.Series, corpus: _Corpus) -> pl.Series:
+    """Floats as the whole numbers that they are; DataError if they are not."""
+    import polars as pl
+
+    fractions = values.filter((values != values.floor()) | (values.abs() >= 2**63))
+    if len(fractions):
+        raise DataError(
+            f"{corpus.files[0]}: expected text or whole numbers, got float ({fractions[0]}); "
+            "--labels counts each value as one class"
+        )
+    return values.cast(pl.Int64)
+
+
+def _named(counts: Counter[Any]) -> tuple[dict[str, int], int]:
+    """Counts by the name of the label, and the number of labels below 0."""
+    texts = [label for label in counts if isinstance(label, str)]
+    numbers = counts
+    if texts and len(texts) == len(counts):
+        if not all(re.match(_WHOLE, text) for text in texts) or any(map(_PADDED.match, texts)):
+            return dict(counts), 0  # names, or identifiers such as 00501
+        numbers = Counter()
+        for text, n in counts.items():
+            numbers[int(text.strip().split(".")[0])] += n
+    below = sum(n for label, n in numbers.items() if not isinstance(label, bool | str) and label < 0)
+    kept = {label: n for label, n in numbers.items() if isinstance(label, bool | str) or label >= 0}
+    if below and not kept:
+        raise DataError(f"expected at least one class, got {below} labels below 0 only")
+    by_name = {str(label).lower() if isinstance(label, bool) else str(label): n for label, n in kept.items()}
+    assert sum(by_name.values()) == sum(kept.values()), "two labels share a name"
+    return by_name, below
+
+
+def _check_size(counts: Counter[Any]) -> None:
+    if len(counts) > MOST_CLASSES:
+        raise DataError(f"more than {MOST_CLASSES} classes, too many to count; for text, take --tokenizer bpe")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = sorted(set(names))
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
