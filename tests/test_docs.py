@@ -1,0 +1,63 @@
+"""The pages of docs/: links lead to files, formats.md names the fields that files have, AGENTS.md is short."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from heavytail.experiment.store import RunStore
+from heavytail.report.tables import class_table, group_table
+from tests.problems import ROOT, made_up, tiny
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FORMATS = (ROOT / "docs" / "formats.md").read_text()
+RESULTS = ROOT / "docs" / "results" / "quick"
+
+
+def fields(after: str) -> set[str]:
+    """The names in the first column of the table that follows a piece of text in formats.md."""
+    table = FORMATS.split(after)[1].lstrip().partition("\n\n")
+    lines = (table[0] if table[0].startswith("|") else table[2].partition("\n\n")[0]).splitlines()
+    return {name for line in lines[2:] for name in re.findall(r"`([\w/]+)`", line.split(" | ")[0])}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    """Every relative link of a page leads to a file or a folder."""
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_fields_of_claims_and_figures_are_documented() -> None:
+    """formats.md names exactly the fields of claims.json and figNN.json."""
+    claims = json.loads((RESULTS / "claims.json").read_text())
+    figure = json.loads((RESULTS / "figures" / "fig04.json").read_text())
+    assert fields("`claims.json`, one object per claim:") == set(claims[0])
+    assert fields("`figures/figNN.json`:") == set(figure) - {"note"}
+
+
+def test_the_columns_of_tables_are_documented() -> None:
+    """formats.md names exactly the columns of history.parquet and groups.parquet."""
+    history = made_up(tiny())
+    history.arrays |= {"train/correct": history.arrays["train/class_loss"]}
+    documented = fields("`groups.parquet`: the same per frequency group.")
+    assert documented == set(class_table(history).columns) | set(group_table(history).columns)
+
+
+def test_the_fields_of_a_record_are_documented(tmp_path: Path) -> None:
+    """formats.md names every field of a stored run's status.json, and every file."""
+    store, spec = RunStore(tmp_path), tiny()
+    store.save(made_up(spec), step=spec.steps)
+    section = FORMATS.split("## The run store")[1].split("\n## ")[0]
+    folder = store.folder(spec)
+    assert set(json.loads((folder / "status.json").read_text())) <= set(re.findall(r"`(\w+)`", section))
+    names = {re.sub(r"-\w+\.", "-SUM.", file.name) for file in folder.iterdir()}
+    assert names <= set(re.findall(r"`([\w.-]+)`", section))
+
+
+def test_agents_is_short() -> None:
+    """AGENTS.md has at most 40 lines."""
+    assert len((ROOT / "AGENTS.md").read_text().splitlines()) <= 40
