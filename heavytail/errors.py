@@ -66,3 +66,12 @@ def install(extra: str) -> str:
     "run in the repository's folder: pip install '.[lab]'"
     """
     return f"run in the repository's folder: pip install '.[{extra}]'"
+
+
+def printable(text: str) -> str:
+    r"""Return text that is safe to print on a terminal: control characters, such as escapes, are spelled out.
+
+    >>> print(printable("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from heavytail import __version__
 from heavytail.cli._command import Command, Parser, require_lab
-from heavytail.errors import HeavyTailError
+from heavytail.errors import HeavyTailError, printable
 
 _DESCRIPTION = """\
 Heavy-tailed class imbalance and why Adam outperforms gradient descent on language models: reproduce the paper, check
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"heavytail: {' '.join(message.split())}", file=sys.stderr)
+    print(f"heavytail: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -97,13 +97,17 @@ def workers_argument(parser: argparse.ArgumentParser) -> None:
 
 def root(args: argparse.Namespace) -> Path:
     """Return the folder of stored runs."""
+    from heavytail.files import expanded
+
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(args.root or os.environ.get("HEAVYTAIL_ROOT") or Path(cache) / "heavytail").expanduser()
+    return expanded(args.root or os.environ.get("HEAVYTAIL_ROOT") or Path(cache) / "heavytail")
 
 
 def data_dir(args: argparse.Namespace) -> Path:
     """Return the folder of data sets."""
-    return Path(args.data_dir or os.environ.get("HEAVYTAIL_DATA") or root(args) / "data").expanduser()
+    from heavytail.files import expanded
+
+    return expanded(args.data_dir or os.environ.get("HEAVYTAIL_DATA") or root(args) / "data")
 
 
 def run_store(args: argparse.Namespace) -> RunStore:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.report.tables import write_tables
     from heavytail.train.distributed import joined
     from heavytail.train.progress import display
-    from heavytail.train.runner import run_all
+    from heavytail.train.runner import remember, run_all
 
     table: dict[str, Any] = {kind: {"name": getattr(args, kind)} for kind in ("data", "model", "optim")}
     table |= {"lr": args.lr, "steps": args.steps, "seed": args.seed, "eval_every": args.eval_every}
@@ -58,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
         table["batch_size"] = args.batch_size
     spec = RunSpec.from_dict(_with_settings(table, args.set))
     out, store = writable(args.out), run_store(args)
+    lookup = remember(store)
     spec.resolved  # noqa: B018 - refuse unknown names before anything starts
     with joined(options(args, 1)) as chosen, display(quiet=not chosen.first) as progress:
-        failures = run_all(lambda: [spec] if store.missing_steps(spec) else [], store, chosen, progress)
+        failures = run_all(lambda: [] if lookup(spec) else [spec], store, chosen, progress)
     if failures:
         raise HeavyTailError(failures[0].reason)
     if not chosen.first:

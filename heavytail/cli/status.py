@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from heavytail.cli._command import run_store, store_arguments
+from heavytail.errors import DamagedError, HeavyTailError, SpecError, printable
 
 EXAMPLE = "heavytail status"
 DURATION = ""
@@ -20,13 +21,18 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.experiment.spec import RunSpec
 
     store = run_store(args)
-    count = 0
-    for key, table, record in store.records():
-        spec = RunSpec.from_dict(table)
-        status = record["status"]
-        if status == "running" and not store.locked(key):
-            status = "interrupted"
-        print(f"{key}  {status:12} step {record['step']:>6} of {spec.steps:<6}  {spec.describe()}")
-        count += 1
-    print(f"{count} runs under {store.root}")
+    keys = store.keys()
+    for key in keys:
+        try:
+            table, record = store.read(key)
+            spec = RunSpec.from_dict(table)
+        except HeavyTailError as error:  # of this run alone
+            damaged = "damaged" if isinstance(error, DamagedError | SpecError) else "unreadable"
+            print(f"{key}  {damaged:12} {printable(str(error))}")
+            continue
+        status = store.current(key, record)
+        reason = f": {record['error']}" if status == "failed" else ""
+        line = f"{key}  {status:12} step {record['step']:>6} of {spec.steps:<6}  {spec.describe()}{reason}"
+        print(printable(line))
+    print(f"{len(keys)} runs under {store.root}")
     return 0

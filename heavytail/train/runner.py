@@ -3,13 +3,14 @@
 `propose` is asked again after every finished run, so that the dense grid of one optimizer starts while the sparse grid
 of another is still running. With one worker everything happens in this process; with more, each worker is a process of
 its own (spawned, so that it shares no torch state) with its share of the cores. Ctrl-C lets every run commit where it
-is; a worker that dies takes only its current run with it, which resumes from its last commit the next time.
+is. A worker that dies takes only its current run with it, which another worker continues, once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,13 +22,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, Protocol
 
-from heavytail.errors import DataError, HeavyTailError
+from heavytail.errors import DataError, HeavyTailError, UnreadableError
 from heavytail.experiment.search import Lookup
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome, RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.train.options import Options, num_cores
 
+_LOG = logging.getLogger("heavytail")
 Propose = Callable[[], list[RunSpec]]
 
 
@@ -38,7 +40,7 @@ class Interrupted(HeavyTailError):
 
 
 class Display(Protocol):
-    """What the runner tells the user while it works."""
+    """Receives progress events."""
 
     def started(self, spec: RunSpec) -> None: ...
 
@@ -49,7 +51,7 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that could not be trained, and why: its data are missing, it ran out of memory, its worker died."""
+    """A run that could not be trained, and why: missing data, out of memory, a dead worker process."""
 
     spec: RunSpec
     reason: str
@@ -62,6 +64,13 @@ class _Ledger:
     def __init__(self) -> None:
         self._failed: dict[str, Failure] = {}
         self._no_data: dict[str, Failure] = {}
+        self._retried: set[str] = set()
+
+    def may_retry(self, spec: RunSpec) -> bool:
+        """Whether a run whose worker died is tried again: once, as it may have been out of memory for a moment."""
+        first = spec.key not in self._retried
+        self._retried.add(spec.key)
+        return first
 
     def note(self, spec: RunSpec, reason: str, *, data: bool = False) -> None:
         if data:
@@ -89,7 +98,7 @@ def run_all(propose: Propose, store: RunStore, options: Options, display: Displa
         propose: the runs that are needed next and not finished, whether or not they are being trained already.
         store: where runs are committed.
         options: device, data folder, number of workers.
-        display: is told what happens.
+        display: receives progress events.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, with everything committed.
@@ -113,13 +122,19 @@ def search(sweeps: Sequence[Sweep], store: RunStore, options: Options, display: 
 
 
 def remember(store: RunStore) -> Lookup:
-    """Return a lookup of outcomes that reads each finished run once: a finished run stays finished."""
+    """Return a lookup of outcomes that reads, and checks, each finished run once.
+
+    A run that cannot be read counts as not finished, so that the search asks for it and its training names the error.
+    """
     known: dict[tuple[str, int, str], Outcome] = {}
 
     def lookup(spec: RunSpec) -> Outcome | None:
         name = (spec.key, spec.steps, repr(spec.probes))
         if name not in known:
-            outcome = store.outcome(spec)
+            try:
+                outcome = store.outcome(spec)
+            except UnreadableError:
+                return None
             if outcome is None:
                 return None
             known[name] = outcome
@@ -129,7 +144,7 @@ def remember(store: RunStore) -> Lookup:
 
 
 class _Stop:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second one is as rude as ever."""
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -173,6 +188,9 @@ def _run_here(
         except DataError as error:
             ledger.note(spec, str(error), data=True)
             display.finished(spec, "failed")
+        except UnreadableError as error:  # one run's own files: others may be read
+            ledger.note(spec, str(error))
+            display.finished(spec, "failed")
         except HeavyTailError:
             raise
         except Exception as error:  # one run out of memory must not end a night of others
@@ -186,9 +204,9 @@ def _run_here(
 
 @dataclass
 class _Worker:
-    """A process, our end of its pipe, and the run it has.
+    """A process, our end of its pipe, and its current run.
 
-    Nothing else is shared between processes: a lock or a queue would stay taken for ever by a worker killed inside it.
+    Nothing else is shared between processes: a worker killed inside a lock or a queue would block all others.
     """
 
     process: SpawnProcess
@@ -197,15 +215,8 @@ class _Worker:
 
     def send(self, spec: RunSpec) -> None:
         self.spec = spec
-        with contextlib.suppress(OSError):  # it died while idle: the next thing to be read from it is its end
+        with contextlib.suppress(OSError):  # it died while idle: reading from it will show that
             self.pipe.send(spec)
-
-    def stop(self, *, patience: float = 0.0) -> None:
-        """End it; one without a run has nothing to lose, and torch takes its time to exit."""
-        self.pipe.close()
-        self.process.join(patience)
-        self.process.kill()
-        self.process.join()
 
     def receive(self) -> _Message:
         try:
@@ -215,10 +226,17 @@ class _Worker:
             self.process.join()  # for its exit code
             return _Message("died", f"its worker process died (exit code {self.process.exitcode})")
 
+    def stop(self, *, patience: float = 0.0) -> None:
+        """End the process; one without a run has nothing to lose, and torch takes its time to exit."""
+        self.pipe.close()
+        self.process.join(patience)
+        self.process.kill()
+        self.process.join()
+
 
 @dataclass(frozen=True)
 class _Message:
-    """What a worker says of its current run."""
+    """A worker's report on its current run."""
 
     kind: Literal["progress", "finished", "no data", "failed", "fatal", "died"]
     text: str = ""
@@ -229,74 +247,113 @@ class _Message:
 def _run_in_workers(
     propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop, ledger: _Ledger
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, num_cores() // options.num_workers())
-    workers: list[_Worker] = []
-    fatal: str | None = None
+    pool = _Pool(propose, store, options, display, ledger)
+    try:
+        pool.hand_out()
+        while pool.active():
+            if stop.requested or pool.fatal is not None:
+                pool.ask_to_stop()
+            ended = pool.listen(timeout=0.5)
+            if ended and not stop.requested and pool.fatal is None:
+                pool.hand_out()
+    finally:
+        pool.stop()
+    if pool.fatal is not None:
+        raise HeavyTailError(pool.fatal)
 
-    def start() -> None:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, threads, store.root, options), daemon=True)
-        process.start()
-        theirs.close()  # the worker's is then the only one, and closes with it
-        workers.append(_Worker(process, ours))
 
-    def hand_out() -> None:
+class _Pool:
+    """The worker processes: runs go out to idle ones, messages come in from busy ones.
+
+    Attributes:
+        fatal: the error that ends all work, such as a wrong setting; None while there is none.
+    """
+
+    def __init__(self, propose: Propose, store: RunStore, options: Options, display: Display, ledger: _Ledger) -> None:
+        self.fatal: str | None = None
+        self._propose, self._store, self._options = propose, store, options
+        self._display, self._ledger = display, ledger
+        self._workers: list[_Worker] = []
+        self._asked = False
+        self._context = multiprocessing.get_context("spawn")
+
+    def active(self) -> set[str]:
+        """Return the keys of the runs in progress."""
+        return {worker.spec.key for worker in self._workers if worker.spec is not None}
+
+    def hand_out(self) -> None:
         """Give every idle worker a run, starting workers as needed."""
-        active = {w.spec.key for w in workers if w.spec is not None}
-        todo = ledger.open(propose(), active)
-        while len(workers) < min(options.num_workers(), len(active) + len(todo)):
-            start()
-        for worker in workers:
+        active = self.active()
+        todo = self._ledger.open(self._propose(), active)
+        while len(self._workers) < min(self._options.num_workers(), len(active) + len(todo)):
+            self._start()
+        for worker in self._workers:
             if worker.spec is None and todo:
-                display.started(todo[0])
+                self._display.started(todo[0])
                 worker.send(todo.pop(0))
 
-    def listen(worker: _Worker) -> bool:
-        """Take in one message; return whether it is the end of a run."""
-        nonlocal fatal
+    def listen(self, *, timeout: float) -> bool:
+        """Take one message from every worker that has sent one; return whether a run has ended."""
+        ready = wait([worker.pipe for worker in self._workers], timeout)
+        ended = [self._receive(worker) for worker in list(self._workers) if worker.pipe in ready]
+        return any(ended)
+
+    def ask_to_stop(self) -> None:
+        """Ask every worker, once, to commit its run and end."""
+        if not self._asked:
+            self._asked = True
+            for worker in self._workers:
+                worker.process.terminate()
+
+    def stop(self) -> None:
+        """End every worker; a busy one has ten seconds to commit its run."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.stop(patience=10.0 if worker.spec else 0.0)
+
+    def _start(self) -> None:
+        ours, theirs = self._context.Pipe()
+        threads = max(1, num_cores() // self._options.num_workers())
+        arguments = (theirs, threads, self._store.root, self._options)
+        process = self._context.Process(target=_work, args=arguments, daemon=True)
+        process.start()
+        theirs.close()  # the worker's copy is then the only one, and closes with it
+        self._workers.append(_Worker(process, ours))
+
+    def _receive(self, worker: _Worker) -> bool:
+        """Take one message; return whether it is the end of a run."""
         message, spec = worker.receive(), worker.spec
         if message.kind == "progress":
             assert spec is not None
-            display.progressed(spec, message.step, message.loss)
+            self._display.progressed(spec, message.step, message.loss)
             return False
         worker.spec = None
         if message.kind == "died" or message.text == "interrupted":  # it was asked to end, and has committed
-            workers.remove(worker)
+            self._workers.remove(worker)
             worker.stop()
         if spec is None:
             return False
-        if message.kind == "fatal":
-            fatal = fatal or message.text
-        elif message.kind != "finished":
-            ledger.note(spec, message.text, data=message.kind == "no data")
-        display.finished(spec, message.text if message.kind == "finished" else "failed")
+        status = "failed"
+        if message.kind == "finished":
+            status = message.text
+        elif message.kind == "fatal":
+            self.fatal = self.fatal or message.text
+        elif message.kind == "died" and self._ledger.may_retry(spec):
+            _LOG.warning("%s: %s; trying once more", spec.describe(), message.text)
+            status = "interrupted"
+        else:
+            if message.kind == "died":  # the worker itself could not
+                self._store.mark_failed(spec, message.text)
+            self._ledger.note(spec, message.text, data=message.kind == "no data")
+        self._display.finished(spec, status)
         return True
-
-    try:
-        hand_out()
-        told = False
-        while any(w.spec is not None for w in workers):
-            if not told and (stop.requested or fatal is not None):
-                told = True
-                for worker in workers:
-                    worker.process.terminate()  # asks it to commit and end
-            ready = wait([w.pipe for w in workers], timeout=0.5)
-            ended = [listen(worker) for worker in [w for w in workers if w.pipe in ready]]
-            if any(ended) and not stop.requested and fatal is None:
-                hand_out()
-    finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.stop(patience=10.0 if worker.spec else 0.0)
-    if fatal is not None:
-        raise HeavyTailError(fatal)
 
 
 def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
-    """A worker's life: take a run, train it, say how it ended."""
+    """Train the runs that come through the pipe, and report how each ended."""
     stopped = []
+    _LOG.setLevel(logging.ERROR)  # the parent reports damaged runs
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     signal.signal(signal.SIGTERM, lambda signum, frame: stopped.append(signum))
     parent = os.getppid()
@@ -306,12 +363,12 @@ def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
     torch.set_num_threads(threads)
     from heavytail.train.engine import Progress, train
 
-    def say(message: _Message) -> None:
+    def send(message: _Message) -> None:
         with contextlib.suppress(OSError):  # the parent is gone
             pipe.send(message)
 
     def report(progress: Progress) -> None:
-        say(_Message("progress", step=progress.step, loss=progress.loss))
+        send(_Message("progress", step=progress.step, loss=progress.loss))
 
     def should_stop() -> bool:
         return bool(stopped) or os.getppid() != parent  # do not train for nobody
@@ -332,10 +389,12 @@ def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
                 should_stop=should_stop,
                 compiled=options.compiled,
             )
-            say(_Message("finished", history.status))
+            send(_Message("finished", history.status))
         except DataError as error:
-            say(_Message("no data", str(error)))
+            send(_Message("no data", str(error)))
+        except UnreadableError as error:
+            send(_Message("failed", str(error)))
         except HeavyTailError as error:
-            say(_Message("fatal", str(error)))
+            send(_Message("fatal", str(error)))
         except Exception as error:
-            say(_Message("failed", f"{type(error).__name__}: {error}"))
+            send(_Message("failed", f"{type(error).__name__}: {error}"))
