@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from heavytail.analysis import zipf
+from heavytail.data import Data
 from heavytail.errors import DataError
 from heavytail.experiment.registry import Component, registry
 from heavytail.plotting.style import Picture
@@ -24,29 +25,47 @@ KINDS: dict[str, dict[str, Any]] = {
     "unigram": {"max_vocab": 4_000},
 }
 
+Settings = tuple[tuple[str, Any], ...]
+"""The settings of a data set as pairs, which can be a key."""
+
 
 def counts(results: Results, text: str, kind: str) -> Array:
-    """Return how often each token of a text occurs, the most frequent first [C].
+    """Return how often each token of a text occurs, the most frequent first [C]; MissingRuns without the text."""
+    return _counts(*source(results, text, kind))
+
+
+def source(results: Results, text: str, kind: str) -> tuple[Settings, Path]:
+    """Return the data settings of a text at the scale of `results`, and the data folder.
+
+    Args:
+        results: with the scale and the data folder.
+        text: "PTB" or "WikiText-2"; at quick scale the embedded text stands for PTB.
+        kind: of tokens, "word", "bpe" or "unigram".
 
     Raises:
-        MissingRuns: the text is not to be had; says why.
+        MissingRuns: this scale does not have the text, or the folder is not known.
     """
     texts = EMBEDDED if results.scale == "quick" else PAPER
     if text not in texts:
         raise MissingRuns(f"{results.scale} scale has one text of its own, which stands for PTB; {text} is not read")
     if results.data_dir is None:
-        raise MissingRuns("the folder of the data sets is not known; run `heavytail reproduce fig09`")
-    return _counts(tuple({**texts[text], **KINDS[kind], "tokenizer": kind}.items()), results.data_dir)
+        raise MissingRuns(f"the folder of the data sets is not known; run `heavytail reproduce {results.figure}`")
+    return tuple({**texts[text], **KINDS[kind], "tokenizer": kind}.items()), results.data_dir
 
 
 @lru_cache(maxsize=8)
-def _counts(component: tuple[tuple[str, Any], ...], data_dir: Path) -> Array:
+def _counts(settings: Settings, data_dir: Path) -> Array:
+    found: Array = np.sort(load(settings, data_dir).counts.numpy())[::-1]
+    return found
+
+
+def load(settings: Settings, data_dir: Path) -> Data:
+    """Return the data that `source` names; MissingRuns with the reason if they are not available."""
     try:
-        data = registry("data").make(Component.parse(dict(component), "data")).load(seed=0, data_dir=data_dir)
+        data: Data = registry("data").make(Component.parse(dict(settings), "data")).load(seed=0, data_dir=data_dir)
     except DataError as error:
         raise MissingRuns(str(error)) from error
-    found: Array = np.sort(data.counts.numpy())[::-1]
-    return found
+    return data
 
 
 def plot(results: Results) -> Picture:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-COLOURS = {"gd": "#0072B2", "adam": "#D55E00", "normalized-gd": "#009E73", "sign": "#CC79A7"}
-NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "sign descent"}
+COLOURS = {"gd": "#0072B2", "adam": "#D55E00", "normalized-gd": "#009E73", "sign": "#CC79A7", "muon": "#E69F00"}
+NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "sign descent", "muon": "Muon"}
 INK = "#3a3a3a"
 TABLE_FONT = 7.0
 TABLE_WRAP = 34  # characters of a line of a table's cell
