@@ -95,7 +95,9 @@ def plot(results: Results) -> Picture:
     for panel, seed in zip(panels, (None, ROTATIONS[0]), strict=True):
         draw_recall(panel, seed)
     names = [optimizer_name(optimizer) for optimizer in OPTIMIZERS]
-    panels[0].axes.legend(panels[0].axes.lines[:-1:2], names, loc="lower left", bbox_to_anchor=(0.0, 0.2), handlelength=1, fontsize=6)
+    panels[0].axes.legend(
+        panels[0].axes.lines[:-1:2], names, loc="lower left", bbox_to_anchor=(0.0, 0.2), handlelength=1, fontsize=6
+    )
     curve = picture.panel(0, 2, "many steps: rarest group", "step", "loss (nats)")
     groups = picture.panel(0, 3, "many steps: by group", "group, by frequency", f"steps to {SOLVED:.2f} nats")
     for optimizer, seed in TRAINED:
