@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from heavytail.experiment.preset import SCALES, overlay, preset_names, read_preset
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
-from heavytail.experiment.sweep import SCALES, Sweep, overlay, preset_names, read_preset
+from heavytail.experiment.sweep import Sweep
 from heavytail.results.figure import all_figures
 from heavytail.train.engine import train
 

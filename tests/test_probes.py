@@ -11,10 +11,10 @@ import torch
 
 from heavytail.analysis.curvature import sample_classes
 from heavytail.errors import SpecError
+from heavytail.experiment.preset import SCALES
 from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Array, RunStore
-from heavytail.experiment.sweep import SCALES
 from heavytail.results.figure import all_figures
 from heavytail.results.results import MissingRuns, Results, SweepRef
 from heavytail.train.engine import build_model, load_data, train

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heavytail.errors import DataError, SpecError
+from heavytail.experiment.preset import overlay, preset_names, read_preset
 from heavytail.experiment.registry import Component
 from heavytail.experiment.search import Best, Candidate, Grid, select
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
-from heavytail.experiment.sweep import Arm, Sweep, overlay, preset_names
+from heavytail.experiment.sweep import Arm, Sweep
 from tests.problems import BASE, tiny
 from tests.reference import sweep as reference
 
@@ -355,6 +359,176 @@ def test_a_wrong_preset_is_refused(preset: Path, old: str, new: str, message: st
     assert "\n" not in str(caught.value)
 
 
+# Field, and values of which none is allowed in it.
+WRONG = {
+    "extends": ("'mine.toml'", "'MINE'", "3", "['linear']", "'no-such'"),
+    "scale": ("[1]", "3", "'quick'"),
+    "scale.quick": ("[1]", "3"),
+    "scale.quick.run": ("3", "[1]"),
+    "scale.quick.variant": ("3", "[1]"),
+    "scale.quick.variant.weighted": ("3", "[1]"),
+    "scale.quick.title": ("3", "[1]"),
+    "variant": ("3", "[1]"),
+    "variant.weighted": ("3", "[1]"),
+    "name": ("3", "[1]"),
+    "title": ("3", "{ a = 1 }"),
+    "run": ("3", "[1]", "'x'"),
+    "run.data": ("3", "[1]", "{ a = 1 }"),
+    "run.steps": ("true", "nan", "1.5", "{ a = 1 }", "[1]", "2026-11-25"),
+    "sweep": ("3", "[1]"),
+    "sweep.seeds": ("[true]", "[0.5]", "{ a = 1 }", "'ab'"),
+    "sweep.probes": ("3", "'head-blocks'", "[3]", "[[]]", "[{ at = [0] }]"),
+    "sweep.optim": (
+        "{ name = 'gd' }",
+        "[3]",
+        "[{ name = 3 }]",
+        "[{ name = [] }]",
+        "[{ momentum = 0.9 }]",
+        "[{ name = 'gd', momentum = { a = 1 } }]",
+        "[{ name = 'gd', momentum = 'x' }]",
+        "[{ name = 'gd', momentum = [true] }]",
+        "[{ name = 'adam', beta1 = [[0.9]] }]",
+        *(
+            f"[{{ name = 'gd', label = {label} }}]"
+            for label in ("3", "''", "'/tmp/x'", "'../x'", "'a/b'", '"\\u001b[1m"')
+        ),
+    ),
+    "sweep.lr": (
+        *(
+            "true",
+            "0",
+            "-1.0",
+            "nan",
+            "inf",
+            "1e200",
+            "[]",
+            "[0.1, 0.1]",
+            "[0.1, 1e-200]",
+            "[0.1, nan]",
+            "'x'",
+            "[[1]]",
+        ),
+        *(
+            "{}",
+            "{ refine = 1 }",
+            "{ decades = 3 }",
+            "{ decades = [1] }",
+            "{ decades = [1, 0] }",
+            "{ decades = [true, 2] }",
+        ),
+        *("{ decades = [-400, 1] }", "{ decades = [0, 1_000_000_000_000] }", f"{{ decades = [-1{'0' * 400}, 1] }}"),
+        *("{ decades = { gd = [0, 1] } }", "{ decades = { gd = [0, 1], adm = [0, 1] } }", "{ decades = { gd = 3 } }"),
+        *(
+            f"{{ exponents = {e} }}"
+            for e in ("[400]", "[nan]", "[inf]", "[true]", "[1, 1.0]", "[]", "3", f"[1{'0' * 400}]")
+        ),
+        *("{ decades = [0, 1], exponents = [0] }", "{ exponents = [0], decades = [0, 1] }"),
+        *(f"{{ decades = [-1, 0], refine = {r} }}" for r in ("true", "-1", "1.0", "1_000_000", "'x'", "[1]")),
+    ),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in WRONG.items() for value in values])
+def test_a_wrong_value_is_one_line(tmp_path: Path, field: str, value: str) -> None:
+    """Whatever stands in a field of a preset, a wrong value is a SpecError of one line, and quick."""
+    table = tomllib.loads(PRESET.replace("lr = 0.01\n", ""))
+    *path, last = field.split(".")
+    inner = table
+    for key in path:
+        inner = inner[key]
+    inner[last] = "?"
+    file = tmp_path / "mine.toml"
+    file.write_text(f"{as_toml(table)}\n".replace('"?"', value.replace("MINE", str(file)), 1))
+    assert tomllib.loads(file.read_text())
+    with pytest.raises(SpecError) as caught:
+        _ = [Sweep.load(file, scale=scale, variant=v) for scale, v in (("paper", ""), ("quick", "weighted"))]
+    assert "\n" not in str(caught.value)
+
+
+def as_toml(value: Any) -> str:
+    """Return plain tables as TOML, with inline tables below the first level."""
+    inline = lambda v: (  # noqa: E731
+        "{ " + ", ".join(f"{k} = {inline(x)}" for k, x in v.items()) + " }"
+        if isinstance(v, dict)
+        else "[" + ", ".join(map(inline, v)) + "]"
+        if isinstance(v, list)
+        else json.dumps(v)
+    )
+    return "\n".join(f"{key} = {inline(item)}" for key, item in value.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name = '\xff'", "expected UTF-8 text, got byte 0xff"),
+        (b"\xff\xfen\x00", "expected UTF-8 text, got byte 0xff"),
+        (b"x = " + b"[" * 100_000, "preset"),
+        (b"x = " + b"9" * 5000, "preset"),
+        (b"x = 2026-13-45", "preset"),
+        (b"\x00", "preset"),
+    ],
+)
+def test_a_file_that_is_not_toml_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    """Bytes that are no preset are a SpecError of one line that names the file."""
+    file = tmp_path / "mine.toml"
+    file.write_bytes(content)
+    with pytest.raises(SpecError, match=message) as caught:
+        Sweep.load(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_preset_of_ones_own_extends_a_shipped_one(tmp_path: Path) -> None:
+    """It is laid over it, under its own name or the same one; the shipped ones do not extend each other in a circle."""
+    for name in ("mine", "linear"):
+        file = tmp_path / f"{name}.toml"
+        file.write_text('extends = "linear"\n[run]\nsteps = 7\n[scale.quick.run]\nsteps = 8\n')
+        extended, shipped = Sweep.load(file), Sweep.load("linear")
+        assert extended.run == {**shipped.run, "steps": 8}
+        assert extended.arms == shipped.arms
+        assert Sweep.load(file, scale="paper").run["steps"] == 7
+    for name in preset_names():
+        read_preset(name)
+
+
+def test_step_sizes_by_optimizer(preset: Path) -> None:
+    """`decades` by name or label of the optimizer; a scale replaces those it names, and what it does not name stays."""
+    text = PRESET.replace("lr = 0.01\n", "").replace(
+        "{ decades = [-2, 0] }", "{ decades = { gd = [-2, 0], adam = [-5, -4] } }"
+    )
+    preset.write_text(
+        text + '[scale.paper.sweep]\nlr = { decades = { "gd+m" = [0, 1], adam = [-3, -2] }, refine = 2 }\n'
+    )
+    grids = {scale: [arm.grid for arm in Sweep.load(preset, scale=scale).arms] for scale in ("quick", "paper")}
+    assert grids["quick"] == [Grid((-2.0, -1.0, 0.0)), Grid((-2.0, -1.0, 0.0)), Grid((-5.0, -4.0))]
+    assert grids["paper"] == [Grid((-2.0, -1.0, 0.0), 2), Grid((0.0, 1.0), 2), Grid((-3.0, -2.0), 2)]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ({-2.0: 1.0, -1.0: 1.0}, "final loss 1 is equal, at a larger step size"),
+        ({-2.0: 1.0, -1.0: 1.0 + 1e-12}, r"final loss 1\.000000000001 > 1"),
+        ({-2.0: 1.0, -1.0: 1.00001}, r"final loss 1\.00001 > 1"),
+        ({-2.0: 1.0, -1.0: 2.0}, "final loss 2 > 1"),
+    ],
+)
+def test_a_reason_compares_what_it_prints(table: dict[float, float], reason: str) -> None:
+    """Two losses that differ are printed with as many digits as it takes; equal ones are called equal."""
+    best = select("gd", candidates({(e, seed): (loss, 1.0) for e, loss in table.items() for seed in (0, 1)}))
+    assert re.fullmatch(reason, best.reasons[1])
+
+
+def test_a_reason_is_true() -> None:
+    """A stable candidate below the fallback may have a smaller loss than it; no reason says the opposite."""
+    losses = {-3.0: (0.4, 1.0), -2.0: (0.5, 1.0), -1.0: (0.1, 2.0), 0.0: (0.3, 1.0)}
+    best = select("gd", candidates({(e, s): pair for e, pair in losses.items() for s in (0, 1)}))
+    assert best.chosen is not None
+    assert best.chosen.exponent == -2.0
+    assert best.reasons[0] == "smaller than the selected step size, the largest stable one"
+    assert best.reasons[3] == "final loss 0.3 > 0.1"
+
+
 @pytest.mark.parametrize(
     ("optim", "message"),
     [("[]", "at least one"), ("3", "expected an array of tables, got 3"), ("['gd']", "expected a table, got 'gd'")],
@@ -399,8 +573,6 @@ def test_overlay(base: dict[str, Any], top: dict[str, Any], expected: dict[str, 
 
 
 def _everything() -> list[tuple[str, str, str]]:
-    from heavytail.experiment.sweep import read_preset
-
     found = []
     for name in preset_names():
         table = read_preset(name)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from heavytail.experiment.preset import SCALES, preset_names
 from heavytail.experiment.store import RunStore
-from heavytail.experiment.sweep import SCALES, preset_names
 from heavytail.figures.table import HEADER, rows
 from heavytail.plotting.panels import draw
 from heavytail.plotting.style import TextTable

@@ -18,12 +18,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print names and titles."""
     from heavytail.errors import unknown
-    from heavytail.experiment import sweep
+    from heavytail.experiment import preset
     from heavytail.results.figure import all_figures
 
     tables: dict[str, Iterable[tuple[str, str]]] = {
         "figures": ((f.id, f.title) for f in all_figures()),
-        "presets": ((name, str(sweep.read_preset(name).get("title", ""))) for name in sweep.preset_names()),
+        "presets": ((name, str(preset.read_preset(name).get("title", ""))) for name in preset.preset_names()),
         **{kind: _recipes(kind) for kind in KINDS},
     }
     if args.what and args.what not in tables:

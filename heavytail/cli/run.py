@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Lay `data.path=x` and the like over a run's table; a value is TOML, or else a string."""
-    from heavytail.experiment.sweep import overlay
+    from heavytail.experiment.preset import overlay
 
     for setting in settings:
         path, equals, text = setting.partition("=")

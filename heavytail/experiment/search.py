@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from heavytail.errors import SpecError, unknown
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 
-UNSTABLE = 1.05
+UNSTABLE = 1.05  # largest allowed ratio of a recorded loss to the initial one
+_LARGEST = 100  # largest magnitude of a step size's decimal exponent
+_MOST_REFINED = 20
 Lookup = Callable[[RunSpec], "Outcome | None"]
 
 
@@ -28,23 +31,57 @@ class Grid:
 
     @classmethod
     def parse(cls, value: object, where: str) -> Grid:
-        """Read `0.01`, `[0.01, 0.1]`, `{exponents = [-1, -0.5]}` or `{decades = [-6, 1], refine = 2}`."""
+        """Read a grid.
+
+        Args:
+            value: `0.01`, `[0.01, 0.1]`, `{exponents = [-1, -0.5]}` or `{decades = [-6, 1]}`, the tables with an
+                optional `refine`.
+            where: the setting, for messages.
+
+        Raises:
+            SpecError: it is none of these, or has step sizes that are not distinct and in 1e-100 to 1e100.
+        """
+        refine = None
         if isinstance(value, Mapping):
             for key in value:
                 if key not in ("decades", "exponents", "refine"):
                     raise unknown(f"setting of {where}:", key, ("decades", "exponents", "refine"))
             refine = value.get("refine")
-            if refine is not None and not (isinstance(refine, int) and refine >= 0):
-                raise SpecError(f"{where}.refine: expected an integer >= 0, got {refine!r}")
-            match value.get("decades"), value.get("exponents"):
-                case [int(low), int(high)], None if low <= high:
-                    return cls(tuple(float(e) for e in range(low, high + 1)), refine)
-                case None, [_, *_] as exponents if all(isinstance(e, int | float) for e in exponents):
-                    return cls(tuple(sorted(map(float, exponents))), refine)
-        values = [value] if isinstance(value, int | float) else value
-        if isinstance(values, list) and values and all(type(v) in (int, float) and v > 0 for v in values):
-            return cls(tuple(sorted(math.log10(v) for v in values)))
-        raise SpecError(f"{where}: expected a step size, a list of them, or decades = [low, high], got {value!r}")
+            if refine is not None and not (type(refine) is int and 0 <= refine <= _MOST_REFINED):
+                raise SpecError(f"{where}.refine: expected an integer from 0 to {_MOST_REFINED}, got {refine!r}")
+        exponents = _exponents(value)
+        if exponents is None:
+            raise SpecError(f"{where}: expected a step size, a list of them, or decades = [low, high], got {value!r}")
+        if len(set(exponents)) < len(exponents) or not all(abs(e) <= _LARGEST for e in exponents):
+            raise SpecError(f"{where}: expected different step sizes from 1e-{_LARGEST} to 1e{_LARGEST}, got {value!r}")
+        return cls(tuple(sorted(exponents)), refine)
+
+
+def _exponents(value: object) -> list[float] | None:
+    """Return the decimal exponents of a grid; None if it has another form."""
+    match value:
+        case {"decades": [low, high], **rest} if "exponents" not in rest and type(low) is type(high) is int:
+            if low <= high:
+                # No longer than needed to be refused: the bounds of the exponents are checked by the caller.
+                return [_float(e) for e in range(low, min(high, low + 2 * _LARGEST + 1) + 1)]
+        case {"exponents": [_, *_] as exponents, **rest} if "decades" not in rest and all(map(_is_number, exponents)):
+            return list(map(_float, exponents))
+        case int() | float() | [_, *_]:
+            lrs: list[Any] = value if isinstance(value, list) else [value]
+            if all(_is_number(lr) and lr > 0 for lr in lrs):
+                return [math.log10(lr) for lr in lrs]
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -103,7 +140,7 @@ class Best:
 
 
 def select(label: str, candidates: list[Candidate]) -> Best:
-    """Select a step size by the paper's rule; every other candidate is told why it lost."""
+    """Select a step size by the paper's rule, and record why each other candidate was rejected."""
     ordered = sorted(candidates, key=lambda c: c.exponent)
     ranked = sorted((c for c in ordered if math.isfinite(c.loss)), key=lambda c: c.loss)
     smallest = ranked[0] if ranked else None
@@ -116,20 +153,38 @@ def select(label: str, candidates: list[Candidate]) -> Best:
 
 
 def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate | None) -> str:
+    """Return why a candidate was selected or rejected.
+
+    Args:
+        candidate: the candidate.
+        smallest: the one with the smallest loss, None if all diverged.
+        chosen: the selected one: `smallest`, or the next smaller stable step size; None if there is none.
+    """
     for spec, outcome in zip(candidate.specs, candidate.outcomes, strict=True):
         if not math.isfinite(outcome.final_loss):
             return f"diverged at step {outcome.last_step} (seed {spec.seed})"
-    unstable = f"unstable: peaked at {candidate.peak:.3g} x its initial loss"
+    assert smallest is not None, "a candidate with a finite loss is there"
     if candidate is chosen:
-        if candidate is smallest:
-            return "selected: smallest worst-seed final loss"
-        return "selected: next smaller stable step size"
-    if candidate is smallest or (smallest and candidate.exponent < smallest.exponent and not candidate.stable):
+        worst = "smallest worst-seed final loss" if candidate is smallest else "next smaller stable step size"
+        return f"selected: {worst}"
+    unstable = f"unstable: peaked at {candidate.peak:.3g} x its initial loss"
+    if candidate.exponent <= smallest.exponent and not candidate.stable:
         return unstable
-    assert smallest is not None
-    if candidate.exponent > smallest.exponent and not candidate.stable:
-        return f"{unstable}, and final loss {candidate.loss:.4g} > {smallest.loss:.4g}"
-    return f"final loss {candidate.loss:.4g} > {(chosen or smallest).loss:.4g}"
+    if not candidate.stable:
+        return f"{unstable}, and {_compared(candidate.loss, smallest.loss)}"
+    if chosen is not None and candidate.loss > chosen.loss:
+        return _compared(candidate.loss, chosen.loss)
+    if candidate.exponent > smallest.exponent:
+        return _compared(candidate.loss, smallest.loss)
+    return "smaller than the selected step size, the largest stable one"
+
+
+def _compared(loss: float, smallest: float) -> str:
+    """Return the comparison of a final loss with the smallest one, with as many digits as tell them apart."""
+    if loss == smallest:
+        return f"final loss {loss:.4g} is equal, at a larger step size"
+    digits = next(d for d in range(4, 18) if f"{loss:.{d}g}" != f"{smallest:.{d}g}")
+    return f"final loss {loss:.{digits}g} > {smallest:.{digits}g}"
 
 
 def warn_at_edge(best: Best, grid: Grid) -> Best:

@@ -1,31 +1,31 @@
 """Sweep: a problem times its optimizers, and the paper's search for the step size (section 5 of its appendix A).
 
-The search, as code: powers of ten on the first seed; half powers around the best of them on all seeds; selected is the
+The search: powers of ten on the first seed; half powers around the best of them on all seeds; selected is the
 step size with the smallest *maximum over seeds of the final training loss*; a selection whose loss exceeds
 1.05 times its initial value at any recorded step falls back to the next smaller step size until it is stable. Diverged
-runs count as infinite. Nothing here trains: `propose` says what is still to be run, given what has been.
+runs count as infinite. Nothing here trains: `propose` returns the runs that are still missing, given the finished ones.
 
-A sweep is read from a preset (TOML): the tables are overlaid in the order run <- variant <- scale <- scale.variant.
-This module does not import torch.
+A sweep is read from a preset (see `preset`). This module does not import torch.
 """
 
 from __future__ import annotations
 
 import itertools
-import tomllib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from heavytail.errors import DataError, SpecError, unknown
+from heavytail.errors import SpecError, unknown
+from heavytail.experiment.preset import Preset, known
 from heavytail.experiment.registry import Component
 from heavytail.experiment.search import Best, Candidate, Grid, Lookup, select, warn_at_edge
 from heavytail.experiment.spec import RunSpec
 
-SCALES = ("paper", "small", "quick")
+# A label names a folder of `sweep --out` and a line of a plot.
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+-]*")
 
 
 @dataclass(frozen=True)
@@ -63,51 +63,27 @@ class Sweep:
 
     @classmethod
     def load(cls, preset: str | Path, *, scale: str = "quick", variant: str = "") -> Sweep:
-        """Read a preset by name, or a user's own by its path; raise SpecError on anything it does not know."""
-        table = read_preset(preset)
-        name = str(table.get("name", preset))
-        known = {"name", "title", "paper", "run", "sweep", "variant", "scale"}
-        for key in table:
-            if key not in known:
-                raise unknown(f"table of preset {name}:", key, known)
-        scales, variants = table.get("scale", {}), table.get("variant", {})
-        if scale not in scales and (scales or scale not in SCALES):
-            raise unknown(f"scale of preset {name}:", scale, scales or SCALES)
-        if variant and variant not in variants:
-            raise unknown(f"variant of preset {name}:", variant, variants)
-        chosen = scales.get(scale, {})
-        for key in chosen.get("variant", {}):
-            if key not in variants:
-                raise unknown(f"variant of preset '{name}' in its scale '{scale}'", key, variants)
-        merged: dict[str, Any] = {"run": table.get("run", {}), "sweep": table.get("sweep", {})}
-        for layer in (variants.get(variant, {}), chosen, chosen.get("variant", {}).get(variant, {})):
-            merged = overlay(merged, {k: v for k, v in layer.items() if k not in ("variant", "title")})
-        for key in merged:
-            if key not in ("run", "sweep"):
-                raise unknown(f"table of preset {name}:", key, ("run", "sweep", "variant"))
-        search = merged["sweep"]
-        for key in search:
-            if key not in ("seeds", "optim", "lr", "probes"):
-                raise unknown(f"setting of preset {name}, sweep:", key, ("seeds", "optim", "lr", "probes"))
-        seeds = search.get("seeds", [0])
-        if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) for s in seeds)):
-            raise SpecError(f"sweep.seeds: expected a list of integers, got {seeds!r}")
-        if len(set(seeds)) < len(seeds):
-            raise SpecError(f"sweep.seeds: expected different integers, got {seeds!r}")
+        """Read a preset by name or by the path of a .toml file.
+
+        Args:
+            preset: name or path.
+            scale: "paper", "small" or "quick".
+            variant: of the preset, "" for none.
+
+        Raises:
+            DataError: the file cannot be read.
+            SpecError: an unknown or wrong setting, in one line.
+        """
+        tables = Preset.load(preset, scale, variant)
+        known(tables.sweep, ("seeds", "optim", "lr", "probes"), f"setting of preset {tables.name}, sweep:")
         for key in ("optim", "lr", "seed"):
-            if key in merged["run"]:
-                raise SpecError(f"run.{key}: the sweep sets it, expected none, got {merged['run'][key]!r}")
-        arms = tuple(_arms(search.get("optim", []), search.get("lr")))
+            if key in tables.run:
+                raise SpecError(f"run.{key}: the sweep sets it, expected none, got {tables.run[key]!r}")
+        arms = _arms(tables.sweep.get("optim", []), tables.sweep.get("lr"))
         if not arms:
-            raise SpecError(f"preset '{name}': expected at least one [[sweep.optim]], got none")
-        labels = [arm.label for arm in arms]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise SpecError(f"preset '{name}': two optimizers are called '{label}'; give each a label of its own")
-        titled = (table, chosen, variants.get(variant, {}), chosen.get("variant", {}).get(variant, {}))
-        title = next((layer["title"] for layer in reversed(titled) if "title" in layer), name)
-        probes = tuple(Component.parse(p, "sweep.probes") for p in search.get("probes", []))
-        sweep = cls(name, title, scale, variant, merged["run"], arms, tuple(seeds), probes)
+            raise SpecError(f"preset '{tables.name}': expected at least one [[sweep.optim]], got none")
+        seeds, probes = _seeds(tables.sweep.get("seeds", [0])), _probes(tables.sweep.get("probes", []))
+        sweep = cls(tables.name, tables.title, scale, variant, tables.run, arms, seeds, probes)
         # Refuse a bad table now, not at the first run.
         replace(sweep.spec(arms[0], arms[0].grid.exponents[0], seeds[0]), probes=probes)
         return sweep
@@ -203,84 +179,74 @@ class Sweep:
         return "paper's scale" if self.scale == "paper" else f"{self.scale} scale, not the paper's"
 
 
-def _arms(tables: object, shared: object) -> Iterator[Arm]:
-    """The optimizers of a [[sweep.optim]] list; settings given as lists are crossed."""
+def _seeds(value: object) -> tuple[int, ...]:
+    if not (isinstance(value, list) and value and all(type(seed) is int for seed in value)):
+        raise SpecError(f"sweep.seeds: expected a list of integers, got {value!r}")
+    if len(set(value)) < len(value):
+        raise SpecError(f"sweep.seeds: expected different integers, got {value!r}")
+    return tuple(value)
+
+
+def _probes(value: object) -> tuple[Component, ...]:
+    if not isinstance(value, list):
+        raise SpecError(f"sweep.probes: expected a list, got {value!r}")
+    return tuple(Component.parse(probe, "sweep.probes") for probe in value)
+
+
+def _arms(tables: object, shared: object) -> tuple[Arm, ...]:
+    """Return the optimizers of a [[sweep.optim]] list; settings given as lists are crossed.
+
+    Args:
+        tables: the list.
+        shared: `sweep.lr`, for optimizers without a grid of their own.
+    """
     if not isinstance(tables, list):
         raise SpecError(f"sweep.optim: expected an array of tables, got {tables!r}")
+    arms: list[Arm] = []
     for table in tables:
         if not isinstance(table, Mapping):
             raise SpecError(f"sweep.optim: expected a table, got {table!r}")
-        settings = {k: v for k, v in table.items() if k not in ("lr", "label")}
-        name = settings.get("name", "?")
-        lr = table.get("lr", shared)
-        if lr is None:
-            raise SpecError(f"sweep.optim {name}: expected lr, got none")
-        axes = [[(k, v) for v in (value if isinstance(value, list) else [value])] for k, value in settings.items()]
-        for combination in itertools.product(*axes):
-            component = Component.parse(dict(combination), "optim")
-            rate = lr
-            if isinstance(lr, Mapping) and _momentum(component) in lr:
-                rate = lr[_momentum(component)]
-            label = table.get("label", f"{component.name}{_momentum(component)}")
-            yield Arm(label, component, Grid.parse(rate, f"sweep.optim {label}: lr"))
+        rate = table.get("lr", shared)
+        if rate is None:
+            raise SpecError(f"sweep.optim {table.get('name', '?')}: expected lr, got none")
+        settings = {k: v if isinstance(v, list) else [v] for k, v in table.items() if k not in ("lr", "label")}
+        for values in itertools.product(*settings.values()):
+            optim = Component.parse(dict(zip(settings, values, strict=True)), "sweep.optim")
+            suffix = momentum_suffix(optim)
+            label = table.get("label", f"{optim.name}{suffix}")
+            if not (isinstance(label, str) and _LABEL.fullmatch(label)):
+                raise SpecError(f"sweep.optim.label: expected letters, digits, spaces and _.+-, got {label!r}")
+            if any(arm.label == label for arm in arms):
+                raise SpecError(f"sweep.optim: two optimizers are called '{label}'; give each a label of its own")
+            arms.append(Arm(label, optim, _grid(rate, (label, optim.name, suffix), f"sweep.optim {label}: lr")))
+    names = {name for arm in arms for name in (arm.label, arm.optim.name)}
+    if isinstance(shared, Mapping) and isinstance(decades := shared.get("decades"), Mapping):
+        known(decades, names, "optimizer of sweep.lr.decades:")
+    return tuple(arms)
 
 
-def _momentum(component: Component) -> str:
-    """The paper's suffix: "+m" with momentum (Adam: beta1), "-m" without, nothing where neither is a setting."""
-    value = component.params.get("momentum", component.params.get("beta1"))
-    return "" if value is None else "+m" if value > 0 else "-m"
+def _grid(rate: object, names: tuple[str, str, str], where: str) -> Grid:
+    """Return the grid of one optimizer; `decades` may be keyed by label or name, the whole by "+m" and "-m"."""
+    if isinstance(rate, Mapping):
+        rate = rate.get(names[2], rate)
+    if isinstance(rate, Mapping) and isinstance(decades := rate.get("decades"), Mapping):
+        keys = [name for name in names[:2] if name in decades]
+        if not keys:
+            raise SpecError(f"{where}.decades: expected [low, high] for '{names[1]}', got none")
+        rate = {**rate, "decades": decades[keys[0]]}
+    return Grid.parse(rate, where)
 
 
-def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `top` laid over it, table by table; a table that names another component replaces it whole.
+def momentum_suffix(optim: Component) -> str:
+    """Return the suffix of an optimizer's label: "+m" with momentum (Adam: beta1), "-m" without, "" if not a setting.
 
-    >>> overlay({"data": {"name": "a", "m": 1}}, {"data": {"m": 2}})
-    {'data': {'name': 'a', 'm': 2}}
-    >>> overlay({"data": {"name": "a", "m": 1}}, {"data": {"name": "b"}})
-    {'data': {'name': 'b'}}
+    >>> momentum_suffix(Component("adam", {"beta1": 0.9})), momentum_suffix(Component("gd", {"momentum": 0.0}))
+    ('+m', '-m')
     """
-    merged = dict(base)
-    for key, value in top.items():
-        old = merged.get(key)
-        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
-            old = {"name": old}
-        if (
-            isinstance(old, Mapping)
-            and isinstance(value, Mapping)
-            and value.get("name", old.get("name")) == old.get("name")
-        ):
-            merged[key] = overlay(old, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets that come with the package."""
-    folder = resources.files("heavytail.experiment") / "presets"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
-
-
-def read_preset(preset: str | Path) -> dict[str, Any]:
-    """Return the tables of a preset, by name or by the path of a .toml file.
-
-    A preset with `extends = "other"` is laid over that one. `paper` names the figures of the paper whose settings the
-    preset claims to have at scale "paper"; it is not inherited.
-    """
-    if str(preset).endswith(".toml"):
-        try:
-            text = Path(preset).read_text()
-        except OSError as error:
-            raise DataError(f"cannot read preset {preset}: {error.strerror}") from error
-    else:
-        names = preset_names()
-        if preset not in names:
-            raise unknown("preset", preset, names)
-        text = (resources.files("heavytail.experiment") / "presets" / f"{preset}.toml").read_text()
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"preset {preset}: {error}") from error
-    base = table.pop("extends", None)
-    # Only a preset that comes with the package can be extended, and none of those in a circle.
-    return table if base is None else overlay(read_preset(base) | {"paper": ""}, table)
+    for key in ("momentum", "beta1"):
+        value = optim.params.get(key)
+        if value is not None:
+            if type(value) not in (int, float):
+                raise SpecError(f"sweep.optim {optim.name}: {key}: expected a number, got {value!r}")
+            return "+m" if value > 0 else "-m"
+    return ""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from heavytail.experiment.preset import preset_names, read_preset
 from heavytail.experiment.registry import Component, registry
-from heavytail.experiment.sweep import Sweep, preset_names, read_preset
+from heavytail.experiment.sweep import Sweep
 from heavytail.plotting.style import Picture, TextTable, optimizer_name, split_label
 from heavytail.results.figure import Figure, all_figures, register
 from heavytail.results.results import Results, SweepRef
