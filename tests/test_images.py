@@ -412,8 +412,83 @@ def test_a_folder_without_images_or_with_unknown_classes_is_an_error(folder: Pat
     with pytest.raises(DataError, match="expected one folder of images"):
         load("image-folder", folder, path="set/train/n0")
     (folder / "set" / "val" / "n9").mkdir()
+    noise(0).save(folder / "set" / "val" / "n9" / "0.JPEG")
     with pytest.raises(DataError, match="n9: no class of this name"):
         load("image-folder", folder, path="set")
+
+
+@pytest.mark.parametrize("dropping", [".ipynb_checkpoints/0.JPEG", "__MACOSX/n0/0.JPEG", "n0/._0.JPEG", "n1/.DS_Store"])
+def test_hidden_files_and_folders_are_in_no_class(dropping: str, folder: Path) -> None:
+    """What notebooks, macOS and Windows leave behind is no class and no image, in both splits."""
+    for part in ("train", "val"):
+        path = folder / "set" / part / dropping
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7")
+    data = load("image-folder", folder, path="set", size=8)
+    assert data.counts.tolist() == [9, 6, 4]
+    assert data.test is not None
+    assert len(data.test) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: (root / "n3").mkdir(), r"n3: expected images .* in the class, got none"),
+        (lambda root: (root / "n0" / "a.heic").write_bytes(b""), r"a\.heic: expected images"),
+        (lambda root: (root / "n3").symlink_to(root / "n3"), "n3"),
+        (lambda root: (root / "n3").symlink_to(root, target_is_directory=True), "n3: expected images"),
+    ],
+)
+def test_odd_class_folders_are_named(make: Any, message: str, folder: Path) -> None:
+    """An empty class folder, a format that is not read and a looping link are errors of one line."""
+    make(folder / "set" / "train")
+    with pytest.raises(DataError, match=message):
+        load("image-folder", folder, path="set", size=8)
+
+
+def test_an_unreadable_class_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class folder that may not be listed is an error with its path."""
+    import os
+
+    def denied(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(getattr(path, "path", path)))
+
+    monkeypatch.setattr(os, "listdir", denied)
+    with pytest.raises(DataError, match="n0: cannot be read: Permission denied"):
+        load("image-folder", folder, path="set", size=8)
+
+
+def test_other_files_are_counted_and_other_images_read(folder: Path) -> None:
+    """A .gif and a .tiff are images as a .png is; annotations beside them are counted in `info`."""
+    noise(1).save(folder / "set" / "train" / "n0" / "a.gif")
+    noise(1).save(folder / "set" / "train" / "n0" / "a.TIFF")
+    (folder / "set" / "train" / "n0" / "a.xml").write_text("<annotation/>")
+    data = load("image-folder", folder, path="set", size=8)
+    assert data.counts.tolist() == [11, 6, 4]
+    assert data.info["ignored"] == 1
+    assert len(list(data.train.batches([slice(0, 11)]))) == 1
+
+
+def test_file_names_need_not_be_utf8(folder: Path) -> None:
+    """An image whose name is not UTF-8 is read, and joins the digest of the selection."""
+    import os
+
+    noise(1).save(os.fsencode(folder) + b"/set/train/n0/\xff.JPEG", "JPEG")
+    data = load("image-folder", folder, path="set", size=8)
+    assert data.counts.tolist() == [10, 6, 4]
+    assert len(data.info["digest"]) == 64
+    list(data.train.batches([slice(0, 19)]))
+
+
+def test_16_bit_grey_keeps_its_shades() -> None:
+    """A 16-bit ramp keeps 256 shades, where Pillow's conversion clips all but one in 256 to white."""
+    ramp = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    read = np.asarray(read_rgb(encoded(Image.fromarray(ramp)), "it"))
+    assert (read == (ramp >> 8)[..., None]).all()
+    with pytest.raises(DataError, match="floating-point"):
+        read_rgb(encoded(Image.new("F", (4, 4)), "TIFF"), "it")
+    with pytest.raises(DataError, match="8 or 16 bits"):
+        read_rgb(encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "it")
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,11 @@ from heavytail.data import REGISTRY, Data, Nominal
 from heavytail.data.images.base import ImageRecipe, ImageSplit
 from heavytail.data.images.subset import digest, subset_sizes
 from heavytail.data.images.transforms import centre_crop, image_uniforms, random_crops, read_rgb, to_pixels
+from heavytail.data.readers import hidden
 from heavytail.errors import DataError, SpecError
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+UNREAD = (".heic", ".heif", ".avif", ".svg", ".jp2", ".dng", ".psd", ".npy", ".mp4", ".zip", ".tar")  # refused by name
 # ILSVRC-2012: 1 000 classes, nine in ten of them with 1 300 images, and 1 281 167 images in all. The others are spread
 # evenly here, which no sum depends on.
 IMAGENET, IMAGENET_VALIDATION = [1300] * 895 + [1121] * 67 + [1120] * 38, 50_000
@@ -42,13 +44,14 @@ PIECE = 32  # images a worker decodes at a time: small enough to share a mini-ba
 class ImageFolder(ImageRecipe):
     """Any folder of class folders; with ImageNet's `train` and `val` in it, those are the splits.
 
-    Classes are the folders of the training split, in the order of their names.
+    Classes are the folders of the training split, in the order of their names. Hidden files and folders
+    (`readers.hidden`) are left out, and so are files without an image's suffix, whose number is in `info`; a folder
+    `test` is not read. Pixels are taken as stored: an orientation in the EXIF data is not applied, as in torchvision.
 
     Attributes:
         path: absolute, or relative to the data directory.
         skip_corrupt: leave out training and validation images that cannot be decoded, and count them in
-            `info`; finding them decodes every image of the subset once. If False, the first one met raises a
-            DataError.
+            `info`; finding them decodes every image of the subset once. If False, the first one raises a DataError.
     """
 
     path: str
@@ -63,7 +66,9 @@ class ImageFolder(ImageRecipe):
         """List the folders and choose the subset; the images are decoded batch by batch."""
         root = data_dir / self.path
         train_root = root / "train" if (root / "train").is_dir() else root
-        train = _list_classes(train_root)
+        train, ignored = _list_classes(train_root)
+        if empty := [name for name, files in train.items() if not files]:
+            raise DataError(f"{train_root / empty[0]}: expected images ({', '.join(SUFFIXES)}) in the class, got none")
         counts = [len(names) for names in train.values()]
         sizes = subset_sizes(counts, self.subset, per_class=self.per_class, largest=self.largest)
         generator = np.random.default_rng([seed, *b"image subset"])
@@ -78,7 +83,8 @@ class ImageFolder(ImageRecipe):
         info["digest"] = digest(name for files in chosen.values() for name in files)
         test = None
         if (root / "val").is_dir():
-            held_out = _list_classes(root / "val")
+            held_out, more = _list_classes(root / "val")
+            ignored += more
             if extra := sorted(set(held_out) - set(train)):
                 raise DataError(f"{root / 'val' / extra[0]}: no class of this name in {train_root}")
             for name, files in held_out.items():
@@ -88,6 +94,8 @@ class ImageFolder(ImageRecipe):
             test = _split(root / "val", {name: held_out.get(name, []) for name in train}, validation, seed)
         if self.skip_corrupt:
             info["skipped"] = skipped
+        if ignored:
+            info["ignored"] = ignored
         return Data(_split(train_root, chosen, self, seed), test, len(train), info=info)
 
     def nominal(self) -> Nominal:
@@ -239,18 +247,27 @@ def _decodes(path: Path) -> bool:
     return True
 
 
-def _list_classes(root: Path) -> dict[str, list[str]]:
-    """Return the image files of each class folder, as paths under `root`, all sorted by name."""
+def _list_classes(root: Path) -> tuple[dict[str, list[str]], int]:
+    """The image files of each class folder, as paths under `root`, sorted by name; how many other files there are."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one folder of images per class in it")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    listing = {
-        name: sorted(f"{name}/{file}" for file in os.listdir(root / name) if file.lower().endswith(SUFFIXES))
-        for name in classes
-    }
+    listing: dict[str, list[str]] = {}
+    ignored = 0
+    try:
+        for folder in sorted(os.scandir(root), key=lambda entry: entry.name):
+            if hidden(folder.name) or not folder.is_dir():
+                continue
+            files = [file for file in os.listdir(folder) if not hidden(file)]
+            images = [f"{folder.name}/{file}" for file in files if file.lower().endswith(SUFFIXES)]
+            if odd := [file for file in files if file.lower().endswith(UNREAD)]:
+                raise DataError(f"{root / folder.name / odd[0]}: expected images ({', '.join(SUFFIXES)})")
+            ignored += sum((root / folder.name / file).is_file() for file in files) - len(images)
+            listing[folder.name] = sorted(images)
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
     if not any(listing.values()):
         raise DataError(f"{root}: expected one folder of images ({', '.join(SUFFIXES)}) per class, got none")
-    return listing
+    return listing, max(ignored, 0)
 
 
 def _split(root: Path, listing: dict[str, list[str]], settings: ImageRecipe, seed: int) -> FileSplit:

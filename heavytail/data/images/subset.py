@@ -58,5 +58,5 @@ def subset_sizes(
 
 
 def digest(names: Iterable[str]) -> str:
-    """Return the sha256 of a list of names, which tells two selections apart."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    """Return the sha256 of a list of file names, which identifies a selection."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()

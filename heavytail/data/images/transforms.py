@@ -72,6 +72,9 @@ def centre_crop(width: int, height: int) -> tuple[float, float, float, float]:
 def read_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
     """Return the decoded image in RGB; grey, palette and CMYK images are converted, transparency is dropped.
 
+    16-bit grey is divided by 256, as Pillow's own conversion would clip it to white. The orientation in the EXIF data
+    is not applied.
+
     Args:
         source: a path or an open file.
         name: what messages call it.
@@ -88,6 +91,13 @@ def read_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
             if image.mode == "RGB":
                 image.load()
                 return image
+            if image.mode.startswith("I"):
+                grey = np.asarray(image)
+                if grey.min() < 0 or grey.max() > 0xFFFF:
+                    raise DataError(f"{name}: expected 8 or 16 bits a pixel, got values up to {grey.max()}")
+                return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode == "F":
+                raise DataError(f"{name}: expected 8 or 16 bits a pixel, got floating-point numbers")
             if image.mode == "P":  # straight to RGB would warn about transparent palettes
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
