@@ -172,6 +172,64 @@ def test_damaged_tokens_are_made_again(tmp_path: Path) -> None:
     assert torch.equal(tokenise(text, [text], "word", None, tmp_path / "cache")[1][0], stream)
 
 
+CACHED = "words a b c d e\n" * 30
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe", "unigram"])
+@pytest.mark.parametrize("damage", ["flip", "delete", "empty", "foreign"])
+def test_a_damaged_tokenizer_never_mixes_classes(kind: tokenizer.Kind, damage: str, tmp_path: Path) -> None:
+    """Whatever happens to tokenizer.json, tokens and tokenizer agree afterwards: training and test text alike."""
+    text = write(tmp_path / "t.txt", CACHED + "".join(LINES))
+    other = write(tmp_path / "other.txt", "".join(LINES[::2]))
+    tokenise(text, [text], kind, 400, tmp_path / "cache")
+    (stored,) = (tmp_path / "cache").rglob("tokenizer.json")
+    if damage == "delete":
+        stored.unlink()
+    else:
+        content = stored.read_bytes()
+        place = content.rindex(b'["' if kind == "unigram" else b"words") + 3  # one piece becomes another
+        flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        stored.write_bytes({"flip": flipped, "empty": b"", "foreign": b'{"words": ["<unk>", "a"]}'}[damage])
+    found, streams = tokenise(text, [text, other], kind, 400, tmp_path / "cache")
+    for source, stream in zip((text, other), streams, strict=True):
+        np.testing.assert_array_equal(stream, found.encode(list(source.lines())))
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 10_000, b'{"sha256": 3}'])
+def test_a_damaged_note_is_written_again(note: bytes, tmp_path: Path) -> None:
+    """A note that is not JSON, or JSON of another shape, costs a second tokenisation and no traceback."""
+    text = write(tmp_path / "t.txt", CACHED)
+    stream = tokenise(text, [text], "word", None, tmp_path / "cache")[1][0].clone()
+    (file,) = (tmp_path / "cache").rglob("*.tokens")
+    file.with_suffix(".json").write_bytes(note)
+    assert torch.equal(tokenise(text, [text], "word", None, tmp_path / "cache")[1][0], stream)
+    assert json.loads(file.with_suffix(".json").read_text()).keys() == {"sha256", "tokenizer"}
+
+
+def test_caches_of_earlier_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note without the tokenizer's digest, beside a tokenizer without a checksum, is trusted as it was."""
+    text = write(tmp_path / "t.txt", CACHED)
+    stream = tokenise(text, [text], "word", None, tmp_path / "cache")[1][0].clone()
+    (file,) = (tmp_path / "cache").rglob("*.tokens")
+    note = file.with_suffix(".json")
+    note.write_text(json.dumps({"sha256": json.loads(note.read_text())["sha256"]}))
+    (file.parent / "tokenizer.sha256").unlink()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(WordTokenizer, "encode", refuse)
+    assert torch.equal(tokenise(text, [text], "word", None, tmp_path / "cache")[1][0], stream)
+
+
+@pytest.mark.parametrize("content", ["", "one two three\n"])
+def test_a_short_text_says_what_is_missing(content: str, tmp_path: Path) -> None:
+    """An empty text, and one shorter than a sequence, are errors that name the split, its tokens and the length."""
+    (tmp_path / "t.txt").write_text(content)
+    with pytest.raises(DataError, match=r"t\.txt: the train split has [03] tokens, .* data\.length = 35 needs 36"):
+        TextFile(path=str(tmp_path / "t.txt")).load(seed=0, data_dir=tmp_path)
+
+
 def test_the_first_writer_wins(tmp_path: Path) -> None:
     """A file that another process has written meanwhile stays, whole, and nothing else is left behind."""
     target = tmp_path / "tokenizer.json"

@@ -141,14 +141,38 @@ def tokenise(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stored = folder / "tokenizer.json"
-        if not stored.exists():
+        content = _stored_tokenizer(stored)
+        if content is None:
             learned = tokenizers.learn(kind, _shown(known, f"learning {kind} tokenizer"), size)
+            content = learned.to_json().encode()
             with _first(stored) as stream:
-                stream.write(learned.to_json().encode())
-        tokenizer = tokenizers.load(stored)
-        return tokenizer, [_tokens(text, tokenizer, folder / text.digest[:20]) for text in texts]
+                stream.write(content)
+            content = stored.read_bytes()  # of the process that was first
+            with _first(stored.with_suffix(".sha256")) as stream:
+                stream.write(hashlib.sha256(content).hexdigest().encode())
+        tokenizer, digest = tokenizers.load(stored), hashlib.sha256(content).hexdigest()
+        return tokenizer, [_tokens(text, tokenizer, digest, folder / text.digest[:20]) for text in texts]
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def _stored_tokenizer(stored: Path) -> bytes | None:
+    """The stored tokenizer; None if it is missing, or was deleted because it does not have its checksum."""
+    note = stored.with_suffix(".sha256")
+    if not stored.exists():
+        note.unlink(missing_ok=True)
+        return None
+    content = stored.read_bytes()
+    try:
+        right = not note.exists() or note.read_text() == hashlib.sha256(content).hexdigest()
+        tokenizers.load(stored)
+    except (DataError, UnicodeDecodeError):
+        right = False
+    if right:
+        return content
+    note.unlink(missing_ok=True)
+    stored.unlink()
+    return None
 
 
 def tokenised_data(settings: TextSettings, source: str, train: Text, test: Text, data_dir: Path, known: Text) -> Data:
@@ -177,35 +201,50 @@ def cache_folder(data_dir: Path) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "heavytail" / "tokenised"
 
 
-def _tokens(text: Text, tokenizer: Tokenizer, stem: Path) -> torch.Tensor:
-    """The class numbers of a text, from `stem`.tokens if it is there and right."""
+def _tokens(text: Text, tokenizer: Tokenizer, digest: str, stem: Path) -> torch.Tensor:
+    """The class numbers of a text, from `stem`.tokens if they are there and of the tokenizer with this digest."""
     data, note = stem.with_suffix(".tokens"), stem.with_suffix(".json")
-    found = _verified(data, note)
-    if found is None:
+    stored = _verified(data, note, digest)
+    if stored is None:
         data.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
-        digest = hashlib.sha256()
+        written = hashlib.sha256()
         with _first(data) as stream:
             for batch in _batches(_shown(text, "tokenising")):
                 numbers = tokenizer.encode(batch).astype("<i8").tobytes()
-                digest.update(numbers)
+                written.update(numbers)
                 stream.write(numbers)
         with _first(note) as stream:
-            stream.write(json.dumps({"sha256": digest.hexdigest()}).encode())
-        found = _verified(data, note)
-    if found is None:
-        raise DataError(f"{data}: damaged; delete it and try again")
-    return found
+            stream.write(json.dumps({"sha256": written.hexdigest(), "tokenizer": digest}).encode())
+        stored = _verified(data, note, digest)
+    if stored is None:
+        raise DataError(f"{data}: damaged while it was written; is the disk full or failing?")
+    return stored
 
 
-def _verified(data: Path, note: Path) -> torch.Tensor | None:
-    """The stored class numbers, memory-mapped; None if they are missing, unfinished or damaged."""
+def _verified(data: Path, note: Path, tokenizer: str) -> torch.Tensor | None:
+    """The stored class numbers, memory-mapped; None if missing, unfinished, damaged or of another tokenizer.
+
+    Notes of earlier versions do not name the tokenizer. They are trusted while the tokenizer has no checksum of its
+    own, which it gets when it is learned again.
+    """
     if not (data.exists() and note.exists()):
         return None
+    try:
+        entry = json.loads(note.read_bytes())
+        named = entry.get("tokenizer")
+        expected = entry["sha256"]
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        return None
+    if named != tokenizer and (named is not None or (note.parent / "tokenizer.sha256").exists()):
+        return None
     with data.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != json.loads(note.read_bytes()).get("sha256"):
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
             return None
-    if data.stat().st_size == 0:  # which cannot be mapped
+    size = data.stat().st_size
+    if size % 8:
+        return None
+    if size == 0:  # which cannot be mapped
         return torch.empty(0, dtype=torch.int64)
     return torch.from_numpy(np.memmap(data, "<i8", mode="c"))  # "c": torch wants to be allowed to write
 
