@@ -156,7 +156,9 @@ def write_atomic(file: Path, content: bytes) -> None:
             if not file.parent.is_dir():
                 raise
             # Another process took the file for a dead writer's, between its creation and its lock: write again.
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+                error.filename = str(file)
             Path(temporary).unlink(missing_ok=True)
             raise
 

@@ -168,6 +168,28 @@ def test_publishing_again_leaves_nothing_stale(out: Path, tmp_path: Path) -> Non
     assert "small/figures/fig01.png" in names
 
 
+def test_what_somebody_else_put_there_stays(out: Path, tmp_path: Path) -> None:
+    """Only files that publish wrote are removed: those of others stay, pictures and JSON in its folders included."""
+    to = tmp_path / "to"
+    (folder,) = publish([out], to)
+    others = [folder / "mine.json", folder / "figures" / "holiday.png", folder / "figures" / "notes.json"]
+    for file in others:
+        file.write_text("{}")
+    publish([out], to)
+    assert all(file.read_text() == "{}" for file in others)
+
+
+def test_the_source_is_never_overwritten(out: Path, tmp_path: Path) -> None:
+    """A target that is the source, is inside it or holds it is refused before anything is written."""
+    source = tmp_path / "results" / json.loads((out / "claims.json").read_text())[0]["scale"]
+    shutil.copytree(out, source)
+    before = {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
+    for to in (source.parent, source, source.parent / "." / source.name / ".."):
+        with pytest.raises(StoreError, match=r"^--to: .* would overwrite [^\n]*$"):
+            publish([source], to)
+    assert {file: file.read_bytes() for file in source.rglob("*") if file.is_file()} == before
+
+
 def test_parts_of_a_scale_are_put_together(out: Path, tmp_path: Path) -> None:
     """Two folders of one scale with different figures make one; with the same figure they are refused."""
     other = write(tmp_path / "other", {"fig01": ["reproduced"]})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from heavytail.errors import DamagedError
 from heavytail.experiment.store import RunStore
 from heavytail.files import plain
-from heavytail.report.files import write_claims, write_figure
+from heavytail.report.files import add_timing, write_claims, write_figure
 from heavytail.report.page import write_report
 from heavytail.results.claims import Claim
 from heavytail.results.figure import figure
@@ -289,3 +291,22 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_plain(value, expected):
     """Numbers become what JSON can hold, to seven digits; what is not finite becomes null."""
     assert plain(value) == expected
+
+
+def add_rows(out: Path, number: int) -> None:
+    for i in range(20):
+        add_timing(out, {"number": number, "row": i})
+
+
+def test_two_processes_writing_into_one_folder_lose_nothing(tmp_path: Path) -> None:
+    """Rows that four processes add to timing.json at the same time are all there, each process's in order."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=add_rows, args=(tmp_path, number)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    rows = json.loads((tmp_path / "timing.json").read_text())
+    assert len(rows) == 80
+    for number in range(4):
+        assert [row["row"] for row in rows if row["number"] == number] == list(range(20))

@@ -11,6 +11,7 @@ Every file is written atomically, and only after all of them are known to fit.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,11 +60,11 @@ class Reproduction:
         if not ((folder / "claims.json").is_file() and (folder / "figures").is_dir()):
             raise StoreError(f"{folder} is not the folder of a reproduction: expected claims.json and figures/ in it")
         claims, timing = (_rows(folder / f"{name}.json") for name in ("claims", "timing"))
-        figures = {file.stem: read_json(file, {}) for file in sorted((folder / "figures").glob("*.json"))}
+        figures = {file.stem: read_json(file, {}, {}) for file in sorted((folder / "figures").glob("*.json"))}
         if not figures:
             raise StoreError(f"{folder} has no figures; run `heavytail reproduce --out {folder}`")
         for name, record in figures.items():
-            if not isinstance(record, Mapping) or record.get("figure") != name:
+            if record.get("figure") != name:
                 raise StoreError(f"{folder / 'figures' / name}.json: expected the numbers of figure {name}")
         try:
             scales = sorted({str(row["scale"]) for row in (*figures.values(), *claims, *timing)})
@@ -82,7 +83,8 @@ def publish(folders: Sequence[Path], to: Path) -> list[Path]:
     Folders of one scale are put together; what was published of that scale before is replaced.
 
     Raises:
-        StoreError: a folder is not that of a reproduction, two have the same figure, or the result is too large.
+        StoreError: a folder is not that of a reproduction, two have the same figure, the result is too large, or it
+            would overwrite one of the folders.
     """
     found = [Reproduction.read(folder) for folder in folders]
     content: dict[Path, bytes] = {}
@@ -90,8 +92,12 @@ def publish(folders: Sequence[Path], to: Path) -> list[Path]:
         for name, made in _files([one for one in found if one.scale == scale]).items():
             content[to / scale / name] = made
     made_at = [to / scale for scale in dict.fromkeys(one.scale for one in found)]
+    for folder in made_at:
+        for one in found:
+            if _overlap(folder, one.folder):
+                raise StoreError(f"--to: {folder} would overwrite {one.folder}; give a folder apart from the results")
     old = {file for folder in made_at for file in _published(folder)}
-    others = [file for file in _published(to) if file not in old]
+    others = [f for kind in ("json", "png") for f in to.rglob(f"*.{kind}") if f not in old and f not in content]
     size = sum(map(len, content.values())) + sum(file.stat().st_size for file in others)
     if size > LIMIT:
         largest = max(content, key=lambda file: len(content[file]))
@@ -139,15 +145,26 @@ def _files(parts: Sequence[Reproduction]) -> dict[str, bytes]:
 
 
 def _rows(file: Path) -> list[Row]:
-    rows = read_json(file, [])
-    if not (isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows)):
-        raise StoreError(f"{file}: expected a list of tables")
+    rows: list[Row] = read_json(file, [], [{}])
     return rows
 
 
 def _published(folder: Path) -> list[Path]:
-    """The files that `publish` writes and may therefore remove."""
-    return [file for kind in ("json", "png") for file in folder.rglob(f"*.{kind}")]
+    """The files that `publish` wrote, and may therefore remove: those of figures carry its note."""
+    figures = folder / "figures"
+    files = [folder / f"{name}.json" for name in ("claims", "environment", "timing")]
+    for file in figures.glob("*.json"):
+        with contextlib.suppress(StoreError):
+            record = read_json(file, {}, {})
+            if record.get("figure") == file.stem and "note" in record:
+                files += [file, file.with_suffix(".png")]
+    return [file for file in files if file.is_file()]
+
+
+def _overlap(one: Path, two: Path) -> bool:
+    """Whether a folder is the other, or is inside it."""
+    one, two = one.resolve(), two.resolve()
+    return one == two or one in two.parents or two in one.parents
 
 
 # -- making small ----------------------------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ def updated(readme: Path, published: Path) -> str:
     """
     try:
         text = readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot read {readme}: {error.strerror}; --readme names the file with the table") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise StoreError(f"cannot read {readme}: {reason}; --readme names the file with the table") from error
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise StoreError(f"{readme} has no place for the table: expected the lines {BEGIN} and {END}, once each")
     link = Path(os.path.relpath(published, readme.parent)).as_posix()

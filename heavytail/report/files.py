@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from heavytail.errors import DamagedError
-from heavytail.files import Row, read_json, strict_json, write_atomic
+from heavytail.files import Row, locked, read_json, strict_json, write_atomic
 from heavytail.plotting.panels import draw, search_picture
 from heavytail.plotting.style import applied
 from heavytail.results.claims import Claim
@@ -26,6 +26,7 @@ from heavytail.results.results import MissingRuns, Results
 
 VERDICTS = ("reproduced", "not reproduced", "not run")
 FIGURE_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # also the name of its files
+LOCK = ".lock"  # held while a file is read, changed and replaced: several `reproduce` may write into one OUT
 _REMEDY = "; delete it and run `heavytail reproduce` again"
 
 _CLAIM = {
@@ -98,20 +99,20 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
 
 def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:
     """Replace the rows of these claims' figures in OUT/claims.json, and return all rows."""
-    out.mkdir(parents=True, exist_ok=True)
     new = [claim.to_dict() for claim in claims]
     replaced = {row["figure"] for row in new}
-    rows = [row for row in read_claims(out) if row["figure"] not in replaced]
-    rows = sorted([*rows, *new], key=lambda row: row["figure"])
-    write_atomic(out / "claims.json", strict_json(rows))
+    with locked(out / LOCK):
+        rows = [row for row in read_claims(out) if row["figure"] not in replaced]
+        rows = sorted([*rows, *new], key=lambda row: row["figure"])
+        write_atomic(out / "claims.json", strict_json(rows))
     return rows
 
 
 def add_timing(out: Path, row: Row) -> None:
     """Append one `reproduce` to OUT/timing.json; the first of several trains, the others reuse its runs."""
-    out.mkdir(parents=True, exist_ok=True)
-    rows = _read(out / "timing.json", [dict]) or []
-    write_atomic(out / "timing.json", strict_json([*rows, row]))
+    with locked(out / LOCK):
+        rows = _read(out / "timing.json", [dict]) or []
+        write_atomic(out / "timing.json", strict_json([*rows, row]))
 
 
 def read_claims(out: Path) -> list[Row]:
