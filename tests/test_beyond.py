@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
 from heavytail.analysis import associative, bigram, theory, unigram
 from heavytail.analysis.associative import Embeddings
 from heavytail.analysis.bigram import Bigrams
+from heavytail.data.bigram import Bigram, coupling
+from heavytail.data.memory import Memory
 from heavytail.errors import DataError, SpecError
 from heavytail.experiment.store import RunStore
 from heavytail.figures import hessian_classes
@@ -210,7 +214,7 @@ def test_the_bounds_use_the_nearest_minimiser() -> None:
 
 @pytest.mark.parametrize("inputs", hessian_classes.INPUTS)
 @pytest.mark.parametrize("C", [2, 5])
-def test_block_norms_are_those_of_the_whole_hessian(C: int, inputs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_norms_are_those_of_the_whole_hessian(C: int, inputs: str) -> None:
     """The norms are those of the blocks of the whole Hessian, for inputs and weights drawn as described."""
     found = hessian_classes.block_norms(C, inputs, "default", 7)
     rng = np.random.default_rng(7)
@@ -219,6 +223,86 @@ def test_block_norms_are_those_of_the_whole_hessian(C: int, inputs: str, monkeyp
     weight, bias = rng.uniform(-reach, reach, (C, hessian_classes.FEATURES)), rng.uniform(-reach, reach, C)
     H = naive.head_hessian(h, weight, bias)
     np.testing.assert_allclose(found, np.sqrt((H**2).sum(axis=(1, 3))), rtol=1e-10)
+
+
+# -- data to train on ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_memory_has_one_orthonormal_input_for_each_class(rotated: bool) -> None:
+    """Items have the counts of the synthetic data's groups, and inputs whose scalar products are 0 or 1."""
+    one, other = (Memory(5, rotated).load(seed=seed, data_dir=Path()) for seed in (0, 1))
+    assert one.counts.tolist() == [32] + [16] * 2 + [8] * 4 + [4] * 8 + [2] * 16
+    assert one.groups().share.tolist() == [0.2] * 5
+    products = one.train.inputs @ one.train.inputs.T
+    same = one.train.targets[:, None] == one.train.targets
+    np.testing.assert_allclose(products, same.float(), atol=1e-6)
+    assert torch.equal(one.train.targets, other.train.targets)
+    assert torch.equal(one.train.inputs, other.train.inputs) == (not rotated)
+
+
+@pytest.mark.parametrize("optimizer", ["gd", "sign"])
+def test_one_step_on_the_memory_is_that_of_the_theory(optimizer: str) -> None:
+    """A step of the linear model on the samples, with gradients by autograd, recalls what the closed form says."""
+    data = Memory(4).load(seed=0, data_dir=Path())
+    frequency, _ = associative.by_groups(4)
+    lr = associative.first_step_size(optimizer, frequency)
+    W = torch.zeros(15, 15, dtype=torch.float64, requires_grad=True)
+    F.cross_entropy(data.train.inputs.double() @ W.T, data.train.targets).backward()
+    step = W.grad.sign() if optimizer == "sign" else W.grad
+    recall = (-lr * step).softmax(dim=0).diagonal()
+    np.testing.assert_allclose(recall, associative.one_step(optimizer, frequency), rtol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize("size", [2, 30, 120])
+def test_the_joint_frequencies_of_bigrams(size: int, exponent: float) -> None:
+    """Both marginals are the power law, and the rows are reorderings of it once the scale factors are taken out."""
+    pi = theory.zipf(size, exponent)
+    joint = coupling(pi, np.random.default_rng(1))
+    np.testing.assert_allclose(joint.sum(axis=0), pi, rtol=1e-8)
+    np.testing.assert_allclose(joint.sum(axis=1), pi, rtol=1e-8)
+    # joint = diag(u) Q diag(v): of log Q the rows have the same values, and double centring removes u and v
+    Q = np.random.default_rng(1).permuted(np.tile(pi, (size, 1)), axis=1)
+
+    def centred(matrix: np.ndarray) -> np.ndarray:
+        log = np.log(matrix)
+        return log - log.mean(axis=0) - log.mean(axis=1, keepdims=True) + log.mean()
+
+    np.testing.assert_allclose(centred(joint), centred(Q), atol=1e-9)
+
+
+def test_bigram_samples_follow_the_joint_frequencies() -> None:
+    """Classes have the same Zipf counts for every seed; inputs are one-hot tokens as frequent as they should be."""
+    one, other = (Bigram(20, samples=20_000).load(seed=seed, data_dir=Path()) for seed in (0, 1))
+    pi = theory.zipf(20)
+    np.testing.assert_array_equal(one.counts, np.rint(20_000 * pi))
+    assert torch.equal(one.train.targets, other.train.targets)
+    assert not torch.equal(one.train.inputs, other.train.inputs)
+    assert (one.train.inputs.sum(dim=1) == 1).all()
+    rng = np.random.default_rng(0)
+    joint = coupling(pi, rng)
+    tokens = one.train.inputs.argmax(dim=1).numpy()
+    seen = np.histogram2d(tokens, one.train.targets.numpy(), bins=np.arange(21))[0]
+    chi = ((seen - 20_000 * joint) ** 2 / (20_000 * joint)).sum()
+    assert abs(chi - 380) < 5 * np.sqrt(2 * 380)  # 20 x 20 cells, 20 sums of which are fixed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "field"),
+    [
+        (Memory, {"groups": 1}, "groups"),
+        (Memory, {"groups": 14}, "groups"),
+        (Bigram, {"tokens": 1}, "tokens"),
+        (Bigram, {"exponent": -1.0}, "exponent"),
+        (Bigram, {"exponent": float("nan")}, "exponent"),
+        (Bigram, {"tokens": 20, "samples": 19}, "samples"),
+    ],
+)
+def test_settings_out_of_range_are_refused(recipe: type, settings: dict[str, float], field: str) -> None:
+    """An impossible setting is one line that names it."""
+    with pytest.raises(SpecError, match=f"data.{field}: expected"):
+        recipe(**settings)
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
