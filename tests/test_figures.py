@@ -13,7 +13,7 @@ from PIL import Image
 from heavytail.errors import HeavyTailError, SpecError, StoreError
 from heavytail.experiment.store import RunStore
 from heavytail.plotting.panels import draw, search_picture
-from heavytail.plotting.style import applied, group_colours
+from heavytail.plotting.style import COLOURS, OTHERS, applied, group_colours, optimizer_colour, optimizer_name
 from heavytail.results.figure import all_figures, figure
 from heavytail.results.results import MissingRuns, Results, SweepRef
 from tests.reference.figures import decay, fill, write_presets
@@ -293,3 +293,23 @@ def test_groups_run_from_light_to_dark(num_groups):
     brightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in group_colours(num_groups)]
     assert brightness == sorted(brightness, reverse=True)
     assert len(set(brightness)) == num_groups
+
+
+@pytest.mark.parametrize("names", [["lion", "lion2", "soap", "shampoo"], ["x", "a b", "no-momentum", "gd2"]])
+def test_other_optimizers_have_colours_and_names(names):
+    """Optimizers that the paper does not have get colours of their own, with and without momentum, and a name."""
+    colours = [optimizer_colour(f"{name}{suffix}") for name in names for suffix in ("", "+m", "-m")]
+    assert colours == [optimizer_colour(name) for name in names for _ in range(3)]
+    assert not set(colours) & set(COLOURS.values())
+    assert set(colours) <= set(OTHERS)
+    assert len({*map(str.lower, OTHERS), *map(str.lower, COLOURS.values())}) == len(OTHERS) + len(COLOURS)
+    assert [optimizer_name(f"{name}+m", momentum=True) for name in names] == [
+        f"{n} +m".replace("-", "−") for n in names
+    ]
+
+
+def test_six_other_optimizers_differ(monkeypatch):
+    """As many other optimizers as there are colours are all told apart, whatever their names."""
+    monkeypatch.setattr("heavytail.plotting.style._assigned", {})
+    assert {optimizer_colour(f"optimizer{k}") for k in range(len(OTHERS))} == set(OTHERS)
+    assert optimizer_colour("one-more") in OTHERS

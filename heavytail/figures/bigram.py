@@ -10,7 +10,7 @@ import numpy as np
 from heavytail.analysis.bigram import Bigrams, scaling
 from heavytail.figures.tokens import EMBEDDED, PAPER, Settings, load, source
 from heavytail.plotting.style import Panel, Picture, optimizer_colour, optimizer_name
-from heavytail.results.claims import ClaimRule
+from heavytail.results.claims import ClaimRule, claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import MissingRuns, Results
 
@@ -78,22 +78,13 @@ def text_rules(text: str) -> tuple[ClaimRule, ...]:
     """Return the claims on one text."""
     shown = f"{text} (at quick scale {EMBEDDED[text]['name']})" if text in EMBEDDED else text
     return (
-        ClaimRule(
-            f"gd-grows-faster-{text.lower()}",
+        claim(f"gd-grows-faster-{text.lower()}", ">", 0.0,
             f"bigrams of {shown}: slope of log(steps to r = {TEXT_LOSS}) on log(vocabulary size), GD's less sign "
-            "descent's",
-            ">",
-            0.0,
-            lambda results: extra_growth(results, text),
-        ),
-        ClaimRule(
-            f"sign-first-{text.lower()}",
+            "descent's", lambda results: extra_growth(results, text)),
+        claim(f"sign-first-{text.lower()}", "<", 1.0,
             f"bigrams of {shown}, all words: steps of sign descent to r = {TEXT_LOSS}, relative to GD's",
-            "<",
-            1.0,
-            lambda results: sign_share(results, text),
-        ),
-    )
+            lambda results: sign_share(results, text)),
+    )  # fmt: skip
 
 
 # -- picture ---------------------------------------------------------------------------------------------------------
@@ -149,30 +140,17 @@ register(
         "lighter tail (a = 1.5) gradient descent does not slow down. Computed in closed form.",
         (),
         (
-            ClaimRule(
-                "gd-zipf",
+            claim("gd-zipf", "<=", 0.1,
                 f"GD, a = 1: largest |slope of log(steps to r) on log(d) - (1 - r)| over r = {LOSSES}, d = 1e3 to 1e5",
-                "<=",
-                0.1,
-                lambda results: max(abs(slope("gd", 1.0, eps) - (1 - eps)) for eps in LOSSES),
-            ),
-            ClaimRule(
-                "sign-zipf",
+                lambda results: max(abs(slope("gd", 1.0, eps) - (1 - eps)) for eps in LOSSES)),
+            claim("sign-zipf", "<=", 0.05,
                 f"sign descent, a = 1: largest |slope of log(steps to r) on log(d) - 1/2| over r = {LOSSES}, "
-                "d = 1e3 to 1e5",
-                "<=",
-                0.05,
-                lambda results: max(abs(slope("sign", 1.0, eps) - 0.5) for eps in LOSSES),
-            ),
-            ClaimRule(
-                "gd-light",
+                "d = 1e3 to 1e5", lambda results: max(abs(slope("sign", 1.0, eps) - 0.5) for eps in LOSSES)),
+            claim("gd-light", "<=", 0.2,
                 f"GD, a = 1.5: largest slope of log(steps to r) on log(d) over r = {LOSSES}, d = 1e3 to 1e5",
-                "<=",
-                0.2,
-                lambda results: max(slope("gd", 1.5, eps) for eps in LOSSES),
-            ),
+                lambda results: max(slope("gd", 1.5, eps) for eps in LOSSES)),
             *(rule for text in PAPER for rule in text_rules(text)),
         ),
         plot,
     )
-)
+)  # fmt: skip

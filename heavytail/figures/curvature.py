@@ -16,7 +16,7 @@ import numpy as np
 from heavytail.analysis.correlation import Correlation, frequency_halves, loglog
 from heavytail.metrics import sum_by_group
 from heavytail.plotting.style import Panel, Picture, group_colours, optimizer_name
-from heavytail.results.claims import ClaimRule
+from heavytail.results.claims import claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 
@@ -170,25 +170,15 @@ register(
         "Under Adam, gradient norm and Hessian trace of the rows become proportional, both ordered by class frequency.",
         (SweepRef("linear", ("adam+m",), probed=True),),
         (
-            ClaimRule(
-                "traces-start-equal",
-                "largest over smallest Hessian trace of a class at step 0",
-                "<=",
-                1.2,
-                initial_spread,
-            ),
-            ClaimRule(
-                "traces-follow-gradients",
+            claim("traces-start-equal", "<=", 1.2, "largest over smallest Hessian trace of a class at step 0",
+                initial_spread),
+            claim("traces-follow-gradients", ">=", 0.9,
                 f"smaller of log-log Pearson (gradient norm, trace) and Spearman (trace, frequency) over classes with "
-                f"at least {REPEATED} samples, at the best measured step from {WARMED_UP} on",
-                ">=",
-                0.9,
-                best_agreement,
-            ),
+                f"at least {REPEATED} samples, at the best measured step from {WARMED_UP} on", best_agreement),
         ),
         plot_adam_path,
     )
-)
+)  # fmt: skip
 
 # -- figures 23 to 27 ------------------------------------------------------------------------------------------------
 
@@ -237,25 +227,16 @@ register(
         "ones under GD.",
         (LINEAR,),
         (
-            ClaimRule(
-                "adam-assigns-rare",
+            claim("adam-assigns-rare", ">=", 0.5,
                 "probability of the correct class on the rarest group at the last measured step of Adam",
-                ">=",
-                0.5,
-                lambda r: adam_track(r).group_p_correct()[-1, -1],
-            ),
-            ClaimRule(
-                "gd-only-frequent",
+                lambda r: adam_track(r).group_p_correct()[-1, -1]),
+            claim("gd-only-frequent", ">", 0.0,
                 "log-log Pearson (gradient norm, trace) at the last measured step of GD: more frequent half of classes "
-                "less rarer half",
-                ">",
-                0.0,
-                halves_apart,
-            ),
+                "less rarer half", halves_apart),
         ),
         paths_plot(LINEAR),
     )
-)
+)  # fmt: skip
 
 
 def correlation_figure(name: str, title: str, paper: str, preset: str, variant: str = "") -> Figure:
@@ -266,21 +247,12 @@ def correlation_figure(name: str, title: str, paper: str, preset: str, variant: 
         return BlockTrack.read(results, ref, "adam+m").relation(row).spearman.value
 
     rules = (
-        ClaimRule(
-            "correlated",
-            "Spearman (gradient norm, trace) over classes at the last measured step of Adam",
-            ">=",
-            0.5,
-            lambda r: adam(r, -1),
-        ),
-        ClaimRule(
-            "correlation-rises",
+        claim("correlated", ">=", 0.5, "Spearman (gradient norm, trace) over classes at the last measured step of Adam",
+            lambda r: adam(r, -1)),
+        claim("correlation-rises", ">=", 0.2,
             "Spearman (gradient norm, trace) over classes at the last measured step of Adam, less that at step 0",
-            ">=",
-            0.2,
-            lambda r: adam(r, -1) - adam(r, 0),
-        ),
-    )
+            lambda r: adam(r, -1) - adam(r, 0)),
+    )  # fmt: skip
     about = "The correlation of gradient norm and Hessian trace over classes that training brings about (last layer)."
     return Figure(name, title, paper, about, (ref,), rules, paths_plot(ref))
 
@@ -305,14 +277,10 @@ register(
         "it takes training, not only large weights.",
         (LINEAR,),
         (
-            ClaimRule(
-                "uncorrelated",
+            claim("uncorrelated", "<=", 0.2,
                 "log-log Pearson (gradient norm, trace) over classes at the last measured -W_t, larger of GD and Adam",
-                "<=",
-                0.2,
-                mirrored_correlation,
-            ),
+                mirrored_correlation),
         ),
         paths_plot(LINEAR, MIRRORED),
     )
-)
+)  # fmt: skip

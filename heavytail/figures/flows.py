@@ -10,7 +10,7 @@ import numpy as np
 from heavytail.analysis import theory
 from heavytail.experiment.store import History
 from heavytail.plotting.style import Picture, group_colours, optimizer_colour, optimizer_name
-from heavytail.results.claims import ClaimRule
+from heavytail.results.claims import ClaimRule, claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results, SweepRef
 
@@ -63,27 +63,17 @@ register(
         "descent move all coordinates alike. Computed, not trained.",
         (),
         (
-            ClaimRule(
-                "gd-closed-form", "largest |w_k(t) - (1 - alpha pi_k)^t| of GD", "<=", 1e-12, lambda r: gd_error()
-            ),
-            ClaimRule(
-                "sign-alike",
+            claim("gd-closed-form", "<=", 1e-12, "largest |w_k(t) - (1 - alpha pi_k)^t| of GD", lambda r: gd_error()),
+            claim("sign-alike", "<=", 1e-6,
                 "sign descent: largest difference between coordinates, relative to their size",
-                "<=",
-                1e-6,
-                lambda r: spread(quadratic("sign")),
-            ),
-            ClaimRule(
-                "adam-alike",
+                lambda r: spread(quadratic("sign"))),
+            claim("adam-alike", "<=", 1e-6,
                 "Adam with eps = 0: largest difference between coordinates, relative to their size",
-                "<=",
-                1e-6,
-                lambda r: spread(quadratic("adam", eps=0.0)),
-            ),
+                lambda r: spread(quadratic("adam", eps=0.0))),
         ),
         plot_quadratic,
     )
-)
+)  # fmt: skip
 
 # -- theorem 3 -------------------------------------------------------------------------------------------------------
 
@@ -199,29 +189,16 @@ def plot_flows(results: Results) -> Picture:
 def flow_rules(label: str, name: str, exponent: float) -> tuple[ClaimRule, ...]:
     """Return the claims on one flow."""
     return (
-        ClaimRule(
-            f"{name}-flow-solves-its-ode",
+        claim(f"{name}-flow-solves-its-ode", "<=", 1e-8,
             f"{name} flow: largest relative distance of the closed form from a numerical integration",
-            "<=",
-            1e-8,
-            lambda r: ode_error(label, r),
-        ),
-        ClaimRule(
-            f"{name}-descent-follows",
+            lambda r: ode_error(label, r)),
+        claim(f"{name}-descent-follows", "<=", 0.01,
             f"{name} descent with small steps: largest relative distance of a class's loss (above {SOLVED}) from the "
-            "closed form",
-            "<=",
-            0.01,
-            lambda r: descent_error(label, r),
-        ),
-        ClaimRule(
-            f"{name}-time-exponent",
+            "closed form", lambda r: descent_error(label, r)),
+        claim(f"{name}-time-exponent", "within", (exponent - 0.05, exponent + 0.05),
             f"{name} descent: slope of log(time to loss {TARGET}) on log(class frequency)",
-            "within",
-            (exponent - 0.05, exponent + 0.05),
-            lambda r: time_exponent(r, label),
-        ),
-    )
+            lambda r: time_exponent(r, label)),
+    )  # fmt: skip
 
 
 register(

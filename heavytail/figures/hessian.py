@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from heavytail.plotting.style import Picture
-from heavytail.results.claims import ClaimRule
+from heavytail.results.claims import claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results, SweepRef
 
@@ -79,22 +79,13 @@ def hessian_figure(name: str, paper: str, array: str, words: str) -> Figure:
         return min(within / between if between else np.inf for within, between in pairs)
 
     rules = (
-        ClaimRule(
-            "blocks-stand-out",
+        claim("blocks-stand-out", ">=", 10.0,
             f"median magnitude within diagonal blocks over that between blocks, {words}, smallest over measured steps",
-            ">=",
-            10.0,
-            contrast,
-        ),
-        ClaimRule(
-            "diagonally-dominant",
+            contrast),
+        claim("diagonally-dominant", ">=", 1 - ROUNDING,
             "Tr H_kk over sum of |Tr H_kj| over j != k, smallest over classes and measured steps (1 by an identity of "
-            "the softmax, up to rounding)",
-            ">=",
-            1 - ROUNDING,
-            lambda r: float(measured(r, "diagonal_share").min()),
-        ),
-    )
+            "the softmax, up to rounding)", lambda r: float(measured(r, "diagonal_share").min())),
+    )  # fmt: skip
     about = (
         f"Entries of the Hessian along Adam's path, classes sampled {words}, most frequent first: the blocks on the "
         "diagonal stand out."

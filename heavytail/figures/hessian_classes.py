@@ -19,7 +19,7 @@ import numpy as np
 
 from heavytail.analysis.bigram import scaling
 from heavytail.plotting.style import Picture
-from heavytail.results.claims import ClaimRule
+from heavytail.results.claims import ClaimRule, claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results
 
@@ -86,14 +86,9 @@ def zero_error() -> float:
 
 def slope_rule(inputs: str) -> ClaimRule:
     """Return the claim on the relative size at the default initialisation."""
-    return ClaimRule(
-        f"slope-{inputs}",
+    return claim(f"slope-{inputs}", "<=", -0.8,
         f"PyTorch's initialisation, inputs {INPUTS[inputs]}: slope of log(norm of off-diagonal over diagonal blocks) "
-        f"on log(C), C = {SIZES[0]} to {SIZES[-1]}",
-        "<=",
-        -0.8,
-        lambda results: scaling(SIZES, sizes(inputs)),
-    )
+        f"on log(C), C = {SIZES[0]} to {SIZES[-1]}", lambda results: scaling(SIZES, sizes(inputs)))  # fmt: skip
 
 
 def plot(results: Results) -> Picture:
@@ -128,14 +123,9 @@ register(
         (),
         (
             *(slope_rule(inputs) for inputs in INPUTS),
-            ClaimRule(
-                "zero-exact",
-                "W = 0: largest relative distance of that ratio from 1/(C - 1)",
-                "<=",
-                1e-9,
-                lambda results: zero_error(),
-            ),
+            claim("zero-exact", "<=", 1e-9, "W = 0: largest relative distance of that ratio from 1/(C - 1)",
+                lambda results: zero_error()),
         ),
         plot,
     )
-)
+)  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 
 from heavytail.plotting.panels import final_group_losses, group_losses, loss_label
 from heavytail.plotting.style import Picture, optimizer_name
-from heavytail.results.claims import ClaimRule, group_ratios, order, present, rarest, ratio
+from heavytail.results.claims import claim, group_ratios, order, present, rarest, ratio
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results, Selected, SweepRef
 
@@ -57,32 +57,19 @@ register(
         "With aligned inputs GD leaves rare groups behind; with near-orthogonal ones it fits all groups alike.",
         (ALIGNED, ORTHOGONAL),
         (
-            ClaimRule(
-                "aligned-ordered",
+            claim("aligned-ordered", ">=", 0.9,
                 "N(1, 1) inputs: Spearman correlation of a group's number with GD's final loss on it",
-                ">=",
-                0.9,
-                lambda r: order(r.selected(ALIGNED, "gd-m")),
-            ),
-            ClaimRule(
-                "aligned-apart",
+                lambda r: order(r.selected(ALIGNED, "gd-m"))),
+            claim("aligned-apart", ">=", 2.0,
                 "N(1, 1) inputs: final loss of GD on the rarest group, relative to the most frequent group's",
-                ">=",
-                2.0,
-                lambda r: ratio(rarest(r.selected(ALIGNED, "gd-m")), first_group(r.selected(ALIGNED, "gd-m"))),
-            ),
-            ClaimRule(
-                "orthogonal-level",
+                lambda r: ratio(rarest(r.selected(ALIGNED, "gd-m")), first_group(r.selected(ALIGNED, "gd-m")))),
+            claim("orthogonal-level", "<=", 1.0,
                 f"N(0, 1) inputs, GD's final losses: the smaller of (largest / smallest group) / {SPREAD} "
-                f"and (largest group / its initial loss) / {SOLVED}",
-                "<=",
-                1.0,
-                lambda r: level(r.selected(ORTHOGONAL, "gd-m")),
-            ),
+                f"and (largest group / its initial loss) / {SOLVED}", lambda r: level(r.selected(ORTHOGONAL, "gd-m"))),
         ),
         plot_inputs,
     )
-)
+)  # fmt: skip
 
 
 def horizons(results: Results) -> tuple[int, int, int]:
@@ -119,28 +106,14 @@ register(
         "GD does learn the rare groups, a hundred times later: their loss first rises, then waits, then falls.",
         (LONG,),
         (
-            ClaimRule(
-                "rare-rises",
-                "loss of the rarest group at the first horizon, relative to its initial loss",
-                ">",
-                1.0,
-                lambda r: relative_at(r, 0)[-1],
-            ),
-            ClaimRule(
-                "all-fall",
-                "loss at the last horizon relative to the initial loss, largest over groups",
-                "<",
-                1.0,
-                lambda r: relative_at(r, 2).max(),
-            ),
-            ClaimRule(
-                "rare-waits",
+            claim("rare-rises", ">", 1.0, "loss of the rarest group at the first horizon, relative to its initial loss",
+                lambda r: relative_at(r, 0)[-1]),
+            claim("all-fall", "<", 1.0, "loss at the last horizon relative to the initial loss, largest over groups",
+                lambda r: relative_at(r, 2).max()),
+            claim("rare-waits", ">=", 0.5,
                 "loss of the rarest group at the second horizon, relative to that at the first",
-                ">=",
-                0.5,
-                lambda r: ratio(relative_at(r, 1)[-1], relative_at(r, 0)[-1]),
-            ),
+                lambda r: ratio(relative_at(r, 1)[-1], relative_at(r, 0)[-1])),
         ),
         plot_horizons,
     )
-)
+)  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 from heavytail.analysis import associative, theory
 from heavytail.analysis.associative import OPTIMIZERS, Embeddings
 from heavytail.plotting.style import Panel, Picture, optimizer_colour, optimizer_name
-from heavytail.results.claims import ClaimRule, ratio
+from heavytail.results.claims import claim, ratio
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results
 
@@ -129,52 +129,24 @@ register(
         "float64.",
         (),
         (
-            ClaimRule(
-                "muon-balanced",
+            claim("muon-balanced", ">=", 0.85,
                 "Muon, one step: probability of the worst item, smallest over frequencies (two levels, 1/k) and bases "
-                "(class, three rotations)",
-                ">=",
-                0.85,
-                lambda results: min(worst("muon", None, *ROTATIONS)),
-            ),
-            ClaimRule(
-                "sign-balanced-in-class-basis",
+                "(class, three rotations)", lambda results: min(worst("muon", None, *ROTATIONS))),
+            claim("sign-balanced-in-class-basis", ">=", 0.85,
                 "sign descent, one step in the class basis: probability of the worst item, smallest over frequencies",
-                ">=",
-                0.85,
-                lambda results: min(worst("sign", None)),
-            ),
-            ClaimRule(
-                "sign-unbalanced-rotated",
+                lambda results: min(worst("sign", None))),
+            claim("sign-unbalanced-rotated", "<=", 0.1,
                 "sign descent, one step in a rotated basis: probability of the worst item, largest over frequencies "
-                "and three rotations",
-                "<=",
-                0.1,
-                lambda results: max(worst("sign", *ROTATIONS)),
-            ),
-            ClaimRule(
-                "gd-unbalanced",
-                "GD, one step: probability of the worst item, largest over frequencies",
-                "<=",
-                0.1,
-                lambda results: max(worst("gd", None)),
-            ),
-            ClaimRule(
-                "many-steps-muon",
+                "and three rotations", lambda results: max(worst("sign", *ROTATIONS))),
+            claim("gd-unbalanced", "<=", 0.1, "GD, one step: probability of the worst item, largest over frequencies",
+                lambda results: max(worst("gd", None))),
+            claim("many-steps-muon", "<=", 0.8,
                 f"steps of Muon until the rarest group's loss is {SOLVED:.2f} nats, relative to GD's",
-                "<=",
-                0.8,
-                lambda results: rare_ratio(("muon", None), ("gd", None)),
-            ),
-            ClaimRule(
-                "many-steps-rotated",
+                lambda results: rare_ratio(("muon", None), ("gd", None))),
+            claim("many-steps-rotated", ">=", 1.25,
                 f"rotated basis: steps of sign descent until the rarest group's loss is {SOLVED:.2f} nats, relative to "
-                "Muon's",
-                ">=",
-                1.25,
-                lambda results: rare_ratio(("sign", ROTATIONS[0]), ("muon", ROTATIONS[0])),
-            ),
+                "Muon's", lambda results: rare_ratio(("sign", ROTATIONS[0]), ("muon", ROTATIONS[0]))),
         ),
         plot,
     )
-)
+)  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 from heavytail.analysis import theory
 from heavytail.figures.curvature import scatter_groups
 from heavytail.plotting.style import Panel, Picture, group_colours
-from heavytail.results.claims import ClaimRule
+from heavytail.results.claims import claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 
@@ -149,22 +149,13 @@ register(
         "which the last panel measures.",
         (ADAM,),
         (
-            ClaimRule(
-                "eq1-exact",
+            claim("eq1-exact", "<", 1e-12,
                 "largest relative distance of gradient norms and Hessian traces at W = 0 from eq. 1, in float64",
-                "<",
-                1e-12,
-                eq1_error,
-            ),
-            ClaimRule(
-                "eq2-ratio",
+                eq1_error),
+            claim("eq2-ratio", "<=", 0.2,
                 "largest relative distance of (gradient norm / trace) from eq. 2 over classes with c pi_k >= 20, at "
-                "the best measured step of Adam",
-                "<=",
-                0.2,
-                eq2_error,
-            ),
+                "the best measured step of Adam", eq2_error),
         ),
         plot,
     )
-)
+)  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from heavytail.plotting.panels import group_losses, loss_label, overall_loss
 from heavytail.plotting.style import Picture, optimizer_name
-from heavytail.results.claims import ClaimRule, rarest, ratio
+from heavytail.results.claims import ClaimRule, claim, rarest, ratio
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Results, SweepRef
 
@@ -57,21 +57,12 @@ def rules(name: str, preset: str) -> tuple[ClaimRule, ClaimRule]:
     """Return the claims on one problem."""
     plain, root, _ = refs(preset)
     return (
-        ClaimRule(
-            f"weighted-ahead-{name.lower()}",
+        claim(f"weighted-ahead-{name.lower()}", "<", 1.0,
             f"{name}: final unweighted loss of SGD on the 1/sqrt(pi) weighted loss, relative to plain SGD's",
-            "<",
-            1.0,
-            lambda r: ratio(r.selected(root, "gd+m").final_loss, r.selected(plain, "gd+m").final_loss),
-        ),
-        ClaimRule(
-            f"weighted-rare-{name.lower()}",
-            f"{name}: the same on the rarest group",
-            "<=",
-            0.95,
-            lambda r: ratio(rarest(r.selected(root, "gd+m")), rarest(r.selected(plain, "gd+m"))),
-        ),
-    )
+            lambda r: ratio(r.selected(root, "gd+m").final_loss, r.selected(plain, "gd+m").final_loss)),
+        claim(f"weighted-rare-{name.lower()}", "<=", 0.95, f"{name}: the same on the rarest group",
+            lambda r: ratio(rarest(r.selected(root, "gd+m")), rarest(r.selected(plain, "gd+m")))),
+    )  # fmt: skip
 
 
 register(

@@ -13,7 +13,7 @@ from heavytail.data import Data
 from heavytail.errors import DataError
 from heavytail.experiment.registry import Component, registry
 from heavytail.plotting.style import Picture
-from heavytail.results.claims import ClaimRule
+from heavytail.results.claims import ClaimRule, claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, MissingRuns, Results
 
@@ -93,13 +93,9 @@ def plot(results: Results) -> Picture:
 def rule(text: str, kind: str) -> ClaimRule:
     """Return the claim that one histogram is heavy-tailed."""
     shown = f"{text} (at quick scale {EMBEDDED[text]['name']})" if text in EMBEDDED else text
-    return ClaimRule(
-        f"slope-{kind}-{text.lower()}",
+    return claim(f"slope-{kind}-{text.lower()}", "within", (-1.3, -0.7),
         f"{shown}, {kind}: least-squares slope of log frequency on log rank, ranks {zipf.LOW} to {zipf.HIGH}",
-        "within",
-        (-1.3, -0.7),
-        lambda results: zipf.fit(counts(results, text, kind)).slope,
-    )
+        lambda results: zipf.fit(counts(results, text, kind)).slope)  # fmt: skip
 
 
 register(

@@ -9,7 +9,7 @@ import numpy as np
 from heavytail.analysis import theory
 from heavytail.analysis.unigram import OPTIMIZERS, bound, fewest_steps
 from heavytail.plotting.style import Picture, optimizer_colour, optimizer_name
-from heavytail.results.claims import ClaimRule
+from heavytail.results.claims import claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results
 
@@ -56,22 +56,13 @@ register(
         "tokens, the more steps normalised gradient descent takes relative to sign descent. Computed, not trained.",
         (),
         (
-            ClaimRule(
-                "advantage-grows",
+            claim("advantage-grows", ">", 1.0,
                 "steps of normalised GD over those of sign descent: smallest factor from one vocabulary size to the "
                 f"next, c = {SIZES[0]} to {SIZES[-1]}",
-                ">",
-                1.0,
-                lambda results: float((advantage()[1:] / advantage()[:-1]).min()),
-            ),
-            ClaimRule(
-                "sign-first",
-                f"steps of sign descent relative to those of normalised GD, c = {SIZES[-1]}",
-                "<",
-                1.0,
-                lambda results: float(1 / advantage()[-1]),
-            ),
+                lambda results: float((advantage()[1:] / advantage()[:-1]).min())),
+            claim("sign-first", "<", 1.0, f"steps of sign descent relative to those of normalised GD, c = {SIZES[-1]}",
+                lambda results: float(1 / advantage()[-1])),
         ),
         plot,
     )
-)
+)  # fmt: skip

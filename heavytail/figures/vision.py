@@ -6,7 +6,7 @@ import numpy as np
 
 from heavytail.plotting.panels import group_row, loss_label, overall_loss
 from heavytail.plotting.style import Picture
-from heavytail.results.claims import ClaimRule, group_ratios, imbalance_rules, progress, ratio
+from heavytail.results.claims import ClaimRule, claim, group_ratios, imbalance_rules, progress, ratio
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Results, SweepRef
 
@@ -50,37 +50,21 @@ register(
         "the rest.",
         {DIGITS: "", COMBINED: ""},
         (
-            ClaimRule(
-                "mnist-solved",
+            claim("mnist-solved", "<=", 0.1,
                 "digits alone: final loss relative to the initial loss, the larger of GD and Adam",
-                "<=",
-                0.1,
-                lambda r: np.max([progress(r.selected(DIGITS, label)) for label in PAIR]),
-            ),
-            ClaimRule(
-                "barcoded-stays",
+                lambda r: np.max([progress(r.selected(DIGITS, label)) for label in PAIR])),
+            claim("barcoded-stays", ">=", 0.9,
                 "digits and barcoded ones: final loss of GD on the barcoded group, relative to its initial loss",
-                ">=",
-                0.9,
-                lambda r: group_ratios(r.selected(COMBINED, "gd+m"))[-1],
-            ),
-            ClaimRule(
-                "digits-fall",
+                lambda r: group_ratios(r.selected(COMBINED, "gd+m"))[-1]),
+            claim("digits-fall", "<=", 0.5,
                 "digits and barcoded ones: final loss of GD on the digits, relative to its initial loss",
-                "<=",
-                0.5,
-                lambda r: group_ratios(r.selected(COMBINED, "gd+m"))[0],
-            ),
-            ClaimRule(
-                "adam-lowers-both",
+                lambda r: group_ratios(r.selected(COMBINED, "gd+m"))[0]),
+            claim("adam-lowers-both", "<=", 0.5,
                 "digits and barcoded ones: final loss of Adam relative to the initial loss, the larger of both groups",
-                "<=",
-                0.5,
-                lambda r: group_ratios(r.selected(COMBINED, "adam+m")).max(),
-            ),
+                lambda r: group_ratios(r.selected(COMBINED, "adam+m")).max()),
         ),
     )
-)
+)  # fmt: skip
 register(imbalance_figure("fig03", "ResNet18 on uniform and heavy-tailed labels", "Figure 3", "resnet18"))
 register(imbalance_figure("fig11", "ResNet18 with LayerNorm instead of BatchNorm", "Figure 11", "resnet18-layernorm"))
 register(
@@ -91,16 +75,11 @@ register(
         "On the full, nearly balanced data set SGD and Adam train a vision transformer alike.",
         {FULL: ""},
         (
-            ClaimRule(
-                "no-gap",
-                "|L(SGD)/L(Adam) - 1|, final losses",
-                "<=",
-                0.1,
-                lambda r: abs(ratio(r.selected(FULL, "gd+m").final_loss, r.selected(FULL, "adam+m").final_loss) - 1),
-            ),
+            claim("no-gap", "<=", 0.1, "|L(SGD)/L(Adam) - 1|, final losses",
+                lambda r: abs(ratio(r.selected(FULL, "gd+m").final_loss, r.selected(FULL, "adam+m").final_loss) - 1)),
         ),
     )
-)
+)  # fmt: skip
 register(imbalance_figure("fig13", "SimpleViT on uniform and heavy-tailed labels", "Figure 13", "simple-vit"))
 
 SETS = (DIGITS, BARCODED, COMBINED)
@@ -123,21 +102,13 @@ register(
         "GD trains the CNN on either balanced set, of ten classes or of many; only on their union does it fall behind.",
         SETS,
         (
-            ClaimRule(
-                "balanced-solved",
+            claim("balanced-solved", "<=", 0.05,
                 "final loss of GD relative to the initial loss, the larger of digits alone and barcoded ones alone",
-                "<=",
-                0.05,
-                lambda r: np.max([progress(r.selected(ref, "gd+m")) for ref in (DIGITS, BARCODED)]),
-            ),
-            ClaimRule(
-                "combined-stays",
+                lambda r: np.max([progress(r.selected(ref, "gd+m")) for ref in (DIGITS, BARCODED)])),
+            claim("combined-stays", ">=", 0.3,
                 "final loss of GD on digits and barcoded ones together, relative to the initial loss",
-                ">=",
-                0.3,
-                lambda r: progress(r.selected(COMBINED, "gd+m")),
-            ),
+                lambda r: progress(r.selected(COMBINED, "gd+m"))),
         ),
         plot_balance,
     )
-)
+)  # fmt: skip

@@ -1,12 +1,13 @@
-"""The look of all figures, and the picture that writes down what is plotted in it.
+"""The style of all figures, and a picture that records every number plotted in it.
 
-Colours are those of Okabe and Ito, told apart by every common kind of colour vision; groups run from light (most
-frequent) to dark (rarest), which survives a black-and-white print. No global state of pyplot is touched.
+Colours are those of Okabe and Ito, distinct for every common kind of colour vision; groups run from light (most
+frequent) to dark (rarest), which survives a black-and-white print. The global state of pyplot is not changed.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
@@ -18,6 +19,10 @@ from numpy.typing import ArrayLike
 
 COLOURS = {"gd": "#0072B2", "adam": "#D55E00", "normalized-gd": "#009E73", "sign": "#CC79A7", "muon": "#E69F00"}
 NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "sign descent", "muon": "Muon"}
+# For other optimizers: colours that differ from those above and from each other for every common kind of colour vision
+# (Okabe and Ito's light blue, then Paul Tol's "muted" set).
+OTHERS = ("#56B4E9", "#332288", "#882255", "#999933", "#117733", "#661100")
+_assigned: dict[str, str] = {}  # other optimizer -> its colour in this process
 INK = "#3a3a3a"
 TABLE_FONT = 7.0
 TABLE_WRAP = 34  # characters of a line of a table's cell
@@ -49,7 +54,7 @@ _RC: Any = {
 
 
 def applied() -> AbstractContextManager[None]:
-    """Return a context in which matplotlib draws in this style; what it was before comes back."""
+    """Return a context in which matplotlib draws in this style; leaving it restores the previous one."""
     import matplotlib
 
     context: AbstractContextManager[None] = matplotlib.rc_context(_RC)
@@ -57,12 +62,24 @@ def applied() -> AbstractContextManager[None]:
 
 
 def split_label(label: str) -> tuple[str, str]:
-    """Return the optimizer and the momentum suffix of a label: ("gd", "+m") of "gd+m"."""
+    """Return the optimizer and the momentum suffix of a label.
+
+    The suffix is "+m" with momentum (for Adam: beta1 > 0), "-m" with a momentum of 0, and "" for optimizers without
+    this setting and for labels that a preset sets itself (see `experiment.sweep.momentum_suffix`).
+
+    >>> split_label("gd+m"), split_label("lion")
+    (('gd', '+m'), ('lion', ''))
+    """
     return (label[:-2], label[-2:]) if label.endswith(("+m", "-m")) else (label, "")
 
 
 def optimizer_name(label: str, *, stochastic: bool = False, momentum: bool = False) -> str:
-    """Return how an optimizer is written: "Adam", "SGD" for GD on mini-batches; with the suffix "+m" if asked.
+    """Return the name of an optimizer in figures: "Adam", "SGD" for GD on mini-batches, the label of any other.
+
+    Args:
+        label: of the optimizer, "gd+m".
+        stochastic: whether it was run on mini-batches.
+        momentum: whether to append the suffix.
 
     >>> optimizer_name("gd+m", stochastic=True, momentum=True)
     'SGD +m'
@@ -75,8 +92,19 @@ def optimizer_name(label: str, *, stochastic: bool = False, momentum: bool = Fal
 
 
 def optimizer_colour(label: str) -> str:
-    """Return the colour of an optimizer, grey for one that the paper does not have."""
-    return COLOURS.get(split_label(label)[0], "#777777")
+    """Return the colour of an optimizer, the same with and without momentum.
+
+    An optimizer that is not in COLOURS gets one of OTHERS, by its name; two of them share one only if there are more
+    than OTHERS has.
+    """
+    base = split_label(label)[0]
+    if base in COLOURS:
+        return COLOURS[base]
+    if base not in _assigned:
+        start = zlib.crc32(base.encode())
+        cycle = [OTHERS[(start + k) % len(OTHERS)] for k in range(len(OTHERS))]
+        _assigned[base] = next((colour for colour in cycle if colour not in _assigned.values()), cycle[0])
+    return _assigned[base]
 
 
 def group_colours(num_groups: int) -> list[Any]:

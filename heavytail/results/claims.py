@@ -1,8 +1,8 @@
-"""Claims: what each figure must show, as predicates over measured numbers with thresholds fixed before any run.
+"""Claims of the figures: predicates over measured numbers, with thresholds fixed before any run.
 
-A rule declares its threshold once; checked against results it gives a Claim with the measured number and a verdict.
-The families that several figures share are here: the gap between GD and Adam, the direction of the step, and balanced
-against heavy-tailed data. Losses are those at the selected step sizes, medians over seeds, in nats; "rarest" is the
+`claim` declares a rule; checking it against results gives a Claim with the measured number and a verdict. The families
+that several figures share are here: the gap between GD and Adam, the direction of the step, and balanced against
+heavy-tailed data. Losses are those at the selected step sizes, medians over seeds, in nats; "rarest" is the
 last frequency group, "initial" the same quantity at step 0.
 
 Shapes: G frequency groups.
@@ -27,13 +27,13 @@ Verdict = Literal["reproduced", "not reproduced", "not run"]
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a figure, and what came out.
+    """One claim of a figure, with its measured number.
 
     Attributes:
         figure: "fig04".
         claim: short name, unique within the figure.
-        statement: what `measured` is.
-        measured: the number; None if the runs are missing.
+        statement: the measured quantity, in words.
+        measured: its value; None if the runs are missing.
         comparison: how it compares with the threshold; "within" includes both ends.
         threshold: a number, or (low, high) for "within".
         scale: the scale it was measured at.
@@ -57,7 +57,7 @@ class Claim:
         return "reproduced" if _holds(self.measured, self.comparison, self.threshold) else "not reproduced"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a table that is strict JSON: a number that is not finite is null, and `reason` says what it was."""
+        """Return a row of claims.json: a number that is not finite is null, and `reason` names it."""
         finite = self.measured is not None and math.isfinite(self.measured)
         reason = self.reason
         if self.measured is not None and not finite:
@@ -92,7 +92,7 @@ class ClaimRule:
     measure: Callable[[Results], float]
 
     def check(self, figure: str, results: Results, missing: str | None = None) -> Claim:
-        """Return the claim as measured, or as not run where runs are missing; `missing` says why, if that is known."""
+        """Return the claim as measured, or as not run if runs are missing; `missing` is the reason, if known."""
         try:
             return self._claim(figure, results.scale, float(self.measure(results)))
         except MissingRuns as error:
@@ -104,6 +104,13 @@ class ClaimRule:
 
     def _claim(self, figure: str, scale: str, measured: float | None, reason: str = "") -> Claim:
         return Claim(figure, self.id, self.statement, measured, self.comparison, self.threshold, scale, reason)
+
+
+def claim(
+    id: str, comparison: Comparison, threshold: Threshold, statement: str, measure: Callable[[Results], float]
+) -> ClaimRule:
+    """Declare a claim, its threshold first: `claim("rare-stays", ">=", 0.9, "final loss ...", lambda r: ...)`."""
+    return ClaimRule(id, statement, comparison, threshold, measure)
 
 
 def _holds(measured: float, comparison: Comparison, threshold: Threshold) -> bool:
@@ -124,7 +131,7 @@ def _holds(measured: float, comparison: Comparison, threshold: Threshold) -> boo
 
 
 def ratio(a: float, b: float) -> float:
-    """Return a / b for losses >= 0: 1 for 0/0 (they are equal), inf for a/0, NaN for inf/inf (nothing is known).
+    """Return a / b for losses >= 0: 1 for 0/0 (they are equal), inf for a/0, NaN for inf/inf.
 
     >>> ratio(0.0, 0.0), ratio(1.0, 0.0), ratio(1.0, float("inf"))
     (1.0, inf, 0.0)
@@ -136,15 +143,11 @@ def ratio(a: float, b: float) -> float:
 
 def spearman(x: Array, y: Array) -> float:
     """Return the rank correlation of x [G] and y [G], ties sharing their mean rank; NaN if either is constant."""
-    ranks = np.stack([_ranks(np.asarray(x)), _ranks(np.asarray(y))])
-    centred = ranks - ranks.mean(axis=1, keepdims=True)
-    norm = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    return float(centred[0] @ centred[1]) / norm if norm > 0 else math.nan
+    from scipy.stats import spearmanr
 
-
-def _ranks(values: Array) -> Array:
-    _, where, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[where]
+    if min(len(np.unique(x)), len(np.unique(y))) < 2:
+        return math.nan
+    return float(spearmanr(x, y).statistic)
 
 
 def present(run: Selected, losses: Array | None = None) -> tuple[Array, Array]:
@@ -196,50 +199,22 @@ def gap_rules(
     rules = {
         rule.id: rule
         for rule in (
-            ClaimRule(
-                "rare-stays",
-                "final loss of GD on the rarest group, relative to its initial loss",
-                ">=",
-                0.9,
-                lambda r: group_ratios(slow(r))[-1],
-            ),
-            ClaimRule(
-                "frequent-falls",
+            claim("rare-stays", ">=", 0.9, "final loss of GD on the rarest group, relative to its initial loss",
+                lambda r: group_ratios(slow(r))[-1]),
+            claim("frequent-falls", "<=", 0.75,
                 "final loss of GD on the most frequent group, relative to its initial loss",
-                "<=",
-                0.75,
-                lambda r: group_ratios(slow(r))[0],
-            ),
-            ClaimRule(
-                "adam-lowers-all",
-                "final loss of Adam relative to the initial loss, largest over groups",
-                "<",
-                1.0,
-                lambda r: group_ratios(fast(r)).max(),
-            ),
-            ClaimRule(
-                "adam-ahead",
-                "final overall loss of Adam, relative to GD's",
-                "<=",
-                0.9,
-                lambda r: ratio(fast(r).final_loss, slow(r).final_loss),
-            ),
-            ClaimRule(
-                "ordered",
+                lambda r: group_ratios(slow(r))[0]),
+            claim("adam-lowers-all", "<", 1.0, "final loss of Adam relative to the initial loss, largest over groups",
+                lambda r: group_ratios(fast(r)).max()),
+            claim("adam-ahead", "<=", 0.9, "final overall loss of Adam, relative to GD's",
+                lambda r: ratio(fast(r).final_loss, slow(r).final_loss)),
+            claim("ordered", ">=", 0.9,
                 "Spearman correlation of a group's number (1 = most frequent) with GD's final loss on it",
-                ">=",
-                0.9,
-                lambda r: order(slow(r)),
-            ),
-            ClaimRule(
-                "rare-gap",
-                "final loss of Adam on the rarest group, relative to GD's",
-                "<=",
-                0.8,
-                lambda r: ratio(rarest(fast(r)), rarest(slow(r))),
-            ),
+                lambda r: order(slow(r))),
+            claim("rare-gap", "<=", 0.8, "final loss of Adam on the rarest group, relative to GD's",
+                lambda r: ratio(rarest(fast(r)), rarest(slow(r)))),
         )
-    }
+    }  # fmt: skip
     for name in chosen:
         if name not in rules:
             raise unknown("gap claim", name, rules)
@@ -261,28 +236,14 @@ def direction_rules(ref: SweepRef) -> tuple[ClaimRule, ...]:
             return _log_distance(normalized, adam) - _log_distance(sign, adam)
 
         rules += [
-            ClaimRule(
-                f"direction-matters{m}",
-                f"final loss of sign descent on the rarest group, relative to normalised GD's, {words}",
-                "<=",
-                0.8,
-                rare,
-            ),
-            ClaimRule(
-                f"normalising-is-less{m}",
-                f"|log L(normalised GD)/L(Adam)| - |log L(sign)/L(Adam)|, final overall losses {words}",
-                ">",
-                0.0,
-                distance,
-            ),
-        ]
-    momentum = ClaimRule(
-        "momentum-is-less",
+            claim(f"direction-matters{m}", "<=", 0.8,
+                f"final loss of sign descent on the rarest group, relative to normalised GD's, {words}", rare),
+            claim(f"normalising-is-less{m}", ">", 0.0,
+                f"|log L(normalised GD)/L(Adam)| - |log L(sign)/L(Adam)|, final overall losses {words}", distance),
+        ]  # fmt: skip
+    momentum = claim("momentum-is-less", "<=", 1.0,
         "final loss of sign descent without momentum on the rarest group, relative to GD's with momentum",
-        "<=",
-        1.0,
-        lambda r: ratio(rarest(r.selected(ref, "sign-m")), rarest(r.selected(ref, "gd+m"))),
-    )
+        lambda r: ratio(rarest(r.selected(ref, "sign-m")), rarest(r.selected(ref, "gd+m"))))  # fmt: skip
     return (*rules, momentum)
 
 
@@ -300,25 +261,11 @@ def imbalance_rules(
         return ratio(results.selected(ref, gd).final_loss, results.selected(ref, adam).final_loss)
 
     return (
-        ClaimRule(
-            "even-when-uniform",
-            "final loss of SGD relative to Adam's on balanced data",
-            "within",
-            (0.67, 1.5),
-            lambda r: lag(r, uniform),
-        ),
-        ClaimRule(
-            "apart-when-heavy",
+        claim("even-when-uniform", "within", (0.67, 1.5), "final loss of SGD relative to Adam's on balanced data",
+            lambda r: lag(r, uniform)),
+        claim("apart-when-heavy", ">=", 1.3,
             "final loss of SGD relative to Adam's on heavy-tailed data, divided by the same on balanced data",
-            ">=",
-            1.3,
-            lambda r: ratio(lag(r, heavy), lag(r, uniform)),
-        ),
-        ClaimRule(
-            "rare-apart",
-            "final loss of SGD on the rarest group of heavy-tailed data, relative to Adam's",
-            ">=",
-            1.2,
-            lambda r: ratio(rarest(r.selected(heavy, gd)), rarest(r.selected(heavy, adam))),
-        ),
-    )
+            lambda r: ratio(lag(r, heavy), lag(r, uniform))),
+        claim("rare-apart", ">=", 1.2, "final loss of SGD on the rarest group of heavy-tailed data, relative to Adam's",
+            lambda r: ratio(rarest(r.selected(heavy, gd)), rarest(r.selected(heavy, adam)))),
+    )  # fmt: skip
