@@ -8,7 +8,7 @@ OUT ?= results/$(SCALE)
 ISA_TESTS := $(patsubst %,tests/test_%.py,model_contract models vision_models)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev reproduce test test-isa test-slow test-wheel check bench clean
+.PHONY: help dev reproduce test test-isa test-slow test-wheel check bench docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,13 @@ check: $(VENV)/dev  ## ruff and mypy
 
 bench: $(VENV)/dev  ## measure speed and memory against named baselines (results/bench.json)
 	$(BIN)/python -m benchmarks --json results/bench.json
+
+$(VENV)/docs: $(VENV)/lab
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs  ## build the documentation site (docs/_build/index.html); a warning is an error
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build
 
 clean:  ## remove .venv and results
 	rm -rf $(VENV) results
