@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from heavytail.cli import main
 from heavytail.experiment.store import RunStore
 from heavytail.report.tables import class_table, group_table
 from tests.problems import ROOT, made_up, tiny
@@ -61,3 +62,15 @@ def test_the_fields_of_a_record_are_documented(tmp_path: Path) -> None:
 def test_agents_is_short() -> None:
     """AGENTS.md has at most 40 lines."""
     assert len((ROOT / "AGENTS.md").read_text().splitlines()) <= 40
+
+
+def test_the_index_of_figures_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+    """figures.md names the file and the presets of every published figure, as `heavytail list figures` does."""
+    assert main(["list", "figures"]) == 0
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^\| (\w+) \| `(.*?)` \| (.*) \|$", (ROOT / "docs" / "figures.md").read_text(), re.M)
+    assert [row[0] for row in rows] == sorted(file.stem for file in (RESULTS / "figures").glob("*.json"))
+    for name, file, presets in rows:
+        assert (ROOT / "heavytail" / file).is_file()
+        origin = f"{file}; presets: {presets.replace('`', '')}" if presets else file
+        assert re.search(rf"^  {name} .*{re.escape(f'({origin})')}$", printed, re.M)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heavytail.results.figure import Figure
 
 EXAMPLE = "heavytail list optim"
 DURATION = ""
@@ -22,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.results.figure import all_figures
 
     tables: dict[str, Iterable[tuple[str, str]]] = {
-        "figures": ((f.id, f.title) for f in all_figures()),
+        "figures": ((f.id, f"{f.title} ({_origin(f)})") for f in all_figures()),
         "presets": ((name, str(preset.read_preset(name).get("title", ""))) for name in preset.preset_names()),
         **{kind: _recipes(kind) for kind in KINDS},
     }
@@ -34,6 +38,13 @@ def run(args: argparse.Namespace) -> int:
             for name, text in rows:
                 print(f"  {name:24} {text}")
     return 0
+
+
+def _origin(figure: Figure) -> str:
+    """Return the file of a figure and the presets that it reads."""
+    file = figure.plot.__module__.removeprefix("heavytail.").replace(".", "/")
+    presets = ", ".join(dict.fromkeys(ref.preset for ref in figure.sweeps))
+    return f"{file}.py" + (f"; presets: {presets}" if presets else "")
 
 
 def _recipes(kind: str) -> Iterator[tuple[str, str]]:
