@@ -77,17 +77,25 @@ def plot(results: Results) -> Picture:
         for column, kind in enumerate(KINDS):
             found = counts(results, text, kind)
             found = found[found > 0]
-            rank, law = np.arange(1, len(found) + 1), zipf.fit(found)
-            label = f"$s$ = {law.exponent:.3f} ± {law.high - law.exponent:.3f}\nslope {law.slope:.2f}"
+            rank, slope = np.arange(1, len(found) + 1), zipf.fit(found).slope
+            label = f"{exponent_label(found)}\nslope {slope:.2f}"
             panel = picture.panel(row, column, f"{shown}, {kind}", "rank", "" if column else "tokens of the class")
             panel.line(rank, found, "count", color="black", linewidth=1.2)
             fitted = np.arange(zipf.LOW, zipf.HIGH + 1)
             inside = found[fitted - 1]
-            scale = np.exp(np.mean(np.log(inside) - law.slope * np.log(fitted)))
-            panel.line(fitted, scale * fitted**law.slope, label, color="#c0392b", linestyle="--")
+            scale = np.exp(np.mean(np.log(inside) - slope * np.log(fitted)))
+            panel.line(fitted, scale * fitted**slope, label, color="#c0392b", linestyle="--")
             panel.axes.set(xscale="log", yscale="log")
             panel.axes.legend(handles=panel.axes.lines[1:], loc="lower left", handlelength=1.4)
     return picture
+
+
+def exponent_label(found: Array) -> str:
+    """Return Zipf's exponent within ranks 10 to 1 000, with its 95 % interval where the law is not rejected."""
+    law = zipf.estimate(found, zipf.LOW, zipf.HIGH)
+    if not law.last:
+        return "$s$ not estimated"
+    return f"$s$ = {law.exponent:.3f}" + (f" ± {law.high - law.exponent:.3f}" if law.fits else ", no power law")
 
 
 def rule(text: str, kind: str) -> ClaimRule:
@@ -104,8 +112,8 @@ register(
         "Token frequencies by tokenizer and text",
         "Figure 9",
         "The k-th most frequent token has frequency about 1/k, whether tokens are words or pieces of words. "
-        "s: Zipf's exponent by maximum likelihood with its 95 % interval; slope: least squares (dashed); both over "
-        f"ranks {zipf.LOW} to {zipf.HIGH}.",
+        f"Slope: least squares over ranks {zipf.LOW} to {zipf.HIGH} (dashed). s: Zipf's exponent by maximum likelihood "
+        "over those of these ranks that are certain (docs/zipf.md), with its 95 % interval unless the law is rejected.",
         (),
         tuple(rule(text, kind) for text in PAPER for kind in KINDS),
         plot,
