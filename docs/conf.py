@@ -31,14 +31,7 @@ html_title = "heavytail"
 html_copy_source = False
 html_show_sphinx = False
 
-myst_enable_extensions = [
-    "myst_parser",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
-    "sphinx.ext.doctest",
-    "sphinx_copybutton",
-    "figure_pages",
-]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 html_math_renderer = "mathjax"
 suppress_warnings = ["myst.xref_missing_outside"]
