@@ -3,7 +3,7 @@
     pip install transformers accelerate
     python examples/hf_trainer.py [--steps 200] [--out runs]
 
-Whatever the Trainer reports to (TensorBoard, Weights & Biases, ...) gets "loss/group_01" ... "eval_loss/group_10" too;
+The Trainer also reports "loss/group_01" ... "eval_loss/group_10" (to TensorBoard, Weights & Biases, ...);
 here they are read from `trainer.state.log_history`.
 """
 
