@@ -1,4 +1,4 @@
-"""How closely two positive quantities of the classes are a power law of each other: log-log, with confidence intervals.
+"""Correlation of two positive quantities of the classes on log-log axes, with confidence intervals.
 
 Pearson's r of the logarithms (interval by Fisher's transform), Spearman's rho (the same, with the variance of Bonett
 and Wright 2000), and the slope of least squares (Student's t). Classes where either quantity is zero, infinite or
@@ -39,7 +39,7 @@ class Correlation:
         spearman: of y and x, ties sharing their mean rank.
         slope: of log y on log x: y ~ x^slope.
         num: classes used.
-        num_dropped: classes left out, for want of a logarithm.
+        num_dropped: classes left out because they have no logarithm.
     """
 
     pearson: Interval
@@ -50,7 +50,7 @@ class Correlation:
 
 
 def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confidence: float = 0.95) -> Correlation:
-    """Return how y depends on x, on logarithmic axes.
+    """Return the correlation and the slope of log y on log x.
 
     Args:
         x, y: one number for each class [C].
@@ -74,8 +74,8 @@ def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confid
         raise SpecError(f"x, y, where: expected one number a class, got shapes {x.shape}, {y.shape}, {chosen.shape}")
     with np.errstate(divide="ignore", invalid="ignore"):
         u, v = np.log(x), np.log(y)
-    kept = chosen & np.isfinite(u) & np.isfinite(v)
-    u, v = u[kept], v[kept]
+    finite = chosen & np.isfinite(u) & np.isfinite(v)
+    u, v = u[finite], v[finite]
     num, dropped = len(u), int(chosen.sum()) - len(u)
     if num < 3 or np.ptp(u) == 0 or np.ptp(v) == 0:
         return Correlation(UNDEFINED, UNDEFINED, UNDEFINED, num, dropped)

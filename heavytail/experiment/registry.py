@@ -1,8 +1,8 @@
 """Components and registries: how a name and a few settings in a preset become an object.
 
 A *recipe* is a frozen dataclass whose fields are the settings of one component (a data set, a model, an optimizer, ...)
-and whose method builds it. Writing a file into the component's folder that registers a recipe is all it takes to add
-one: the registry imports every module of its package the first time a name is looked up.
+and whose method builds it. To add one, write a file in the component's folder that registers a recipe: the registry
+imports every module of its package when a name is first looked up.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Registry(Generic[R]):
     """The recipes of one kind of component.
 
     Args:
-        kind: what messages call it, also its field in a RunSpec ("data", "model", ...).
+        kind: its name in messages, and its field in a RunSpec ("data", "model", ...).
         module: the package (or single module) whose files register the recipes.
     """
 
@@ -66,7 +66,7 @@ class Registry(Generic[R]):
         self._complete = False
 
     def register(self, name: str, *, version: int = 1) -> Callable[[type[T]], type[T]]:
-        """Class decorator: make the frozen dataclass below it known as `name`.
+        """Class decorator: register a frozen dataclass under `name`.
 
         Raise `version` when a change makes the component compute something else: it is part of a run's key.
         """
@@ -113,10 +113,11 @@ class Registry(Generic[R]):
         A recipe whose content depends on more than its settings (a file, the Python version) has a method `pinned()`
         that returns itself with that content named, so that a run's key changes when the content does.
         """
-        made: Any = self.make(component)
-        if hasattr(made, "pinned"):
-            made = made.pinned()
-        return Component(component.name, {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init})
+        recipe: Any = self.make(component)
+        if hasattr(recipe, "pinned"):
+            recipe = recipe.pinned()
+        settings = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.init}
+        return Component(component.name, settings)
 
     def version(self, name: str) -> int:
         """Return the version a recipe was registered with."""
@@ -142,9 +143,9 @@ _WHERE = {
 
 
 def registry(kind: str) -> Registry[Any]:
-    """Return the registry of a kind of component; importing it (and torch with it) only now."""
-    found: Registry[Any] = import_module(_WHERE[kind]).REGISTRY
-    return found
+    """Return the registry of a kind of component, imported on first use (with torch)."""
+    recipes: Registry[Any] = import_module(_WHERE[kind]).REGISTRY
+    return recipes
 
 
 _HINTS: dict[type, dict[str, Any]] = {}
@@ -158,7 +159,7 @@ def type_hints(cls: type) -> dict[str, Any]:
 
 
 def check_type(value: object, hint: Any, field: str) -> Any:
-    """Return `value` as the type `hint` asks for, or raise SpecError naming the field.
+    """Return `value` converted to the type `hint`; SpecError names the field if it does not fit.
 
     Understands bool, int, float, str, Literal, Optional and tuples; an int is a valid float, a list a valid tuple.
     """

@@ -86,7 +86,7 @@ def _float(value: float) -> float:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One step size, judged over the seeds that were run."""
+    """One step size, with the outcomes of its seeds."""
 
     exponent: float
     specs: tuple[RunSpec, ...]
@@ -117,14 +117,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Best:
-    """The selected step size of one optimizer, and why each other candidate lost.
+    """The selected step size of one optimizer, and why each other candidate was rejected.
 
     Attributes:
         label: of the optimizer.
         chosen: None if no candidate was stable.
-        candidates: all that were judged, ascending.
-        reasons: why each was chosen or lost, in the order of `candidates`.
-        warning: set where the choice is the outermost of all that were judged, else None.
+        candidates: all evaluated step sizes, ascending.
+        reasons: why each was selected or rejected, in the order of `candidates`.
+        warning: set if the choice is the smallest or largest candidate, else None.
     """
 
     label: str

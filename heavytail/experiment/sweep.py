@@ -89,11 +89,11 @@ class Sweep:
         return sweep
 
     def only(self, labels: tuple[str, ...]) -> Sweep:
-        """Return the sweep with these optimizers alone, in this order."""
+        """Return the sweep restricted to these optimizers, in this order."""
         return replace(self, arms=tuple(self.arm(label) for label in labels))
 
     def unprobed(self) -> Sweep:
-        """Return the sweep that searches the same step sizes and measures nothing more along the selected runs."""
+        """Return the same search without probes along the selected runs."""
         return replace(self, probes=())
 
     def arm(self, label: str) -> Arm:
@@ -107,7 +107,7 @@ class Sweep:
         """Return the run of one optimizer, step size 10^exponent and seed."""
         name = (arm.label, exponent, seed)
         if name not in self._specs:
-            lr = float(f"{10.0**exponent:.12g}")  # a step size given as 0.003 is 0.003 again
+            lr = float(f"{10.0**exponent:.12g}")  # 0.003 in the preset is exactly 0.003 here
             table = {**self.run, "optim": arm.optim, "lr": lr, "seed": seed}
             self._specs[name] = RunSpec.from_dict(table)
         return self._specs[name]
@@ -130,7 +130,7 @@ class Sweep:
     def probed(self, best: Best) -> RunSpec | None:
         """Return the selected run of the first seed with the sweep's probes; None without probes or a selection.
 
-        It has the key of the run that was selected: training it replaces that one by itself and the measurements.
+        It has the key of the selected run: training it replaces that run by itself with measurements.
         """
         if not self.probes or best.chosen is None:
             return None
@@ -160,7 +160,7 @@ class Sweep:
             best = select(arm.label, dense)
             if best.chosen is not None or exponents[0] <= grid.exponents[0] - 1:
                 return warn_at_edge(best, grid), []
-            exponents.insert(0, exponents[0] - 0.5)  # every dense one was unstable: the next smaller
+            exponents.insert(0, exponents[0] - 0.5)  # every dense candidate was unstable: try the next smaller
 
     def _judge(
         self, arm: Arm, exponents: tuple[float, ...] | list[float], seeds: tuple[int, ...], lookup: Lookup
@@ -175,7 +175,7 @@ class Sweep:
 
     @cached_property
     def caption(self) -> str:
-        """What a figure says about the scale it was made at."""
+        """Phrase for captions: the scale, and whether it is the paper's."""
         return "paper's scale" if self.scale == "paper" else f"{self.scale} scale, not the paper's"
 
 

@@ -23,7 +23,7 @@ from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 PAIR = ("gd+m", "adam+m")
 LINEAR = SweepRef("linear", PAIR, probed=True)
 BLOCKS, MIRRORED = "head-blocks", "mirrored-head-blocks"
-WARMED_UP, REPEATED = 10, 4  # figure 7: steps and samples of a class from which on the correlation is looked at
+WARMED_UP, REPEATED = 10, 4  # figure 7: the first step, and the fewest samples of a class, that the correlation uses
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BlockTrack:
 
     @classmethod
     def read(cls, results: Results, ref: SweepRef, label: str, probe: str = BLOCKS) -> BlockTrack:
-        """Return what a probe measured along the selected run; raises MissingRuns without it."""
+        """Read the measurements of a probe along the selected run; MissingRuns if there are none."""
         history = results.probed(ref, label)
         count = history.arrays["train/count"]
         return cls(
@@ -57,11 +57,16 @@ class BlockTrack:
 
     @property
     def name(self) -> str:
-        """What the optimizer is called in a figure."""
+        """Name of the optimizer in figures."""
         return optimizer_name(self.label, stochastic=self.stochastic)
 
     def relation(self, row: int, where: Array | None = None) -> Correlation:
-        """Return how the traces depend on the gradient norms over the classes that have samples, or some of them."""
+        """Return the log-log relation of trace to gradient norm over the classes that have samples.
+
+        Args:
+            row: index of the measured step.
+            where: classes to use [C] bool; all by default.
+        """
         seen = self.count > 0
         return loglog(self.grad_norm[row], self.trace[row], seen if where is None else seen & where)
 
@@ -79,7 +84,7 @@ class BlockTrack:
 
 
 def scatter_groups(panel: Panel, x: Array, y: Array, group: Array) -> None:
-    """Mark every class that has x > 0 and y > 0 [C] on logarithmic axes, in the colour of its group."""
+    """Plot every class with x > 0 and y > 0 [C] on logarithmic axes, in the colour of its group."""
     for g, colour in enumerate(group_colours(int(group.max()) + 1)):
         mine = (group == g) & (x > 0) & (y > 0)
         style = {"marker": "o", "markersize": 2.6, "markeredgewidth": 0, "alpha": 0.7, "color": colour}
@@ -88,7 +93,7 @@ def scatter_groups(panel: Panel, x: Array, y: Array, group: Array) -> None:
 
 
 def scatter(panel: Panel, track: BlockTrack, row: int) -> None:
-    """Mark every class that has samples at its gradient norm and Hessian trace, and write their correlation."""
+    """Plot Hessian trace against gradient norm of every class that has samples, with their correlation."""
     seen = track.count > 0
     scatter_groups(panel, track.grad_norm[row, seen], track.trace[row, seen], track.group[seen])
     halves = frequency_halves(track.count)
@@ -99,7 +104,7 @@ def scatter(panel: Panel, track: BlockTrack, row: int) -> None:
 
 
 def same_axes(panels: Sequence[Panel]) -> None:
-    """Give scatter panels one range of x and of y, with room for the numbers below the points."""
+    """Give scatter panels common limits, with room for the text below the points."""
     for name, room in (("x", 0.0), ("y", 0.22)):
         ends = [getattr(panel.axes, f"get_{name}lim")() for panel in panels]
         low, high = min(low for low, _ in ends), max(high for _, high in ends)
@@ -108,7 +113,7 @@ def same_axes(panels: Sequence[Panel]) -> None:
 
 
 def group_probabilities(panel: Panel, track: BlockTrack) -> None:
-    """Draw the probability of the correct class over steps, a line for each group."""
+    """Plot the probability of the correct class over steps, one line per group."""
     p = track.group_p_correct()
     for g, colour in enumerate(group_colours(p.shape[1])):
         panel.line(track.step, p[:, g], f"group {g + 1}", color=colour, marker=".", markersize=3)
@@ -125,7 +130,7 @@ def adam_track(results: Results) -> BlockTrack:
 
 
 def plot_adam_path(results: Results) -> Picture:
-    """Draw the steps of figure 7 that were measured."""
+    """Plot the measured steps of figure 7."""
     track = adam_track(results)
     rows = [i for i, step in enumerate(track.step) if step in (0, 1, 5, 10, 50, 100)]
     columns = (len(rows) + 1) // 2
@@ -189,7 +194,7 @@ def shown_rows(track: BlockTrack, num: int = 4) -> list[int]:
 
 
 def paths_plot(ref: SweepRef, probe: str = BLOCKS) -> Callable[[Results], Picture]:
-    """Return what draws a row for each optimizer: scatter plots along its path, then p(correct) by group."""
+    """Return a plot function: per optimizer a row of scatter plots along its path and p(correct) by group."""
 
     def plot(results: Results) -> Picture:
         tracks = [BlockTrack.read(results, ref, label, probe) for label in results.labels(ref)]

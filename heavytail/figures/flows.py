@@ -1,4 +1,4 @@
-"""The theory beside what is measured: the weighted quadratic, the flows of theorem 3, proposition 2 (figure 6).
+"""Theory and measurement: the weighted quadratic (figure 6) and the flows of theorem 3.
 
 Shapes: C classes (coordinates), E recorded steps, T steps.
 """
@@ -78,12 +78,12 @@ register(
 # -- theorem 3 -------------------------------------------------------------------------------------------------------
 
 FLOWS = SweepRef("simple-imbalanced")
-TARGET = 0.1  # nats: the loss that the times are measured to
-SOLVED = 1e-3  # nats: losses below are not compared, float32 histories and finite steps both blur them
+TARGET = 0.1  # nats: time is measured until the loss falls below it
+SOLVED = 1e-3  # nats: smaller losses are not compared; float32 histories and finite steps limit their precision
 
 
 def simulation(results: Results, label: str) -> tuple[Array, Array, Array, History]:
-    """Return the times [E], losses [E, C] and frequencies [C] of the descent that discretises a flow, and its run."""
+    """Return times [E], losses [E, C] and class frequencies [C] of the descent that discretises a flow, and its run."""
     best = results.search(FLOWS, label)
     history = next(results.histories(best.chosen or best.candidates[0]))
     count = history.arrays["train/count"].astype(np.float64)
@@ -130,7 +130,7 @@ def descent_error(label: str, results: Results) -> float:
 
 
 def times_to_target(results: Results, label: str) -> Array:
-    """Return when each class's trained loss crosses 0.1, [C]; NaN where it does not."""
+    """Return the time at which each class's trained loss falls below 0.1, [C]; NaN if it never does."""
     t, loss, _, _ = simulation(results, label)
     crossed = np.argmax(loss <= TARGET, axis=0)
     times = np.full(loss.shape[1], np.nan)
@@ -148,7 +148,7 @@ def time_exponent(results: Results, label: str) -> float:
 
 
 def plot_flows(results: Results) -> Picture:
-    """Draw the loss of some classes under both flows, lines over points, and the time that each class takes."""
+    """Plot the loss of some classes under both flows, and the time to loss 0.1 of every class."""
     picture = Picture(1, 3, width=2.8)
     for column, (label, name) in enumerate((("gd", "gradient"), ("sign", "sign"))):
         t, loss, pi, _ = simulation(results, label)

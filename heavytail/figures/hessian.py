@@ -1,7 +1,7 @@
 """Entries of the Hessian between some classes and inputs: the diagonal blocks dominate (figures 8 and 28, section H.1).
 
 Measured by the probe `hessian-entries` along Adam's path on the problem of figure 4. The captions and the text of the
-paper disagree on which figure samples the classes how (erratum 7): here 8 samples log-uniformly, 28 uniformly.
+paper disagree on the sampling of the classes (erratum 7): here figure 8 samples log-uniformly, figure 28 uniformly.
 
 Shapes: P measured steps, C classes, K sampled classes, J inputs.
 """
@@ -17,7 +17,7 @@ from heavytail.results.results import Array, Results, SweepRef
 
 ADAM = SweepRef("linear", ("adam+m",), probed=True)
 DECADES = 6  # shown below the largest entry
-ROUNDING = 1e-9  # by which a sum over classes may miss an identity
+ROUNDING = 1e-9  # relative rounding error allowed in an identity of sums over classes
 
 
 def measured(results: Results, name: str) -> Array:

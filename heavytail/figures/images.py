@@ -22,7 +22,7 @@ EXAMPLES = 6
 
 
 def load(results: Results, preset: str, variant: str) -> tuple[str, Data]:
-    """Return a preset's data set and its name; raises MissingRuns where it is not to be had."""
+    """Return a preset's data set and its name; MissingRuns if the data are not available."""
     run = SweepRef(preset, (), variant).load(results.scale).run
     if results.data_dir is None:
         raise MissingRuns("the folder of the data sets is not known; run `heavytail reproduce images`")

@@ -1,8 +1,8 @@
-"""Proposition 2: what eq. 1 and eq. 2 predict for gradient and Hessian blocks, beside what is measured.
+"""Proposition 2: gradient and Hessian blocks as predicted by eq. 1 and eq. 2, and as measured.
 
 Eq. 1 holds at W = 0 for any data. Eq. 2 assumes that the samples of class k give it one probability p_k and all others
-none; then grad_k = -pi_k (1 - p_k) xbar^k and Tr H_kk = pi_k p_k (1 - p_k) mean_k ||x||^2. How far the assumption holds
-is measured with it: the probability that class k gets from other classes' samples, relative to that from its own.
+none; then grad_k = -pi_k (1 - p_k) xbar^k and Tr H_kk = pi_k p_k (1 - p_k) mean_k ||x||^2. The assumption is measured,
+too: the probability of class k on other classes' samples, relative to that on its own samples.
 
 Shapes: P measured steps, C classes, G frequency groups.
 """
@@ -21,7 +21,7 @@ from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 
 ADAM = SweepRef("linear", ("adam+m",), probed=True)
-FREQUENT = 20.0  # eq. 2 neglects O(1/c) beside pi_k: it is checked where c pi_k is at least this
+FREQUENT = 20.0  # eq. 2 neglects terms of order 1/c relative to pi_k: it is checked where c pi_k is at least this
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Blocks:
         pi: frequencies [C].
         zero, zero_predicted: the blocks at W = 0 and eq. 1 for them, [C].
         measured, predicted: the blocks at W_t and eq. 2 for them, [P, C].
-        stray: probability that each class gets from other classes' samples over that from its own, [P, C].
+        off_class: probability of each class on other classes' samples, relative to that on its own, [P, C].
     """
 
     step: Array
@@ -44,11 +44,11 @@ class Blocks:
     zero_predicted: theory.RowPrediction
     measured: theory.RowPrediction
     predicted: theory.RowPrediction
-    stray: Array
+    off_class: Array
 
     @classmethod
     def read(cls, results: Results) -> Blocks:
-        """Return what was measured along Adam's path; raises MissingRuns without it."""
+        """Read the measurements along Adam's path; MissingRuns if there are none."""
         arrays = results.probed(ADAM, "adam+m").arrays
         blocks, inputs = "probe/head-blocks/", "probe/proposition-2/"
         count = arrays["train/count"].astype(np.float64)
@@ -67,17 +67,17 @@ class Blocks:
             predicted=theory.assignment_prediction(
                 pi, p, arrays[inputs + "mean_norm"][0], arrays[inputs + "sq_norm"][0]
             ),
-            stray=np.maximum(arrays[blocks + "p_mean"] - own, 0.0) / own,
+            off_class=np.maximum(arrays[blocks + "p_mean"] - own, 0.0) / own,
         )
 
     @property
     def ratio_error(self) -> Array:
-        """Measured ratio of gradient norm to trace, relative to eq. 2's, less 1, [P, C]."""
+        """Measured ratio of gradient norm to trace, divided by that of eq. 2, minus 1, [P, C]."""
         return self.measured.ratio / self.predicted.ratio - 1.0
 
     @property
     def frequent(self) -> Array:
-        """Classes that eq. 2 is checked on [C] bool; raises MissingRuns if there are none."""
+        """Classes for which eq. 2 is checked [C] bool; MissingRuns if there are none."""
         chosen: Array = len(self.pi) * self.pi >= FREQUENT
         if not chosen.any():
             raise MissingRuns(f"no class has c pi_k >= {FREQUENT:g} at this scale")
@@ -85,25 +85,25 @@ class Blocks:
 
     @property
     def best_row(self) -> int:
-        """The measured step at which eq. 2 holds best for its frequent classes."""
+        """Index of the measured step at which eq. 2 fits the frequent classes best."""
         return int(np.argmin(np.abs(self.ratio_error[:, self.frequent]).max(axis=1)))
 
 
 def eq1_error(results: Results) -> float:
-    """Return the largest relative distance of gradient norms and traces at W = 0 from eq. 1."""
+    """Return the largest relative error of eq. 1 for gradient norms and traces at W = 0."""
     blocks = Blocks.read(results)
     pairs = zip(blocks.zero, blocks.zero_predicted, strict=True)
     return max(float(np.abs(measured / predicted - 1).max()) for measured, predicted in pairs)
 
 
 def eq2_error(results: Results) -> float:
-    """Return the largest relative distance of the ratio from eq. 2 over its classes, at the best measured step."""
+    """Return the largest relative error of eq. 2 for the ratio over frequent classes, at the best measured step."""
     blocks = Blocks.read(results)
     return float(np.abs(blocks.ratio_error[blocks.best_row, blocks.frequent]).max())
 
 
 def compare(panel: Panel, blocks: Blocks, predicted: Array, measured: Array) -> None:
-    """Mark every class at its predicted and measured value, beside the line where they are equal."""
+    """Plot measured against predicted values of every class, with the line of equality."""
     scatter_groups(panel, predicted, measured, blocks.group)
     ends = np.array([min(predicted.min(), measured.min()), max(predicted.max(), measured.max())])
     panel.line(ends, ends, "equal", color="black", linewidth=0.8, zorder=1.5)
@@ -119,7 +119,7 @@ def over_time(panel: Panel, blocks: Blocks, values: Array) -> None:
 
 
 def plot(results: Results) -> Picture:
-    """Draw eq. 1, eq. 2 for both blocks at the end, its ratio over time, and its assumption over time."""
+    """Plot eq. 1, eq. 2 for both blocks at the last step, and its ratio and assumption over steps."""
     blocks = Blocks.read(results)
     row = len(blocks.step) - 1
     when = f"t = {blocks.step[row]}"
@@ -135,7 +135,7 @@ def plot(results: Results) -> Picture:
     over_time(panel, blocks, 1.0 + blocks.ratio_error)
     panel.level(1.0, "equal")
     panel = picture.panel(0, 4, "its assumption: no stray p", "step", "stray / own probability")
-    over_time(panel, blocks, blocks.stray)
+    over_time(panel, blocks, blocks.off_class)
     picture.group_bar(list(picture.panels.values()), int(blocks.group.max()) + 1)
     return picture
 

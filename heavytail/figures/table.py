@@ -1,6 +1,6 @@
-"""Table 1: models x data x batch, printed from the presets themselves at the scale that is asked for.
+"""Table 1: models x data x batch, generated from the presets at the requested scale.
 
-No runs and no claims. A row is a problem: variants of a preset that differ in the loss alone share theirs.
+No runs and no claims. A row is a problem: variants of a preset that differ only in the loss share a row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     for figure in all_figures():
         for ref in figure.sweeps:
             users.setdefault((ref.preset, ref.variant), []).append(figure.id.removeprefix("fig").lstrip("0"))
-    table: dict[tuple[str, ...], tuple[str, dict[str, None]]] = {}  # problem -> its name, and the figures that use it
+    table: dict[tuple[str, ...], tuple[str, dict[str, None]]] = {}  # problem -> name, figures that use it
     for preset in preset_names():
         for variant in ("", *read_preset(preset).get("variant", ())):
             name, sweep = " ".join(filter(None, (preset, variant))), SweepRef(preset, (), variant).load(results.scale)
@@ -63,19 +63,19 @@ def _settings(params: Mapping[str, Any]) -> Iterator[str]:
         name = key.replace("_", " ")
         if isinstance(value, bool):
             yield name if value else f"no {name}"
-        elif key != "path":  # which the title of the data has
+        elif key != "path":  # the title of the data contains it
             yield f"{name} {_format(value)}"
 
 
 def _format(value: Any) -> str:
-    """A setting as a reader writes it: 12 000, 16 × 32."""
+    """Format a setting for readers: 12 000, 16 × 32."""
     if isinstance(value, list | tuple):
         return " × ".join(map(_format, value))
     return f"{value:,}".replace(",", " ") if isinstance(value, int) and value > 9_999 else str(value)
 
 
 def _optimizers(labels: Iterable[str], *, stochastic: bool) -> str:
-    """Optimizers with the same kinds of momentum side by side: "GD, Adam ±m"."""
+    """Group optimizers that have the same kinds of momentum: "GD, Adam ±m"."""
     kinds: dict[str, list[str]] = {}
     for label in labels:
         kinds.setdefault(optimizer_name(label, stochastic=stochastic), []).append(split_label(label)[1])
@@ -87,7 +87,7 @@ def _optimizers(labels: Iterable[str], *, stochastic: bool) -> str:
 
 
 def _place(figure: str) -> tuple[int, str]:
-    """Figures by number, then what has none."""
+    """Sort key: figures by number, then theorems and tables by name."""
     return (int(figure), "") if figure.isdigit() else (1_000, figure)
 
 

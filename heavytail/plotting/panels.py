@@ -1,4 +1,4 @@
-"""The panels that the figures are made of: histogram, overall loss, loss by frequency group, step-size search.
+"""Panels shared by the figures: histogram, overall loss, loss by frequency group, step-size search.
 
 Shapes: E recorded steps, C classes, G frequency groups. Losses are in nats.
 """
@@ -27,7 +27,7 @@ from heavytail.results.results import Array, Results, Selected, SweepRef
 
 
 def draw(figure: Figure, results: Results) -> PictureOf:
-    """Return the picture of a figure, with the numbers of everything plotted in it; raises MissingRuns."""
+    """Plot a figure in the common style; MissingRuns if its runs are missing."""
     with applied():
         return figure.plot(results.for_figure(figure.id))
 
@@ -38,15 +38,15 @@ def loss_label(split: str) -> str:
 
 
 def class_histogram(panel: Panel, run: Selected) -> None:
-    """Draw samples per class against the class's rank, as a run had them."""
+    """Plot samples per class against the class's rank, for the data of a run."""
     rank_histogram(panel, run.counts, run.group)
 
 
 def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
-    """Draw samples per class against the class's rank, both logarithmic, each frequency group in its colour.
+    """Plot samples per class against the class's rank, both logarithmic, each frequency group in its colour.
 
     Args:
-        panel: where.
+        panel: to draw in.
         counts: samples of each class [C].
         group: frequency group of each class [C].
     """
@@ -55,7 +55,7 @@ def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
     rank = np.arange(1, len(counts) + 1)
     seen = counts > 0
     floor = counts[seen].min() / 2
-    # half a rank to each side, so that a single class has a width
+    # half a rank on each side, so that a single class is visible
     edges = np.append(rank[seen] - 0.5, rank[seen][-1] + 0.5)
     for g, colour in enumerate(group_colours(int(groups.max()) + 1)):
         mine = seen & (groups == g)
@@ -71,25 +71,25 @@ def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = 
     """Draw the overall loss of several optimizers over steps: the median over seeds, shaded from minimum to maximum.
 
     Args:
-        panel: where.
+        panel: to draw in.
         runs: the optimizers.
         until: last step shown; None for all.
-        momentum: whether names tell "+m" from "-m"; without momentum lines are then dashed.
+        momentum: whether names include "+m" or "-m"; lines without momentum are then dashed.
     """
     for run in runs:
         name = optimizer_name(run.label, stochastic=run.stochastic, momentum=momentum)
         if run.lr is None:
             panel.note(f"{name}: no stable step size")
             continue
-        kept = slice(None) if until is None else run.step <= until
-        step, median, low, high = (values[kept] for values in run.curve())
+        shown = slice(None) if until is None else run.step <= until
+        step, median, low, high = (values[shown] for values in run.curve())
         colour = optimizer_colour(run.label)
         dashed = momentum and split_label(run.label)[1] == "-m"
         panel.band(step, low, high, name, color=colour, alpha=0.2)
         panel.line(step, median, name, color=colour, linestyle="--" if dashed else "-")
     panel.level(runs[0].initial_loss, "initial")
     if any(run.lr is not None for run in runs):
-        solved = all(run.final_loss < runs[0].initial_loss / 2 for run in runs)  # then the upper right is empty
+        solved = all(run.final_loss < runs[0].initial_loss / 2 for run in runs)  # then the upper right corner is empty
         place = {"loc": "upper right", "bbox_to_anchor": (1, 0.92)} if solved else {"loc": "best"}
         panel.axes.legend(handlelength=1.4, **place)
     panel.axes.set_ylim(bottom=0)
@@ -101,10 +101,10 @@ def group_losses(panel: Panel, run: Selected, *, until: int | None = None) -> No
     if run.lr is None:
         panel.note("no stable step size")
     else:
-        kept = slice(None) if until is None else run.step <= until
-        curves = run.group_curves()[kept]
+        shown = slice(None) if until is None else run.step <= until
+        curves = run.group_curves()[shown]
         for g, colour in enumerate(group_colours(run.num_groups)):
-            panel.line(run.step[kept], curves[:, g], f"group {g + 1}", color=colour)
+            panel.line(run.step[shown], curves[:, g], f"group {g + 1}", color=colour)
     panel.axes.set_ylim(bottom=0)
 
 
@@ -144,20 +144,20 @@ def step_size_search(panel: Panel, searches: Sequence[Best]) -> None:
     wide = losses.size > 0 and losses.max() > 10 * losses.min()
     panel.axes.set(xscale="log", yscale="log" if wide else "linear")
     handles, labels = panel.axes.get_legend_handles_labels()
-    kept = [(h, text) for h, text in zip(handles, labels, strict=True) if "," not in text]
-    if kept:
-        panel.axes.legend(*zip(*kept, strict=True), loc="best", ncols=math.ceil(len(kept) / 4), handlelength=1.8)
+    entries = [(h, text) for h, text in zip(handles, labels, strict=True) if "," not in text]
+    if entries:
+        panel.axes.legend(*zip(*entries, strict=True), loc="best", ncols=math.ceil(len(entries) / 4), handlelength=1.8)
 
 
 def group_row(
     picture: Picture, row: int, results: Results, ref: SweepRef, *, name: str = "", split: str = "train"
 ) -> list[Panel]:
-    """Fill a row of four panels: class histogram, overall loss, and the loss by group of the two needed optimizers.
+    """Fill a row of four panels: class histogram, overall loss, and the loss by group of two optimizers.
 
     Args:
         picture: of four columns.
-        row: which.
-        results: where the runs come from.
+        row: of the picture.
+        results: finished runs.
         ref: a sweep of two optimizers.
         name: of the data, above the histogram.
         split: "train" or "test".

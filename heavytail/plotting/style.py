@@ -135,7 +135,7 @@ class TextTable:
 
     @property
     def inches(self) -> tuple[float, float]:
-        """Width and height of a picture of nothing but this table."""
+        """Width and height of a picture that contains only this table."""
         return sum(self.widths) / 72 + 0.1, sum(self.heights) / 72 + 0.35
 
 
@@ -146,7 +146,7 @@ def _broken(cell: str) -> str:
 
 
 class Panel:
-    """One pair of axes of a picture; whatever is drawn through it is kept as numbers in `record`."""
+    """One pair of axes of a picture; `record` holds the numbers of everything drawn through it."""
 
     def __init__(self, axes: Any, title: str, xlabel: str, ylabel: str) -> None:
         self.axes = axes
@@ -248,7 +248,7 @@ class Picture:
         return [self.panels[place].record for place in sorted(self.panels)]
 
     def share_y(self, panels: Iterable[Panel], top: float) -> None:
-        """Give panels one range of y, cut off at `top`: a short spike shall not flatten everything else."""
+        """Give panels one range of y, cut off at `top`: so that a short spike does not compress the rest."""
         shared = list(panels)
         limits = [panel.axes.get_ylim() for panel in shared]
         for panel in shared:

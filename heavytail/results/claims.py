@@ -153,8 +153,8 @@ def spearman(x: Array, y: Array) -> float:
 def present(run: Selected, losses: Array | None = None) -> tuple[Array, Array]:
     """Return the initial and the given (default: final) losses of the groups that have samples in the split."""
     losses = run.final_group_loss if losses is None else losses
-    kept = ~np.isnan(run.initial_group_loss)
-    return run.initial_group_loss[kept], losses[kept]
+    nonempty = ~np.isnan(run.initial_group_loss)
+    return run.initial_group_loss[nonempty], losses[nonempty]
 
 
 def rarest(run: Selected) -> float:

@@ -1,4 +1,4 @@
-"""A figure: the sweeps it needs, the claims it checks, the function that plots it; and the registry of all figures."""
+"""A figure: the sweeps it reads, the claims it checks, the function that plots it; and the registry of figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from heavytail.results.results import Results, SweepRef
 
 
 class Picture(Protocol):
-    """What a figure's plot returns: rendered images, and the numbers in them."""
+    """The result of a figure's plot function: rendered images, and the numbers in them."""
 
     @property
     def plotted(self) -> list[dict[str, Any]]:
@@ -32,10 +32,10 @@ class Figure:
 
     Attributes:
         id: "fig04".
-        title: what it shows, a few words.
+        title: a few words.
         paper: where it is in the paper, "Figure 4, section 3.1".
-        about: what to look for in it, a sentence or two; the caption begins with it.
-        sweeps: those that it is made from.
+        about: a sentence or two on what to look for; the caption begins with it.
+        sweeps: references to the sweeps that it reads.
         rules: the claims it must check.
         plot: draws it (see `plotting.panels.draw`).
     """
@@ -49,12 +49,12 @@ class Figure:
     plot: Callable[[Results], Picture]
 
     def claims(self, results: Results, missing: str | None = None) -> list[Claim]:
-        """Return every claim, those whose runs are missing as not run; `missing` says why, if that is known."""
+        """Return every claim, "not run" if its runs are missing; `missing` is the reason, if known."""
         results = results.for_figure(self.id)
         return [rule.check(self.id, results, missing) for rule in self.rules]
 
     def caption(self, results: Results) -> str:
-        """Return the caption: what to look for, how it was measured, on which data, and at which scale."""
+        """Return the caption: what to look for, the method, the data and the scale."""
         sweeps = [results.sweep(ref) for ref in self.sweeps]
         if not sweeps:
             return self.about
@@ -66,7 +66,7 @@ class Figure:
         return f"{self.about} Step sizes by the paper's search, {spread}; data: {data}; {sweeps[0].caption}."
 
     def search(self, results: Results) -> list[dict[str, Any]]:
-        """Return the step-size search of every optimizer: all candidates, and why each was chosen or lost."""
+        """Return the step-size search of every optimizer: all candidates, and why each was selected or rejected."""
         results, tables = results.for_figure(self.id), []
         for ref in self.sweeps:
             for label in results.labels(ref):
@@ -84,12 +84,12 @@ class Figure:
         return tables
 
     def environments(self, results: Results) -> list[Mapping[str, Any]]:
-        """Return what the selected runs were made with, each once."""
-        found: list[Mapping[str, Any]] = []
+        """Return the versions and devices of the selected runs, without duplicates."""
+        unique: list[Mapping[str, Any]] = []
         for ref in self.sweeps:
             for label in results.labels(ref):
-                found += [e for e in results.selected(ref, label).environments if e not in found]
-        return found
+                unique += [e for e in results.selected(ref, label).environments if e not in unique]
+        return unique
 
 
 _FIGURES: dict[str, Figure] = {}

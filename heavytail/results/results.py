@@ -1,4 +1,4 @@
-"""Results: what the figures read, reduced from the run store; nothing here trains.
+"""Results: the run store reduced to what figures read; nothing here trains.
 
 A figure names the sweeps that it needs; `Results` selects each optimizer's step size by the paper's rule and reduces
 the histories of its seeds to curves per frequency group, so that a [E, C] array is held for one run at a time.
@@ -32,13 +32,13 @@ class MissingRuns(HeavyTailError):
 
 @dataclass(frozen=True)
 class SweepRef:
-    """A sweep that a figure needs.
+    """A reference to a sweep of a preset, as figures declare them.
 
     Attributes:
         preset: its name.
         optim: labels of the optimizers ("gd+m", "adam-m"); empty for all of the preset.
         variant: of the preset, "" for none.
-        probed: whether the figure reads what the preset's probes measure along the selected runs.
+        probed: whether the figure reads the preset's probes, measured along the selected runs.
     """
 
     preset: str
@@ -47,7 +47,7 @@ class SweepRef:
     probed: bool = False
 
     def load(self, scale: str, presets: Path | None = None) -> Sweep:
-        """Return the sweep with the needed optimizers alone.
+        """Load the sweep, restricted to these optimizers.
 
         Args:
             scale: "paper", "small" or "quick".
@@ -77,7 +77,7 @@ class Selected:
         initial_group_loss: the same for each group [G].
         group: frequency group of each class [C].
         counts: samples of each class [C]; where rows sum mini-batches, those of all rows.
-        environments: versions and devices that the runs were made with, each once.
+        environments: versions and devices of the runs, without duplicates.
     """
 
     label: str
@@ -127,8 +127,9 @@ class Selected:
         """Return the median over seeds of each group's loss at the last recorded step up to `step`, [G]."""
         if not self.step.size:
             return self.final_group_loss
-        found: Array = self.group_curves()[np.searchsorted(self.step, step, side="right") - 1]
-        return found
+        row = np.searchsorted(self.step, step, side="right") - 1
+        losses: Array = self.group_curves()[row]
+        return losses
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Results:
         store: where the runs are.
         scale: "paper", "small" or "quick".
         presets: folder to read presets from; by default those that come with the package.
-        figure: the figure that is being made, for the command in an error message.
+        figure: id of the current figure, for the command in error messages.
         data_dir: the data folder, for figures of the data themselves.
     """
 
@@ -153,21 +154,21 @@ class Results:
     _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)
 
     def for_figure(self, name: str) -> Results:
-        """Return these results, with messages that name a figure; what has been read is shared."""
+        """Return these results with a figure's name in messages; the cache is shared."""
         return replace(self, figure=name)
 
     def sweep(self, ref: SweepRef) -> Sweep:
-        """Return a needed sweep, with the needed optimizers alone."""
+        """Return a sweep, restricted to the optimizers of the reference."""
         if ref not in self._sweeps:
             self._sweeps[ref] = ref.load(self.scale, self.presets)
         return self._sweeps[ref]
 
     def labels(self, ref: SweepRef) -> tuple[str, ...]:
-        """Return the labels of the needed optimizers."""
+        """Return the labels of the optimizers of a reference."""
         return ref.optim or tuple(arm.label for arm in self.sweep(ref).arms)
 
     def data_title(self, ref: SweepRef) -> str:
-        """Return how the data set of a needed sweep is called; at a smaller scale it may be another one."""
+        """Return the title of a sweep's data set; a smaller scale may use another data set."""
         component = Component.parse(self.sweep(ref).run["data"], "data")
         return str(registry("data").make(component).title)
 
@@ -205,12 +206,12 @@ class Results:
         return self._selected[key][split]
 
     def probed(self, ref: SweepRef, label: str) -> History:
-        """Return the selected run of the first seed with what the preset's probes measured, under probe/<name>/.
+        """Return the selected run of the first seed, with the measurements of probes under probe/<name>/.
 
         Raises:
             MissingRuns: the search is not finished, or selected nothing, or the run has not been measured yet.
         """
-        assert ref.probed, f"{ref} does not ask for probes"
+        assert ref.probed, f"{ref} has no probes"
         best = self.search(ref, label)
         spec = self.sweep(ref).probed(best)
         if spec is None:
@@ -236,7 +237,7 @@ def _histories(candidate: Candidate, store: RunStore) -> Iterator[History]:
 
 
 def _reduce(best: Best, store: RunStore) -> dict[str, Selected]:
-    """Read the seeds of the chosen step size (of the smallest one, for initial losses, if none was) one by one."""
+    """Read the seeds of the selected step size one by one; of the smallest one if none was selected."""
     candidate = best.chosen or best.candidates[0]
     rows: dict[str, list[tuple[Array, Array, Array]]] = {split: [] for split in SPLITS}
     counts: dict[str, Array] = {}
@@ -271,15 +272,15 @@ def _selected(best: Best, split: str, seeds: list[tuple[Array, Array, Array]], *
     widths = {groups.shape[1] for _, _, groups in seeds}
     if len(widths) > 1:
         raise StoreError(f"{best.label}: its seeds have different numbers of frequency groups ({sorted(widths)})")
-    kept = slice(None) if best.chosen else slice(0)  # rows that count: all of them, or none
+    rows = slice(None) if best.chosen else slice(0)  # without a stable step size there are no curves
     shortest = min(len(step) for step, _, _ in seeds)
     return Selected(
         label=best.label,
         best=best,
         split=split,
-        step=seeds[0][0][kept],
-        loss=np.stack([loss[:shortest] for _, loss, _ in seeds]).astype(np.float64)[:, kept],
-        group_loss=np.stack([groups[:shortest] for _, _, groups in seeds])[:, kept],
+        step=seeds[0][0][rows],
+        loss=np.stack([loss[:shortest] for _, loss, _ in seeds]).astype(np.float64)[:, rows],
+        group_loss=np.stack([groups[:shortest] for _, _, groups in seeds])[:, rows],
         initial_loss=float(np.median([loss[0] for _, loss, _ in seeds])),
         initial_group_loss=np.median([groups[0] for _, _, groups in seeds], axis=0),
         **shared,
