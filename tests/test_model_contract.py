@@ -1,6 +1,6 @@
 """What every registered model and optimizer must do, whoever writes it.
 
-A new component fails here until it has a small configuration in the table below, and is tested from then on.
+Each recipe brings the small configuration that it is tested with, where its defaults are not small enough.
 """
 
 from __future__ import annotations
@@ -22,22 +22,6 @@ from heavytail.optim import REGISTRY as OPTIMIZERS
 NUM_CLASSES = 7
 SHAPES = {"vectors": (6, 12), "images": (6, 1, 8, 8), "tokens": (6, 5)}
 
-SMALL_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "linear": ("vectors", {}),
-    "resnet18": ("images", {"width": 8, "small_stem": True}),
-    "simple-vit": ("images", {"patch": 4, "width": 8, "depth": 1, "heads": 2, "mlp": 6}),
-    "cnn": ("images", {"channels": [8, 9]}),
-    "transformer": ("tokens", {"width": 8, "mlp": 6, "heads": 2}),
-    "simplified-transformer": ("tokens", {"width": 8}),
-    "gpt2": ("tokens", {"width": 8, "mlp": 16, "heads": 2, "depth": 2}),
-}
-SMALL_OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "gd": {"momentum": 0.5},
-    "normalized-gd": {"momentum": 0.5},
-    "sign": {"momentum": 0.5},
-    "adam": {},
-}
-
 
 def small_data(kind: str) -> Data:
     """Six samples of a kind, with their targets."""
@@ -54,17 +38,15 @@ def small_data(kind: str) -> Data:
 
 def small_model(name: str, seed: int = 0) -> tuple[Any, Data]:
     """Build a model's small configuration and the data it is for."""
-    if name not in SMALL_MODELS:
-        pytest.fail(f"add a small configuration of model '{name}' to SMALL_MODELS in {__file__}")
-    kind, params = SMALL_MODELS[name]
-    data = small_data(kind)
+    recipe: Any = MODELS.recipe(name)
+    data = small_data(recipe.inputs)
     torch.manual_seed(seed)
-    return MODELS.make(Component(name, params)).build(data), data
+    return MODELS.make(Component(name, getattr(recipe, "small", {}))).build(data), data
 
 
 def small_optimizer(name: str, params: list[nn.Parameter], lr: float = 0.01) -> torch.optim.Optimizer:
     """Build an optimizer's small configuration."""
-    return OPTIMIZERS.make(Component(name, SMALL_OPTIMIZERS.get(name, {}))).build(params, lr)
+    return OPTIMIZERS.make(Component(name, getattr(OPTIMIZERS.recipe(name), "small", {}))).build(params, lr)
 
 
 def loss_of(model: Any, data: Data) -> Tensor:

@@ -105,7 +105,7 @@ def test_a_wrong_name_finds_the_nearest() -> None:
     with pytest.raises(SpecError, match=r"unknown thing 'towr'; did you mean 'tower'\? \(known: tent, tower\)"):
         THINGS.recipe("towr")
     with pytest.raises(SpecError, match=r"unknown thing 'xyz' \(known: tent, tower\)"):
-        THINGS.version("xyz")
+        THINGS.version(Component("xyz"))
 
 
 def test_resolve_fills_in_every_default() -> None:
@@ -125,7 +125,7 @@ def test_resolve_pins_content_that_settings_do_not_name() -> None:
 def test_names_and_versions() -> None:
     """Names are sorted, versions are those registered, and no name is registered twice."""
     assert THINGS.names() == ["tent", "tower"]
-    assert (THINGS.version("tower"), THINGS.version("tent")) == (3, 1)
+    assert (THINGS.version(Component("tower", {"height": 1.0})), THINGS.version(Component("tent"))) == (3, 1)
     with pytest.raises(AssertionError, match="thing tent is registered twice"):
         THINGS.register("tent")(Tent)
 

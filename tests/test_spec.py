@@ -132,7 +132,7 @@ def test_a_component_version_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> N
     from heavytail.optim import REGISTRY
 
     before = tiny().key
-    monkeypatch.setitem(REGISTRY._versions, "gd", REGISTRY.version("gd") + 1)
+    monkeypatch.setitem(REGISTRY._versions, "gd", REGISTRY.version(Component("gd")) + 1)
     assert tiny().key != before
 
 

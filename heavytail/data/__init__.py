@@ -37,12 +37,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def batches(self, chunks: Iterable[slice | Tensor], *, seed: int = 0) -> Iterator[Batch]:
+    @property
+    def augmented(self) -> bool:
+        """Whether a training pass transforms samples at random; evaluation never does."""
+        return False
+
+    def batches(self, chunks: Iterable[slice | Tensor], *, seed: int | None = None) -> Iterator[Batch]:
         """Yield the samples of each chunk of indices, in order.
 
         Args:
             chunks: slices, or index tensors [B].
-            seed: of random transforms, if the split has any; this one has none.
+            seed: of the random transforms of a training pass, if the split has any; None for the deterministic
+                transform of evaluation.
         """
         for chunk in chunks:
             yield Batch(self.inputs[chunk], self.targets[chunk])

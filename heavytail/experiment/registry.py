@@ -119,10 +119,14 @@ class Registry(Generic[R]):
         settings = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.init}
         return Component(component.name, settings)
 
-    def version(self, name: str) -> int:
-        """Return the version a recipe was registered with."""
-        self.recipe(name)
-        return self._versions[name]
+    def version(self, component: Component) -> int:
+        """Return the version of a component, part of a run's key.
+
+        It is the one that its recipe was registered with; a recipe of which a change concerned some settings only has
+        an attribute `revision`, a number that is 0 for the others and is added.
+        """
+        recipe: Any = self.make(component)
+        return self._versions[component.name] + int(getattr(recipe, "revision", 0))
 
     def _discover(self) -> None:
         if self._complete:

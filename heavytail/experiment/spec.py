@@ -135,14 +135,14 @@ class RunSpec:
         table = {k: v for k, v in self.resolved.to_dict().items() if k not in OBSERVATION}
         if self.train_stats == "running":
             table["eval_every"] = self.eval_every
-        table["versions"] = {kind: registry(kind).version(getattr(self, kind).name) for kind in COMPONENTS}
+        table["versions"] = {kind: registry(kind).version(getattr(self, kind)) for kind in COMPONENTS}
         text = json.dumps(table, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     @cached_property
     def measured(self) -> list[dict[str, Any]]:
         """What the probes are, with their versions, as plain JSON: what a stored run is compared with."""
-        tables = [{**p.to_dict(), "version": registry("probe").version(p.name)} for p in self.resolved.probes]
+        tables = [{**p.to_dict(), "version": registry("probe").version(p)} for p in self.resolved.probes]
         plain: list[dict[str, Any]] = json.loads(json.dumps(tables))  # tuples are lists, as they will be read
         return plain
 

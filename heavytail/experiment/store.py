@@ -52,6 +52,7 @@ _RECORD = {
     "checkpoint": (_ARRAY_FILE, None),
     "spec?": {},
     "environment?": {},
+    "resumed?": [{"step": int, "at": str}],
     "sha256?": str,
 }
 _LOG = logging.getLogger("heavytail")
@@ -69,7 +70,8 @@ class History:
         <split>/p_correct [E, C]    mean probability of the correct class
         <split>/count [C] or [E, C] samples; per row where the row sums mini-batches
     and `group` [C] (frequency group of each class), `objective` [T] (what each step minimised), and whatever probes
-    add under probe/<name>/, with a leading axis of probe/<name>/step.
+    add under probe/<name>/, with a leading axis of probe/<name>/step. `resumed` names the step and the time (UTC) of
+    every resumption.
     """
 
     spec: RunSpec
@@ -77,6 +79,7 @@ class History:
     arrays: dict[str, Array]
     environment: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    resumed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def step(self) -> Array:
@@ -221,7 +224,8 @@ class RunStore:
                 raise
             return self.load(spec)  # another process replaced the run while it was read
         status: Status = "diverged" if _diverged(record, spec) else "done"
-        return History(spec, status, _cut(arrays, spec), _environment(folder, record))
+        resumed = list(record.get("resumed", ()))
+        return History(spec, status, _cut(arrays, spec), _environment(folder, record), resumed=resumed)
 
     def load_partial(self, spec: RunSpec) -> tuple[History, int, dict[str, Array]] | None:
         """Return a history, the number of updates behind it and the checkpoint to continue from, if there is one.
@@ -236,6 +240,7 @@ class RunStore:
                     continue
                 if all(step >= record["step"] for step in _missing(record, spec)):
                     history = History(spec, record["status"], _read_history(folder, record))
+                    history.resumed = list(record.get("resumed", ()))
                     return history, record["step"], _read_arrays(folder, record["checkpoint"])
             except DamagedError as error:
                 self._report(error)
@@ -319,6 +324,7 @@ class RunStore:
                 "error": history.error,
                 "spec": spec.resolved.to_dict(),
                 "environment": history.environment,
+                **({"resumed": history.resumed} if history.resumed else {}),
                 "observed": {
                     "probes": spec.measured,
                     "probe_next": {probe.name: _next_step(history.status, step) for probe in spec.probes},

@@ -7,7 +7,7 @@ that everything measured about the head works for every model. M = B for one lab
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,15 @@ class HeadedModel(Protocol):
 
 
 class ModelRecipe(Protocol):
-    """What every recipe in this folder has."""
+    """What every recipe in this folder has.
+
+    Attributes:
+        inputs: what the model reads: vectors [N, D], images [N, channels, height, width] or tokens [N, L].
+        small: settings with which it trains in milliseconds; the contract tests use them, on images of 8 x 8 pixels.
+    """
+
+    inputs: ClassVar[Literal["vectors", "images", "tokens"]]
+    small: ClassVar[dict[str, Any]]
 
     def build(self, data: Data) -> nn.Module:
         """Return the model for these data, its parameters drawn from torch's global generator."""

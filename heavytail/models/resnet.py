@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -103,6 +103,9 @@ class ResNet18Recipe:
     width: int = 64
     norm: Literal["batch", "layer"] = "batch"
     small_stem: bool = False
+
+    inputs: ClassVar[Literal["images"]] = "images"
+    small: ClassVar[dict[str, Any]] = {"width": 8, "small_stem": True}
 
     def __post_init__(self) -> None:
         if self.width < 1:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -48,6 +48,9 @@ class LinearRecipe:
 
     init: Literal["default", "zero"] = "default"
     bias: bool = True
+
+    inputs: ClassVar[Literal["vectors"]] = "vectors"
+    small: ClassVar[dict[str, Any]] = {}
 
     def build(self, data: Data) -> Linear:
         """Return the model for inputs of any shape."""
@@ -98,6 +101,8 @@ class CNNRecipe:
     # Images of one forward and backward pass where a run does not say; their activations stay near the processor. 6 400
     # at once take 2.7 times as long, and 2.5 GB.
     microbatch: ClassVar[int] = 256
+    inputs: ClassVar[Literal["images"]] = "images"
+    small: ClassVar[dict[str, Any]] = {"channels": [8, 9]}
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:

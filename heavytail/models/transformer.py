@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,9 @@ class TransformerRecipe:
     init: Init = "paper"
     train: Train = "all"
 
+    inputs: ClassVar[Literal["tokens"]] = "tokens"
+    small: ClassVar[dict[str, Any]] = {"width": 8, "mlp": 6, "heads": 2}
+
     def __post_init__(self) -> None:
         for field in ("width", "depth", "heads"):
             if getattr(self, field) < 1:
@@ -96,6 +99,8 @@ class SimplifiedTransformerRecipe(TransformerRecipe):
     mlp: int = 0
     norm: Norm = "none"
 
+    small: ClassVar[dict[str, Any]] = {"width": 8}
+
 
 @REGISTRY.register("gpt2")
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class GPT2Recipe(TransformerRecipe):
     activation: Activation = "gelu"
     dropout: float = 0.1
     init: Init = "gpt2"
+
+    small: ClassVar[dict[str, Any]] = {"width": 8, "mlp": 16, "heads": 2, "depth": 2}
 
 
 class Transformer(nn.Module):

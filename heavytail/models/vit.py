@@ -9,7 +9,7 @@ B batch, C classes, D features (the width), L patches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,9 @@ class SimpleViTRecipe:
     depth: int = 12
     heads: int = 6
     mlp: int = 1536
+
+    inputs: ClassVar[Literal["images"]] = "images"
+    small: ClassVar[dict[str, Any]] = {"patch": 4, "width": 8, "depth": 1, "heads": 2, "mlp": 6}
 
     def __post_init__(self) -> None:
         for name in ("patch", "width", "depth", "heads", "mlp"):

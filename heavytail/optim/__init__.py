@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -12,10 +12,16 @@ from heavytail.experiment.registry import Registry
 
 
 class OptimRecipe(Protocol):
-    """What every recipe in this folder has."""
+    """What every recipe in this folder has.
+
+    Attributes:
+        small: settings for the contract tests; those that keep state between steps.
+    """
+
+    small: ClassVar[dict[str, Any]]
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
-        """Return the optimizer of these parameters with step size `lr`."""
+        """Return the optimizer of these parameters, or parameter groups, with step size `lr`."""
 
 
 REGISTRY: Registry[OptimRecipe] = Registry("optim", __name__)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, overload
+from typing import Any, ClassVar, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -139,6 +139,8 @@ class _DirectionRecipe:
     """A direction with momentum beta = `momentum`: the paper's "-m" is 0, its "+m" is 0.9."""
 
     momentum: float = 0.0
+
+    small: ClassVar[dict[str, Any]] = {"momentum": 0.5}
 
     def __post_init__(self) -> None:
         check_decay("optim.momentum", self.momentum)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import Parameter
@@ -26,6 +27,8 @@ class Adam:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+
+    small: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         check_decay("optim.beta1", self.beta1)

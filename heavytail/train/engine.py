@@ -1,9 +1,10 @@
 """The engine: one training loop for full batches and mini-batches (paper, section 2 and appendix A).
 
 Row t of a history holds the losses at W_t. For a full batch they come from the very pass that makes the gradient of
-step t, so observing costs nothing; where dropout or batch normalisation make that pass differ from evaluation, and for
-mini-batches, a separate pass in eval mode measures them (or, with train_stats = "running", the mini-batches' own
-losses are summed between records). The head never forms the logits of more than a chunk of rows.
+step t, so observing costs nothing; where dropout, batch normalisation or random transforms make that pass differ from
+evaluation, and for mini-batches, a separate pass in eval mode measures them, through the deterministic transform (or,
+with train_stats = "running", the mini-batches' own losses are summed between records). The head never forms the logits
+of more than a chunk of rows.
 
 Shapes: N samples, C classes, D features, M predictions, E recorded steps, T steps.
 """
@@ -14,17 +15,19 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from heavytail.data import Batch, Data, Split
-from heavytail.errors import SpecError
+from heavytail.errors import HeavyTailError, SpecError
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec, derive_seed
 from heavytail.experiment.store import Array, History, RunStore, Status
@@ -35,7 +38,9 @@ from heavytail.train import checkpoint
 from heavytail.train.environment import environment
 from heavytail.train.group import ALONE, Group, LostProcess
 
-HOPELESS = 100.0  # a loss this many times the initial one ends the run: softmax regression itself never overflows
+# An objective this many times the initial loss ends the run: softmax regression itself never overflows. Initial is the
+# recorded loss of the whole split at step 0, or log C if that is larger.
+HOPELESS = 100.0
 COMMIT_SECONDS = 30.0
 KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued, only below this size
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -114,50 +119,69 @@ class _Run:
         compiled: bool = False,
     ) -> None:
         self.spec, self.store, self.device, self.group = spec.resolved, store, device, group
-        spec = self.spec
-        dtype = torch.float64 if spec.precision == "float64" else torch.float32
-        self.data = load_data(spec, data_dir)
-        self.model = build_model(spec, self.data).to(device, dtype)
-        self.head: nn.Linear = self.model.head  # type: ignore[assignment]
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = registry("optim").make(spec.optim).build(trainable, spec.lr)
-        weights = registry("loss").make(spec.loss).class_weights(self.data.counts)
-        self.class_weights = None if weights is None else weights.to(device, dtype)
-        torch.manual_seed(derive_seed(spec.seed, f"dropout/{group.rank}" if group.rank else "dropout"))
+        self.data = load_data(self.spec, data_dir)
+        self._check_data()
+        self._make_model(compiled)
+        self._make_splits()
+        self.probes: dict[str, tuple[Probe, set[int]]] = {}
+        for part in self.spec.probes:
+            probe = registry("probe").make(part)
+            self.probes[part.name] = (probe, set(probe.steps(self.spec.steps)))
+        self.running = ClassStats.zeros(self.data.num_classes, device) if spec.train_stats == "running" else None
+        self.rows: dict[str, list[Array]] = {}
+        self.objective: list[Tensor] = []
+        self.resumed: list[dict[str, Any]] = []
+        self.start = self.step = self.judged = 0
+        torch.manual_seed(derive_seed(self.spec.seed, "dropout"))
+        self._resume()
 
-        if spec.batch_size is not None and spec.batch_size > len(self.data.train):
-            raise SpecError(f"batch_size: expected at most {len(self.data.train)} samples, got {spec.batch_size}")
+    def _check_data(self) -> None:
+        """Raise SpecError where the run asks for what the data do not have."""
+        spec, samples = self.spec, len(self.data.train)
+        if spec.batch_size is not None and spec.batch_size > samples:
+            raise SpecError(f"batch_size: expected at most {samples} samples, got {spec.batch_size}")
         if spec.test_every and self.data.test is None:
             missing = f"data '{spec.data.name}' has no test split"
             raise SpecError(f"test_every: expected 0, as {missing}, got {spec.test_every}")
-        self.full_batch = spec.batch_size is None
-        self.microbatch = group.portion(spec.batch_size or len(self.data.train), spec.microbatch)
+
+    def _make_model(self, compiled: bool) -> None:
+        """Make the model at its initial point, its optimizer and the class weights of its objective."""
+        spec = self.spec
+        self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
+        self.model = build_model(spec, self.data).to(self.device, self.dtype)
+        self.head: nn.Linear = self.model.head  # type: ignore[assignment]
+        self.optimizer = build_optimizer(spec, self.model)
+        weights = registry("loss").make(spec.loss).class_weights(self.data.counts)
+        self.class_weights = None if weights is None else weights.to(self.device, self.dtype)
         self.noisy = differs_in_training(self.model)
-        if group.size > 1 and any(isinstance(m, BATCH_NORM) for m in self.model.modules()):
+        if self.group.size > 1 and any(isinstance(m, BATCH_NORM) for m in self.model.modules()):
             raise SpecError(
                 f"model '{spec.model.name}': batch normalisation needs the whole batch; train in one process"
             )
         self.body: Callable[[Tensor], Tensor] = self.model.features  # type: ignore[assignment]
         if compiled:
             self.body = torch.compile(self.body)
-        self.train_split = self.data.train.to(device, dtype)
-        self.test_split = self.data.test.to(device, dtype) if self.data.test is not None else None
-        if self.full_batch and not self.noisy and _frozen_body(self.model):
-            self._keep_features()
 
-        self.probes: dict[str, tuple[Probe, set[int]]] = {}
-        for part in spec.probes:
-            probe = registry("probe").make(part)
-            self.probes[part.name] = (probe, set(probe.steps(spec.steps)))
-        self.running = ClassStats.zeros(self.data.num_classes, device) if spec.train_stats == "running" else None
-        self.rows: dict[str, list[Array]] = {}
-        self.objective: list[Tensor] = []
-        self.start = self.step = 0
-        self._resume()
+    def _make_splits(self) -> None:
+        """Move the splits to the device, and decide how they are walked."""
+        spec, data = self.spec, self.data
+        self.train_split = data.train.to(self.device, self.dtype)
+        self.test_split = None if data.test is None else data.test.to(self.device, self.dtype)
+        self.microbatch = self.group.portion(spec.batch_size or len(data.train), spec.microbatch)
+        self.gradient_pass_evaluates = gradient_pass_evaluates(spec, self.model, data.train)
+        if self.gradient_pass_evaluates and _frozen_body(self.model):
+            self._keep_features()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def loop(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
+        """Train to the end, to divergence or until `should_stop`.
+
+        The order at W_t: commit, stop, probe, test, observe (a pass of its own, where the gradient's does not
+        evaluate), gradient, record, judge, step. All that is committed is the state before the gradient of step t, so
+        that a resumed run repeats that pass from the same generators. The last step is judged by the same pass as every
+        other one; what that pass changes in the model's buffers is not committed.
+        """
         spec = self.spec
         recorded, known = set(spec.recorded_steps()), set(self._steps("train"))
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
@@ -165,41 +189,55 @@ class _Run:
         committed = reported = now = time.monotonic()
         for step in range(self.start, spec.steps + 1):
             self.step = step
+            last = step == spec.steps
             if self.group.any(now - committed > COMMIT_SECONDS):
-                self._commit("running", step)
+                self._commit("running", step, self._state())
                 committed = now
             if self.group.any(should_stop()):
-                return self._commit("interrupted", step)
+                return self._commit("interrupted", step, self._state())
             self._probe(step)
             if step in tested:
                 assert self.test_split is not None
                 self._record("test", step, self._evaluate(self.test_split))
-            last = step == spec.steps
             stats = self._observe(step, last, step in known) if step in recorded else None
-            if last:
-                return self._commit("diverged" if self._lost(self.rows["train/loss"]) else "done", step)
+            state = self._state(finished=True) if last else None
             loss = self._gradient(step, stats)
             if stats is not None:
                 self._record("train", step, stats)
             self.objective.append(loss)
+            if step % check_every == 0 or last:
+                lost = self._first_lost(step)
+                if lost is not None:
+                    return self._end_diverged(lost)
+            if last:
+                del self.objective[-1]
+                return self._commit("done", step, state)
             now = time.monotonic()
-            if step % check_every == 0:
-                if self._lost(self.objective):
-                    return self._commit("diverged", step)
-                if report is not None and now - reported > 0.1:
-                    report(Progress(self.spec, step, loss.item()))
-                    reported = now
+            if report is not None and step % check_every == 0 and now - reported > 0.1:
+                report(Progress(self.spec, step, loss.item()))
+                reported = now
             self.optimizer.step()
         raise AssertionError("the last step returns")
 
-    @staticmethod
-    def _lost(losses: Sequence[Tensor | Array]) -> bool:
-        """Whether the latest loss is not finite, or hopelessly above the first."""
-        first, latest = losses[0].item(), losses[-1].item()
-        return not math.isfinite(latest) or latest > HOPELESS * first
+    def _first_lost(self, step: int) -> int | None:
+        """The first step, of those not judged yet, whose objective is not finite or hopelessly above the start."""
+        initial = max(float(self.rows["train/loss"][0]), math.log(self.data.num_classes))
+        first = min(self.judged, step)
+        values = torch.stack(self.objective[first:]).cpu().numpy()
+        self.judged = step + 1
+        lost = np.flatnonzero(~(np.isfinite(values) & (values <= HOPELESS * initial)))
+        return first + int(lost[0]) if len(lost) else None
+
+    def _end_diverged(self, step: int) -> History:
+        """Commit the run as diverged at `step`, without what was measured after it."""
+        ends = {name: [i for i, s in enumerate(v) if int(s) <= step] for name, v in self.rows.items() if _is_step(name)}
+        for name, values in self.rows.items():
+            self.rows[name] = [values[i] for i in ends[f"{name.rpartition('/')[0]}/step"]]
+        del self.objective[min(step, self.spec.steps - 1) + 1 :]
+        return self._commit("diverged", step, None)
 
     def _observe(self, step: int, last: bool, known: bool) -> ClassStats | None:
-        """The sums that the gradient pass of this step is to fill in, if it can; else record the row now."""
+        """Return the sums for the gradient pass of this step to fill in, if it can; else record the row now."""
         if self.running is not None and step > 0:
             if not known:
                 self._record("train", step, self.running)
@@ -210,13 +248,15 @@ class _Run:
             return None
         if self.running is not None:
             return self.running
-        if self.full_batch and not self.noisy and not last:
+        if self.gradient_pass_evaluates:
             return ClassStats.zeros(self.data.num_classes, self.device)
         self._record("train", step, self._evaluate(self.train_split))
         return None
 
     def _gradient(self, step: int, stats: ClassStats | None) -> Tensor:
         """Set the gradients to those of the objective at W_t; return the objective."""
+        if self.group.size > 1:  # so that what a lost process or a broken step drew does not matter
+            torch.manual_seed(derive_seed(self.spec.seed, f"dropout/{self.group.rank}/{step}"))
         self.model.train(self.noisy)
         self.optimizer.zero_grad(set_to_none=True)
         chunks, targets = self._chunks(step)
@@ -239,10 +279,11 @@ class _Run:
     def _add_up(self, total: Tensor, sums: ClassStats | None, part: ClassStats | None) -> None:
         """Replace gradients and objective by their sums over the processes, and add those of the statistics."""
         gradients = []
-        for parameter in self.optimizer.param_groups[0]["params"]:
-            if parameter.grad is None:  # this process had no micro-batch
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:  # this process had no micro-batch
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
         self.group.add([*gradients, total, *(part.tensors() if part is not None else ())])
         if sums is not None and part is not None:
             for tensor, added in zip(sums.tensors(), part.tensors(), strict=True):
@@ -270,7 +311,7 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
 
     def _evaluate(self, split: Split) -> ClassStats:
-        """Sums per class over a split, in eval mode."""
+        """Sums per class over a split, in eval mode and through its deterministic transform."""
         stats = ClassStats.zeros(self.data.num_classes, self.device)
         self.model.eval()
         with torch.no_grad():
@@ -342,15 +383,21 @@ class _Run:
         for batch in self.train_split.batches(_cut(len(self.train_split), self.microbatch)):
             with self._autocast():
                 features = self.body(batch.inputs.to(self.device))
-            yield features, batch.targets.to(self.device).flatten()
+            yield features.to(self.dtype), batch.targets.to(self.device).flatten()  # bfloat16 only inside the body
 
     # -- persistence ---------------------------------------------------------------------------------------------
 
     def commit_interrupted(self) -> None:
         """Commit the run as it is after its last complete update."""
-        self._commit("interrupted", self.step)
+        self._commit("interrupted", self.step, self._state())
 
-    def _commit(self, status: Status, step: int) -> History:
+    def _state(self, *, finished: bool = False) -> dict[str, Array] | None:
+        """Return what it takes to continue from here; None in all processes but one, and for a large finished run."""
+        if self.group.rank > 0 or (finished and checkpoint.size(self.model, self.optimizer) > KEEP_BYTES):
+            return None
+        return checkpoint.pack(self.step, self.model, self.optimizer, self.running)
+
+    def _commit(self, status: Status, step: int, state: dict[str, Array] | None) -> History:
         arrays: dict[str, Array] = {name: np.stack(values) for name, values in self.rows.items()}
         for split in ("train", "test"):
             # Exact passes see the same samples every time: one row of counts says it all.
@@ -358,23 +405,23 @@ class _Run:
                 arrays[f"{split}/count"] = arrays[f"{split}/count"][0]
         arrays["group"] = self.data.groups().index
         arrays["objective"] = torch.stack(self.objective).cpu().numpy() if self.objective else np.empty(0)
-        history = History(self.spec, status, arrays, environment(str(self.device)) | {"processes": self.group.size})
+        about = environment(str(self.device)) | {"processes": self.group.size}
+        history = History(self.spec, status, arrays, about, resumed=self.resumed)
         if self.group.rank > 0:
             return history
-        state = None if status == "diverged" else checkpoint.pack(self.model, self.optimizer, self.running)
-        if status == "done" and state is not None and sum(a.nbytes for a in state.values()) > KEEP_BYTES:
-            state = None
         self.store.save(history, step=step, checkpoint=state)
         return self.store.load(self.spec) or history
 
     def _resume(self) -> None:
+        """Continue from the last commit, if there is one."""
         found = self.store.load_partial(self.spec)
         if found is None:
             return
         history, self.start, arrays = found
-        checkpoint.unpack(arrays, self.model, self.optimizer, self.running)
-        if self.group.rank > 0:  # the generator of the first process is in the checkpoint
-            torch.manual_seed(derive_seed(self.spec.seed, f"dropout/{self.group.rank}/{self.start}"))
+        checkpoint.unpack(self.start, arrays, self.model, self.optimizer, self.running)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.resumed = [*history.resumed, {"step": self.start, "at": now}]
+        self.judged = self.start
         for name, value in history.arrays.items():
             if name == "objective":
                 self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.device))
@@ -390,6 +437,34 @@ def _load(part: str, seed: int, data_dir: Path) -> Data:
 
     data: Data = registry("data").make(Component.parse(json.loads(part), "data")).load(seed=seed, data_dir=data_dir)
     return data
+
+
+def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of a run for the parameters of a model that train.
+
+    Raises:
+        SpecError: the optimizer cannot train one of them; it and the parameter are named.
+    """
+    recipe = registry("optim").make(spec.optim)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    try:
+        optimizer: torch.optim.Optimizer = recipe.build([p for _, p in named], spec.lr)
+    except HeavyTailError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SpecError(f"optim '{spec.optim.name}' cannot train {_refused(recipe, named)}: {reason}") from error
+    return optimizer
+
+
+def _refused(recipe: Any, named: list[tuple[str, nn.Parameter]]) -> str:
+    """The first parameter that an optimizer refuses when it is alone."""
+    for name, parameter in named:
+        try:
+            recipe.build([parameter], 1.0)
+        except Exception:
+            return f"parameter '{name}' {list(parameter.shape)}"
+    return f"these {len(named)} parameters"
 
 
 def load_data(spec: RunSpec, data_dir: Path) -> Data:
@@ -416,12 +491,19 @@ class _numerics:  # noqa: N801 - a context manager
 
     def __enter__(self) -> None:
         self._before = torch.get_float32_matmul_precision()
+        self._flushed = _flushes_denormal()
         torch.set_float32_matmul_precision(self._precision)
         torch.set_flush_denormal(True)  # a diverging run is full of denormals, several times slower each
 
     def __exit__(self, *_: object) -> None:
         torch.set_float32_matmul_precision(self._before)
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(self._flushed)
+
+
+def _flushes_denormal() -> bool:
+    """Whether torch flushes denormals to zero; it has no function that returns it."""
+    smallest = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
+    return bool(smallest * 0.5 == 0)
 
 
 def _cut(total: int, size: int | None) -> list[slice | Tensor]:
@@ -438,6 +520,10 @@ def _identity(features: Tensor) -> Tensor:
     return features
 
 
+def _is_step(name: str) -> bool:
+    return name.endswith("/step")
+
+
 def _frozen_body(model: nn.Module) -> bool:
     return all(name.startswith("head.") for name, p in model.named_parameters() if p.requires_grad)
 
@@ -445,3 +531,11 @@ def _frozen_body(model: nn.Module) -> bool:
 def differs_in_training(model: nn.Module) -> bool:
     """Whether a pass in training mode differs from one in eval mode: dropout, batch normalisation."""
     return any(isinstance(m, BATCH_NORM) or (isinstance(m, nn.Dropout) and m.p > 0) for m in model.modules())
+
+
+def gradient_pass_evaluates(spec: RunSpec, model: nn.Module, train: Split) -> bool:
+    """Whether the pass that makes a gradient gives the losses of evaluation, too.
+
+    It does for a full batch without dropout, batch normalisation and random transforms.
+    """
+    return spec.batch_size is None and not differs_in_training(model) and not train.augmented

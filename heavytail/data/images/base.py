@@ -61,6 +61,11 @@ class ImageRecipe:
         if min(self.std) <= 0:
             raise SpecError(f"data.std: expected positive numbers, got {self.std}")
 
+    @property
+    def revision(self) -> int:
+        """Version of what augmented images give; until version 1 evaluation saw random crops of the training split."""
+        return int(self.augment)
+
     def _nominal(self, counts: Sequence[int], test: int) -> Nominal:
         """Return what is known of the subset if there are so many images of each class [C], and `test` to validate."""
         sizes = subset_sizes(counts, self.subset, per_class=self.per_class, largest=self.largest)
@@ -90,17 +95,25 @@ class ImageSplit(Split, ABC):
         self.inputs = torch.empty(len(self), 3, size, size, dtype=self.dtype, device="meta")
 
     @abstractmethod
-    def pixels(self, chunks: Iterable[slice | Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the indices [B] of each chunk and its images [B, 3, S, S], cropped, in 0..255, uint8 or float32."""
+    def pixels(self, chunks: Iterable[slice | Tensor], seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the indices [B] of each chunk and its images [B, 3, S, S] in 0..255, uint8 or float32.
 
-    def batches(self, chunks: Iterable[slice | Tensor], *, seed: int = 0) -> Iterator[Batch]:
+        They are cropped and mirrored at random by the seed, or as in evaluation if it is None.
+        """
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a training pass crops and mirrors at random."""
+        return self.settings.augment
+
+    def batches(self, chunks: Iterable[slice | Tensor], *, seed: int | None = None) -> Iterator[Batch]:
         """Yield the samples of each chunk of indices, in order.
 
         Args:
             chunks: slices, or index tensors [B].
-            seed: of the random crops and flips: the number of the pass, say.
+            seed: of the random crops and flips: the number of the pass, say; None for evaluation's transform.
         """
-        for index, images in self.pixels(chunks, seed):
+        for index, images in self.pixels(chunks, seed if self.augmented else None):
             inputs = normalise(images.to(self.device), self.settings.mean, self.settings.std)
             yield Batch(inputs.to(self.dtype), self.targets[index.to(self.targets.device)])
 
@@ -115,14 +128,14 @@ class MemorySplit(ImageSplit):
 
     images: Tensor
 
-    def pixels(self, chunks: Iterable[slice | Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the indices [B] of each chunk and its images [B, 3, S, S] float32."""
+    def pixels(self, chunks: Iterable[slice | Tensor], seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the indices [B] of each chunk and its images [B, 3, S, S] float32; whole ones if the seed is None."""
         size = self.settings.size
         everything = torch.arange(len(self))
         for chunk in chunks:
             index = everything[chunk if isinstance(chunk, slice) else chunk.cpu()]
             images = self.images[chunk].float()
-            if self.settings.augment and len(index):
+            if seed is not None and len(index):
                 uniforms = np.stack([image_uniforms(self.seed, seed, i) for i in index.tolist()])
                 boxes, flips = random_crops(uniforms, size, size)
                 images = crop_pixels(

@@ -134,7 +134,7 @@ class FileSplit(ImageSplit):
     files: NDArray[np.bytes_]
     workers: int = field(default_factory=lambda: default_workers())
 
-    def pixels(self, chunks: Iterable[slice | Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def pixels(self, chunks: Iterable[slice | Tensor], seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the indices [B] of each chunk and its images [B, 3, S, S] uint8.
 
         Raises:
@@ -142,7 +142,7 @@ class FileSplit(ImageSplit):
         """
         started: deque[list[int]] = deque()
 
-        def pieces() -> Generator[list[tuple[int, int]], None, None]:
+        def pieces() -> Generator[list[tuple[int | None, int]], None, None]:
             for chunk in chunks:
                 index = list(range(*chunk.indices(len(self)))) if isinstance(chunk, slice) else chunk.tolist()
                 started.append(index)
@@ -188,9 +188,9 @@ class FileSplit(ImageSplit):
 class _Pieces:
     """The batch sampler of a loader that outlives a pass: whatever pieces the current pass asks for."""
 
-    current: Iterator[list[tuple[int, int]]]
+    current: Iterator[list[tuple[int | None, int]]]
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int | None, int]]]:
         return self.current
 
 
@@ -203,7 +203,7 @@ class _Decoder(Dataset[Tensor]):
     settings: ImageRecipe
     seed: int
 
-    def __getitems__(self, pairs: list[tuple[int, int]]) -> Tensor | str:
+    def __getitems__(self, pairs: list[tuple[int | None, int]]) -> Tensor | str:
         if not pairs:
             return torch.empty(0, 3, self.settings.size, self.settings.size, dtype=torch.uint8)
         try:
@@ -211,11 +211,11 @@ class _Decoder(Dataset[Tensor]):
         except DataError as error:  # a raised one would arrive with the worker's traceback in its message
             return str(error)
 
-    def _decode(self, epoch: int, index: int) -> Tensor:
+    def _decode(self, epoch: int | None, index: int) -> Tensor:
         path = self.root / os.fsdecode(self.files[index])
         image = read_rgb(path, str(path))
         box, flip = centre_crop(*image.size), False
-        if self.settings.augment:
+        if epoch is not None:
             uniforms = image_uniforms(self.seed, epoch, index)[None]
             boxes, flips = random_crops(uniforms, *image.size)
             box, flip = boxes[0].tolist(), bool(flips[0])
