@@ -1,4 +1,4 @@
-"""What of a reproduction is committed: small, the same bytes for the same input, without anybody's machine in it.
+"""Select and shrink the results that are committed: deterministic, without absolute paths or host names.
 
     TO/SCALE/claims.json            every claim with its measured number, threshold and verdict
     TO/SCALE/environment.json       versions and devices that the runs were made with, each with its figures
