@@ -7,6 +7,7 @@ describes what such a file must define. Each imports what it needs only when it 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pkgutil
 import sys
@@ -44,6 +45,9 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; argparse's own errors and --help raise SystemExit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = _parser().parse_args(argv)
         require_lab()
@@ -63,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(2, f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     except MemoryError:
         return _fail(2, "out of memory")
-    except Exception as error:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # panics of Rust extensions are no Exceptions
         return _crash(error)
 
 
@@ -94,7 +100,7 @@ def _fail(code: int, message: str) -> int:
     return code
 
 
-def _crash(error: Exception) -> int:
+def _crash(error: BaseException) -> int:
     """Report a bug of ours in one line, and write its traceback to a file that the line names."""
     try:
         handle, log = tempfile.mkstemp(prefix="heavytail-", suffix=".log")

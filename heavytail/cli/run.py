@@ -82,10 +82,14 @@ def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, 
         path, equals, text = setting.partition("=")
         if not (path and equals):
             raise SpecError(f"--set: expected KEY=VALUE, got '{setting}'")
+        if path.count(".") > 1:
+            raise SpecError(f"--set: expected KEY=VALUE or COMPONENT.KEY=VALUE, got '{setting}'")
         try:
             value: Any = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except ValueError:
             value = text
+        except RecursionError as error:
+            raise SpecError(f"--set {path}: nested too deeply") from error
         for key in reversed(path.split(".")):
             value = {key: value}
         table = overlay(table, value)

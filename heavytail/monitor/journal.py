@@ -16,6 +16,10 @@ import io
 import json
 import math
 import os
+import struct
+import tokenize
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.errors import DataError, SpecError, StoreError
-from heavytail.files import write_atomic
+from heavytail.files import check_shape, write_atomic
 
 if TYPE_CHECKING:
     from heavytail.monitor.monitor import Reading
@@ -34,6 +38,11 @@ __all__ = ["Journal", "Track", "read_journal"]
 Array = NDArray[Any]
 SPLITS = ("train", "test")
 _OVERALL = ("loss", "accuracy", "p_correct")
+# What numpy raises of a damaged .npz, which is a zip archive.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
+)
 
 
 class Journal:
@@ -132,12 +141,12 @@ def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Arra
     torn = 0
     for line in text.splitlines():
         try:
-            entry = json.loads(line)
+            entry = _checked(json.loads(line))
             track = lines.setdefault(entry["split"], [])
             while track and track[-1]["step"] >= entry["step"]:  # the training went back to a checkpoint
                 track.pop()
             track.append(entry)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
             torn += 1  # one for each time the writer was killed
     lines = {split: track for split, track in lines.items() if track}
     if not lines:
@@ -145,11 +154,30 @@ def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Arra
     count, group = np.empty(0, np.int64), np.empty(0, np.int64)
     if (folder / "classes.npz").exists():
         try:
-            with np.load(folder / "classes.npz", allow_pickle=False) as arrays:
-                count, group = arrays["count"], arrays["group"]
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder / 'classes.npz'} is damaged: {error}") from error
+            # Opened here: numpy leaves a file that is no archive open.
+            with open(folder / "classes.npz", "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+                count, group = (np.asarray(arrays[name]) for name in ("count", "group"))
+            if not (count.ndim == 1 and count.shape == group.shape and count.dtype.kind == group.dtype.kind == "i"):
+                raise ValueError(f"expected two rows of integers, got {count.dtype} and {group.dtype}")
+            if count.min(initial=0) < 0 or not 0 <= group.min(initial=0) <= group.max(initial=0) < 1 + len(group):
+                raise ValueError("a count or a group is out of range")
+        except _UNREADABLE as error:
+            raise DataError(f"{folder / 'classes.npz'} is damaged: {error or type(error).__name__}") from error
     return {split: _track(lines[split]) for split in SPLITS if split in lines}, count, group
+
+
+def _checked(line: Any) -> dict[str, Any]:
+    """The reading in a line; ValueError if it has another shape than those that a journal writes."""
+    check_shape(line, {"split": str, "step": int, "cut": str, "overall": {}, "groups": {"loss": [(float, None)]}})
+    check_shape(line["overall"], dict.fromkeys(_OVERALL, (float, None)))
+    for values in line["groups"].values():
+        check_shape(values, [(float, None)])
+        if len(values) != len(line["groups"]["loss"]):
+            raise ValueError("its groups have different lengths")
+    if not 0 <= line["step"] < 2**63:
+        raise ValueError("its step is out of range")
+    reading: dict[str, Any] = line
+    return reading
 
 
 def _track(lines: list[dict[str, Any]]) -> Track:
