@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         **{kind: _recipes(kind) for kind in KINDS},
     }
     if args.what and args.what not in tables:
-        raise unknown("list", args.what, tables)
+        raise unknown("kind", args.what, tables)
     for kind, rows in tables.items():
         if args.what in (None, kind):
             print(kind)
