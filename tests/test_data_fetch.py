@@ -10,6 +10,7 @@ import socket
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from heavytail.cli import main
 from heavytail.data import fetch
 from heavytail.data.fetch import Archive, PublicDataset, PublicFile, State
 from heavytail.errors import DataError, SpecError
@@ -186,7 +188,7 @@ def test_a_mirror_replaces_the_public_address(
 ) -> None:
     """A mirror laid out like the data folder is used alone, also for files with no public address."""
     publish({"s/a.txt": b"a"}, urls=())
-    with pytest.raises(DataError, match="no public address; name a mirror"):
+    with pytest.raises(DataError, match="no public address; set HEAVYTAIL_MIRROR"):
         fetch.fetch("sample", tmp_path / "data")
     (server.folder / "m" / "s").mkdir(parents=True)
     (server.folder / "m" / "s" / "a.txt").write_bytes(b"a")
@@ -291,3 +293,77 @@ def test_real_files_from_a_mirror(data_dir: Path, tmp_path: Path, monkeypatch: p
         for name in ("ptb", "mnist"):
             fetch.fetch(name, tmp_path, mirror.url, progress=False)
             fetch.verify(name, tmp_path)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_one_failure_does_not_stop_the_other_data_sets(
+    server: Server,
+    publish: Publish,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`data fetch` tries every data set, shows size and note before, reports each failure and exits with 2."""
+    publish({"s/a.txt": CONTENT})
+    (file,) = fetch.DATASETS["sample"].files
+    good = PublicDataset("good", "a note (a licence)", (replace(file, size=len(CONTENT)),))
+    lost = PublicDataset("lost", "", (replace(file, path="s/lost.txt", urls=(f"{server.url}/none",)),))
+    unpublished = PublicDataset("mirror-only", "", (replace(file, path="s/m.txt", urls=()),))
+    monkeypatch.setattr(fetch, "DATASETS", {"mirror-only": unpublished, "lost": lost, "good": good})
+    folder = tmp_path / "new"
+    assert main(["data", "fetch", "--data-dir", str(folder)]) == 2
+    printed = capsys.readouterr()
+    assert (folder / "s" / "a.txt").read_bytes() == CONTENT
+    assert "good: a note (a licence); 0.5 MB" in printed.out
+    assert printed.err.count("\n") == 1
+    assert "404" in printed.err
+    assert main(["data", "fetch", "mirror-only", "--data-dir", str(folder)]) == 2
+    assert "HEAVYTAIL_MIRROR" in capsys.readouterr().err
+
+
+def test_a_failed_fetch_leaves_no_folders(server: Server, publish: Publish, tmp_path: Path) -> None:
+    """Nothing stays in the data folder when the only file cannot be fetched."""
+    publish({"s/a.txt": CONTENT})
+    (server.folder / "a.txt").unlink()
+    with pytest.raises(DataError, match="404"):
+        fetch.fetch("sample", tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_removed(publish: Publish, tmp_path: Path) -> None:
+    """The next fetch removes abandoned scratch folders, and leaves alone those that a process still locks."""
+    publish({"s/a.txt": CONTENT})
+    folder = tmp_path / "data"
+    for name in (".fetch-dead", ".fetch-busy"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_bytes(b"part")
+    with fetch._locked(folder / ".fetch-busy"):
+        fetch.fetch("sample", folder)
+    assert sorted(path.name for path in folder.iterdir()) == [".fetch-busy", "s"]
+
+
+def test_a_stalled_server_is_not_taken_for_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends half and then nothing is reported as stalled."""
+    monkeypatch.setattr(fetch, "_TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.txt"
+
+        def stall() -> None:
+            with listener.accept()[0] as client:
+                client.recv(4096)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+                done.wait(10)
+
+        done = threading.Event()
+        thread = threading.Thread(target=stall)
+        thread.start()
+        file = PublicFile("s/a.txt", "sha256:0", (url,))
+        monkeypatch.setitem(fetch.DATASETS, "sample", PublicDataset("sample", "", (file,)))  # type: ignore[arg-type]
+        try:
+            with pytest.raises(DataError, match=r"no data for 0\.3 s|no answer within 0\.3 s"):
+                fetch.fetch("sample", tmp_path / "data")
+        finally:
+            done.set()
+            thread.join()

@@ -7,6 +7,7 @@ never touch the network; only `fetch` does.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import os
@@ -16,7 +17,7 @@ import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
@@ -64,11 +65,21 @@ class PublicFile:
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """A named set of files; `note` says in a line what they are."""
+    """A named set of files; `note` describes them and their licence in a line."""
 
     name: str
     note: str
     files: tuple[PublicFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files whose size is known."""
+        return sum(file.size or 0 for file in self.files)
+
+    @property
+    def published(self) -> bool:
+        """Whether every file has a public address, by itself or in an archive."""
+        return all(file.urls or file.archive for file in self.files)
 
 
 class State(StrEnum):
@@ -184,15 +195,38 @@ def fetch(name: str, data_dir: Path, base_url: str | None = None, progress: bool
         return [f.path for f in found]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        # On the data folder's own file system, so that the last step is a rename; removed whatever happens.
-        with TemporaryDirectory(prefix=".fetch-", dir=data_dir) as scratch:
+        with _scratch(data_dir) as scratch:
             for file in absent:
-                target = data_dir / file.path
+                part, target = _obtain(file, scratch, mirror, progress), data_dir / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(_obtain(file, Path(scratch), mirror, progress), target)
+                os.replace(part, target)
     except OSError as error:
         raise DataError(f"{name}: cannot write to {data_dir}: {error.strerror or error}") from error
     return [f.path for f in status(name, data_dir)]
+
+
+@contextmanager
+def _scratch(data_dir: Path) -> Iterator[Path]:
+    """A folder on the data folder's own file system, so that the last step is a rename; removed in the end.
+
+    Folders that killed downloads left behind are removed first: the lock of a process is released when it dies.
+    """
+    for left in data_dir.glob(".fetch-*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    with TemporaryDirectory(prefix=".fetch-", dir=data_dir) as scratch, _locked(Path(scratch)):
+        yield Path(scratch)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; OSError if another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _lookup(path: str) -> tuple[str, PublicFile]:
@@ -305,6 +339,8 @@ def _get(url: str, part: Path, progress: bool) -> None:
     except requests.exceptions.ChunkedEncodingError as error:
         raise DataError(f"{url}: the connection was cut before the end; nothing was kept") from error
     except requests.ConnectionError as error:
+        if "timed out" in str(error):  # a stalled server: requests reports it as a failed connection
+            raise DataError(f"{url}: connected, but no data for {_TIMEOUT:g} s; nothing was kept") from error
         raise DataError(f"{url}: cannot connect; is there a network?") from error
     except requests.RequestException as error:
         raise DataError(f"{url}: {str(error) or type(error).__name__}") from error
