@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, 
 
 import heavytail
 from heavytail.data.text.stdlib_text import StdlibText
-from heavytail.monitor.hf import FrequencyLoss
+from heavytail.monitor.hf import MonitorCallback
 
 
 def train(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
@@ -49,9 +49,16 @@ def train(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
         use_cpu=True,
         seed=0,
     )
-    trainer = Trainer(model, arguments, train_dataset=train_set, eval_dataset=test_set, optimizers=(optimizer, None))
+    monitor = MonitorCallback(counts=data.counts, journal=heavytail.Journal(folder / name))
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=train_set,
+        eval_dataset=test_set,
+        optimizers=(optimizer, None),
+        callbacks=[monitor],
+    )
     trainer.remove_callback(PrinterCallback)
-    FrequencyLoss(counts=data.counts, journal=heavytail.Journal(folder / name)).attach(trainer)
     trainer.train()
     return trainer.state.log_history
 
@@ -67,7 +74,7 @@ def main() -> None:
         history = train(name, args.steps, args.out)
         last[name] = next(entry for entry in reversed(history) if "loss/group_01" in entry)
     print(f"training loss (nats) by frequency group, {args.steps} steps\ngroup     SGD   AdamW")
-    for group in sorted(key for key in last["sgd"] if key.startswith("loss/")):
+    for group in sorted(key for key in last["sgd"] if key.startswith("loss/group")):
         print(f"{group[-2:]:>5}  {last['sgd'][group]:>6.2f}  {last['adamw'][group]:>6.2f}")
 
 

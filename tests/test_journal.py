@@ -56,6 +56,33 @@ def test_a_resumed_training_replaces_what_it_repeats(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tracks["train"].groups["loss"][2], reading(22).loss)
 
 
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    """A run with another interval cannot write between the readings of the one before; the journal stays as it was."""
+    journal = Journal(tmp_path)
+    for step in range(10, 60, 10):
+        journal.write(step, reading(step))
+    with pytest.raises(SpecError, match="holds readings of another run, every 10 steps, got step 25; give each run"):
+        Journal(tmp_path).write(25, reading(1))
+    assert read_journal(tmp_path)[0]["train"].step.tolist() == [10, 20, 30, 40, 50]
+    Journal(tmp_path).write(5, reading(1))  # starts over
+    assert read_journal(tmp_path)[0]["train"].step.tolist() == [5]
+
+
+def test_splits_and_groups_have_names(tmp_path: Path) -> None:
+    """Evaluations of any name have a track each, training first, and groups given by name keep their names."""
+    monitor = Monitor(8, groups={"digits": [0, 1, 2]})
+    journal = Journal(tmp_path)
+    for split in ("eval_b", "train", "eval_a"):
+        journal.write(10, reading(0, monitor), split)
+    tracks, _, _ = read_journal(tmp_path)
+    assert list(tracks) == ["train", "eval_a", "eval_b"]
+    assert tracks["train"].names == ("digits", "other")
+    assert main(["monitor", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "eval_b, step 10" in page
+    assert "digits" in page
+
+
 def test_a_killed_writer_loses_one_line(tmp_path: Path) -> None:
     """A half-written line is left out, and the next writer begins a new one."""
     Journal(tmp_path).write(0, reading(0))
@@ -86,8 +113,8 @@ def test_wrong_journals_are_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     with pytest.raises(DataError, match="no readings"):
         read_journal(tmp_path)
-    with pytest.raises(SpecError, match="split: expected train or test, got 'val'"):
-        journal.write(0, reading(0), split="val")
+    with pytest.raises(SpecError, match="split: expected a name, got ''"):
+        journal.write(0, reading(0), split="")
     with pytest.raises(SpecError, match="step: expected a whole number"):
         journal.write(-1, reading(0))
     journal.write(0, reading(0))

@@ -73,6 +73,10 @@ def test_sums_equal_a_loop(
     if shifted:
         logits, targets = logits[..., :-1, :], targets[..., 1:]
     monitor = Monitor(classes, ignore_index=ignore_index)
+    if targets.ndim > 1 and logits.shape == (len(targets), classes, *targets.shape[1:]) and targets.numel():
+        with pytest.raises(SpecError, match=r"could be \[B, L, C\] or \[B, C, L\]"):
+            monitor.update(logits, targets)
+        logits, targets = logits.reshape(-1, classes), targets.reshape(-1)
     monitor.update(logits, targets)
     flat = logits.double().reshape(-1, classes).tolist()
     expected = reference.class_sums(flat, targets.flatten().tolist(), classes, ignore_index)
@@ -127,7 +131,7 @@ def test_updates_add_up() -> None:
 def test_reading_by_hand() -> None:
     """Four classes in two groups: means, shares, counts and the keys for trackers, by hand."""
     monitor = Monitor(counts=[6, 2, 1, 1], num_groups=2)
-    monitor.update(torch.tensor([0.5, 1.5, 2.0, 4.0]), torch.tensor([0, 0, 1, 3]))
+    monitor.update(torch.tensor([0.5, 1.5, 2.0, 4.0]), torch.tensor([0, 0, 1, 3]), plain=True)
     reading = monitor.compute()
     assert reading.groups.index.tolist() == [0, 1, 1, 1]
     assert reading.loss.tolist() == [1.0, 3.0]
@@ -243,7 +247,17 @@ def test_losses_that_are_not_finite_are_counted_and_in_no_mean() -> None:
     [
         ({}, "num_classes: expected at least 1, or counts or groups, got None"),
         ({"num_classes": 0}, "num_classes: expected"),
-        ({"num_classes": 3, "counts": [1, 2]}, "num_classes: expected 2, got 3"),
+        ({"num_classes": 1, "counts": [1, 2]}, "num_classes: expected 2, got 1"),
+        ({"num_classes": True}, "num_classes: expected at least 1, or counts or groups, got True"),
+        ({"num_classes": 3, "num_groups": 2.5}, "num_groups: expected at least 1, got 2.5"),
+        ({"num_classes": 3, "top_k": 0}, "top_k: expected at least 1, got 0"),
+        ({"num_classes": 3, "groups": {"a": [0, 3]}}, "groups: expected classes 0 to 2 in 'a', got 3"),
+        ({"num_classes": 3, "groups": {"a": [0, 1], "b": [1]}}, "groups: expected each class once, got 1 in 'b'"),
+        ({"num_classes": 3, "groups": {"a": []}}, "groups: expected class numbers for 'a'"),
+        ({"groups": {"a": [0]}}, "num_classes: expected it beside groups by name"),
+        ({"num_classes": 3, "groups": "shots"}, "counts: expected some for groups='shots'"),
+        ({"num_classes": 3, "groups": "deciles"}, "groups: expected 'shots'"),
+        ({"groups": [0.5, 1.0]}, "groups: expected the group of each class"),
         ({"counts": [1, 2], "groups": FrequencyGroups.from_counts([1, 2])}, "expected none beside counts"),
         ({"num_classes": 3, "num_groups": 0}, "num_groups: expected at least 1, got 0"),
         ({"counts": [0, 0]}, "counts: expected at least one sample"),
@@ -373,18 +387,19 @@ def test_memory_does_not_grow(updates: int) -> None:
     def update(times: int) -> int:
         for _ in range(times):
             monitor.update(losses, targets)
+        assert monitor.stats.num_classes == 8  # sums up the small batches that wait
         return tracemalloc.get_traced_memory()[0]
 
-    update(100)
+    update(1_000)
     tracemalloc.start()
     try:
-        before = update(100)
+        before = update(1_000)
         after = update(updates)
     finally:
         tracemalloc.stop()
     assert after - before < 2_000
     assert sum(t.nbytes for t in monitor.state_dict().values()) < 1_000
-    assert monitor.compute().count.sum() == 2 * (updates + 200)
+    assert monitor.compute().count.sum() == 2 * (updates + 2_000)
 
 
 # -- the head --------------------------------------------------------------------------------------------------------

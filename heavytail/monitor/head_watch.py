@@ -1,12 +1,13 @@
-"""HeadWatch: gradient norm, Hessian trace and update norm of each row of a classifier, during anybody's training.
+"""HeadWatch: gradient norm, Hessian trace and update norm of each row of a classifier, in any training.
 
-A hook keeps the inputs of the head; with the targets they give, in one fused pass (`heavytail.head`), the gradient of
-the mean loss and the Hessian trace of every row w_k, whatever the model, the loss scaling or the weight tying:
+A hook keeps the inputs of the head. With the targets, one fused pass (`heavytail.head`) gives the gradient of the mean
+cross-entropy and the Hessian trace of every row w_k, independent of loss scaling and weight tying:
 
     grad_k = (1/n) sum_i (p_ik - 1[y_i = k]) h_i,    Tr H_kk = (1/n) sum_i p_ik (1 - p_ik) ||h_i||^2
 
-(section 3.1 of the paper, fig. 7). Update norms are those of the weight's rows over the optimizer's steps, so that of a
-tied head includes the embedding's share.
+(section 3.1 of the paper, figure 7). They are those of the logits W h + b: not of logits that the model scales or caps
+afterwards. Update norms are those of the weight's rows over the optimizer's
+steps; that of a tied head includes the embedding's share.
 
 Shapes: M rows, C classes, D features, G groups.
 """
@@ -19,23 +20,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heavytail.errors import SpecError
 from heavytail.head import linear_cross_entropy
 from heavytail.metrics import FrequencyGroups
+from heavytail.monitor.ranks import add_over_ranks
 
 Array = NDArray[np.float64]
 
 
 class HeadWatch:
-    """Sums over the rows seen while attached; `with` detaches at the end, and what was measured stays readable.
+    """Sums over the rows seen while attached; leaving `with` detaches it, and the sums stay readable.
 
     Args:
         head: the classifier, D -> C.
-        optimizer: also measure how far its steps move each row.
+        optimizer: also measure the norm of its updates.
     """
 
     def __init__(self, head: nn.Linear, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -50,7 +51,7 @@ class HeadWatch:
 
     @property
     def attached(self) -> bool:
-        """Whether it still measures."""
+        """Whether it measures."""
         return bool(self._handles)
 
     def detach(self) -> None:
@@ -66,8 +67,8 @@ class HeadWatch:
         self.detach()
 
     def reset(self) -> None:
-        """Forget what was measured."""
-        C, D, device = self.head.out_features, self.head.in_features, self.head.weight.device
+        """Clear the sums."""
+        (C, D), device = self.head.weight.shape, self.head.weight.device
         self._gradient = torch.zeros(C, D, device=device)  # n times that of the mean loss; float64 for float64 inputs
         self._trace = torch.zeros(C, dtype=torch.float64, device=device)  # n times
         self._rows = torch.zeros((), dtype=torch.int64, device=device)
@@ -88,7 +89,12 @@ class HeadWatch:
         inputs, self._inputs = self._inputs, None
         if inputs is None or inputs.shape[:-1].numel() != len(targets):
             got = "no forward pass" if inputs is None else f"{inputs.shape[:-1].numel()} inputs of the head"
-            raise SpecError(f"targets: expected one for each input of the watched head, got {len(targets)} for {got}")
+            hint = "; pad targets that are shifted with the ignored class, rather than cutting the logits"
+            if inputs is None:
+                hint = "; under torch.compile, watch before the first compiled call, and update after each forward pass"
+            raise SpecError(
+                f"targets: expected one for each input of the watched head, got {len(targets)} for {got}{hint}"
+            )
         features, b = inputs.reshape(-1, inputs.shape[-1]), self.head.bias
         with torch.inference_mode(False), torch.enable_grad():
             features, targets = features.clone(), targets.clone().to(features.device)
@@ -101,31 +107,33 @@ class HeadWatch:
         self._trace += out.curvature.weight
         self._rows += (targets >= 0).sum()
 
-    def per_class(self, *, sync: bool = True) -> dict[str, Array]:
+    def per_class(self, *, sync: bool = True, group: Any = None) -> dict[str, Array]:
         """Return the gradient norm, Hessian trace and, with an optimizer, root mean square update norm of each row [C].
 
         Args:
-            sync: add the sums of all ranks where torch.distributed runs; every rank must then call this.
+            sync: sum over all ranks where torch.distributed runs; every rank must then call this.
+            group: ranks to sum over; by default all.
         """
-        rows = add_over_ranks(self._rows.clone(), sync)
-        gradient, trace = add_over_ranks(self._gradient.clone(), sync), add_over_ranks(self._trace.clone(), sync)
-        found = {}
+        parts = (self._rows, self._gradient, self._trace)
+        rows, gradient, trace = (add_over_ranks(part.clone(), sync, group) for part in parts)
+        means = {}
         if rows:
-            found["grad_norm"] = (torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64) / rows).cpu().numpy()
-            found["trace"] = (trace / rows).cpu().numpy()
+            means["grad_norm"] = (torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64) / rows).cpu().numpy()
+            means["trace"] = (trace / rows).cpu().numpy()
         if self._moved is not None:
-            found["update_norm"] = (self._moved / self._steps).sqrt().cpu().numpy()
-        return found
+            means["update_norm"] = (self._moved / self._steps).sqrt().cpu().numpy()
+        return means
 
-    def read(self, groups: FrequencyGroups, *, sync: bool = True) -> dict[str, Array]:
+    def read(self, groups: FrequencyGroups, *, sync: bool = True, group: Any = None) -> dict[str, Array]:
         """Return the same of each group's block of rows [G]: norms over all its rows, traces summed."""
-        found = self.per_class(sync=sync)
-        return {k: groups.sum(v) if k == "trace" else np.sqrt(groups.sum(v**2)) for k, v in found.items()}
+        rows = self.per_class(sync=sync, group=group)
+        return {k: groups.sum(v) if k == "trace" else np.sqrt(groups.sum(v**2)) for k, v in rows.items()}
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     def _keep(self, head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._inputs = inputs[0].detach()
+        if not recomputing():
+            self._inputs = inputs[0].detach()
 
     @torch.no_grad()
     def _before_step(self, *_: object) -> None:
@@ -140,13 +148,9 @@ class HeadWatch:
         self._before = None
 
 
-def add_over_ranks(value: Tensor, sync: bool = True) -> Tensor:
-    """Add a tensor over all ranks, in place, where torch.distributed runs; else return it as it is."""
-    if sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        if dist.get_backend() == "nccl" and value.device.type == "cpu":  # a rank that saw nothing yet
-            value = value.cuda()
-        dist.all_reduce(value)
-    return value
+def recomputing() -> bool:
+    """Whether this is a backward pass, in which activation checkpointing repeats forward passes."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _whole(weight: Tensor) -> Tensor:

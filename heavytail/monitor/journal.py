@@ -1,8 +1,8 @@
-"""Journal: what a monitor reads during a training, kept in a folder for `heavytail monitor FOLDER`.
+"""Journal: the readings of a training, kept in a folder for `heavytail monitor FOLDER`.
 
     journal = heavytail.Journal("runs/gpt2")
     journal.write(step, monitor.compute())
-    journal.write(step, validation.compute(), split="test")
+    journal.write(step, validation.compute(), split="eval")
 
     FOLDER/monitor.jsonl    a line per reading, appended: overall and by group
     FOLDER/classes.npz      targets seen of each class and its group, as of the last training reading
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Journal", "Track", "read_journal"]
 
 Array = NDArray[Any]
-SPLITS = ("train", "test")
 _OVERALL = ("loss", "accuracy", "p_correct")
 # What numpy raises of a damaged .npz, which is a zip archive.
 _UNREADABLE = (
@@ -48,11 +47,11 @@ _UNREADABLE = (
 class Journal:
     """Readings appended to a folder; a crash loses at most the one being written.
 
-    A training that goes on from a checkpoint goes on in the same folder: of readings at a step that was read before,
-    and of all after it, the newer ones count.
+    A training that resumes from a checkpoint continues in the same folder: its readings replace those at the same and
+    later steps. Another run belongs in another folder: one that reads at other intervals is refused.
 
     Args:
-        folder: made if it is not there.
+        folder: created if missing.
 
     Raises:
         StoreError: it cannot be written.
@@ -61,6 +60,7 @@ class Journal:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).expanduser()
         self._file = self.folder / "monitor.jsonl"
+        self._before = _written_steps(self._file)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as file:
@@ -75,22 +75,26 @@ class Journal:
         Args:
             step: updates made so far.
             reading: of a monitor.
-            split: "train" or "test".
+            split: "train", or any name of an evaluation.
 
         Raises:
-            SpecError: the split is neither, or the step is not a whole number of at least 0.
+            SpecError: the split has no name, the step is not a whole number of at least 0, or the folder holds the
+                readings of another run.
             StoreError: the folder cannot be written.
         """
-        if split not in SPLITS:
-            raise SpecError(f"split: expected {' or '.join(SPLITS)}, got '{split}'")
+        if not isinstance(split, str) or not split:
+            raise SpecError(f"split: expected a name, got {split!r}")
         if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
             raise SpecError(f"step: expected a whole number of at least 0, got {step}")
+        if split == "train":
+            self._check_grid(int(step))
         by_group = {name: getattr(reading, name) for name in (*_OVERALL, "share", "count", "nonfinite")}
         line = {
             "step": int(step),
             "split": split,
             "overall": {name: _plain(value) for name, value in reading.overall.items()},
-            "groups": {name: _plain(values) for name, values in {**by_group, **reading.head}.items()},
+            "groups": {name: _plain(values) for name, values in {**by_group, **reading.extra, **reading.head}.items()},
+            "names": list(reading.names),
             "cut": reading.cut,
         }
         try:
@@ -103,6 +107,18 @@ class Journal:
         except OSError as error:
             raise StoreError(f"cannot write {self.folder}: {error.strerror or error}") from error
 
+    def _check_grid(self, step: int) -> None:
+        """Compare the first step of this writer with the steps that the folder has."""
+        before, self._before = self._before, []
+        if len(before) < 2 or step <= before[0]:
+            return
+        usual = int(np.median(np.diff(before)))
+        if step not in before and all((step - known) % usual for known in before):
+            raise SpecError(
+                f"{self.folder}: holds readings of another run, every {usual} steps, got step {step}; "
+                "give each run a folder of its own, or remove this one"
+            )
+
 
 @dataclass(frozen=True)
 class Track:
@@ -112,8 +128,9 @@ class Track:
         step: of each reading [E].
         overall: "loss", "accuracy", "p_correct" [E]; NaN where there is nothing to tell.
         groups: the same and "share", "count", "nonfinite", "grad_norm", "trace", "update_norm" [E, G].
-        cut: what the groups of the last reading were cut from.
+        cut: origin of the groups of the last reading.
         recut: whether groups were cut anew between readings, as they are without counts.
+        names: name of each group of the last reading [G]; empty if they are only numbered.
     """
 
     step: Array
@@ -121,6 +138,7 @@ class Track:
     groups: dict[str, Array]
     cut: str
     recut: bool
+    names: tuple[str, ...] = ()
 
 
 def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Array, Array]:
@@ -163,7 +181,8 @@ def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Arra
                 raise ValueError("a count or a group is out of range")
         except _UNREADABLE as error:
             raise DataError(f"{folder / 'classes.npz'} is damaged: {error or type(error).__name__}") from error
-    return {split: _track(lines[split]) for split in SPLITS if split in lines}, count, group
+    order = sorted(lines, key=lambda split: (split != "train", split))
+    return {split: _track(lines[split]) for split in order}, count, group
 
 
 def _checked(line: Any) -> dict[str, Any]:
@@ -174,6 +193,7 @@ def _checked(line: Any) -> dict[str, Any]:
         check_shape(values, [(float, None)])
         if len(values) != len(line["groups"]["loss"]):
             raise ValueError("its groups have different lengths")
+    check_shape(line.get("names", []), [str])
     if not 0 <= line["step"] < 2**63:
         raise ValueError("its step is out of range")
     reading: dict[str, Any] = line
@@ -182,8 +202,8 @@ def _checked(line: Any) -> dict[str, Any]:
 
 def _track(lines: list[dict[str, Any]]) -> Track:
     widest = max(len(line["groups"]["loss"]) for line in lines)
-    names = dict.fromkeys(name for line in lines for name in line["groups"])
-    groups = {name: np.full((len(lines), widest), np.nan) for name in names}
+    columns = dict.fromkeys(name for line in lines for name in line["groups"])
+    groups = {name: np.full((len(lines), widest), np.nan) for name in columns}
     for row, line in enumerate(lines):
         for name, values in line["groups"].items():
             groups[name][row, : len(values)] = [math.nan if v is None else v for v in values]
@@ -192,7 +212,19 @@ def _track(lines: list[dict[str, Any]]) -> Track:
         for name in _OVERALL
     }
     cuts = {line["cut"] for line in lines}
-    return Track(np.array([line["step"] for line in lines]), overall, groups, lines[-1]["cut"], len(cuts) > 1)
+    names = tuple(lines[-1].get("names", ()))  # journals of version 0.1.0 have none
+    names = () if all(name.startswith("group_") for name in names) else names
+    steps = np.array([line["step"] for line in lines])
+    return Track(steps, overall, groups, lines[-1]["cut"], len(cuts) > 1, names)
+
+
+def _written_steps(file: Path) -> list[int]:
+    """The steps of training in a journal, in order; none if it cannot be read."""
+    try:
+        tracks, _, _ = read_journal(file.parent)
+    except DataError:
+        return []
+    return tracks["train"].step.tolist() if "train" in tracks else []
 
 
 def _plain(value: Any) -> Any:

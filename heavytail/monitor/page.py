@@ -28,7 +28,7 @@ _COLUMNS = {
     "trace": "Hessian trace",
     "update_norm": "update norm",
 }
-_SPLITS = {"train": "Training", "test": "Validation"}
+_SPLITS = {"train": "Training", "test": "Validation", "eval": "Validation"}
 
 
 def write_monitored(folder: Path) -> Path:
@@ -60,7 +60,7 @@ def _page(name: str, tracks: dict[str, Track], png: bytes) -> bytes:
         "Groups of classes with about equal numbers of targets, from the most frequent (light) to the rarest (dark). "
         "Dashed: the first overall loss."
     )
-    splits = [_split_section(_SPLITS[split], track) for split, track in tracks.items()]
+    splits = [_split_section(_SPLITS.get(split, split), track) for split, track in tracks.items()]
     return render(f"Loss by token frequency: {name}", [Section(image=png, caption=caption), *splits])
 
 
@@ -69,7 +69,8 @@ def _split_section(name: str, track: Track) -> Section:
     last = {column: values[-1] for column, values in track.groups.items()}
     overall = {column: values[-1] for column, values in track.overall.items()}
     shown = [column for column in _COLUMNS if column in last and any(map(math.isfinite, last[column]))]
-    groups = [[str(g + 1), *(_number(c, last[c][g]) for c in shown)] for g in range(len(last["loss"]))]
+    labels = track.names or [str(g + 1) for g in range(len(last["loss"]))]
+    groups = [[labels[g], *(_number(c, last[c][g]) for c in shown)] for g in range(len(last["loss"]))]
     everything = ["all", *(_number(c, overall.get(c, math.nan)) for c in shown)]
     nonfinite = np.nansum(last["nonfinite"])
     return Section(

@@ -18,7 +18,8 @@ from heavytail.plotting.style import Panel, Picture, applied, group_colours
 from heavytail.results.results import Selected
 
 Array = NDArray[Any]
-_NAMES = {"train": ("training", "#0072B2"), "test": ("validation", "#D55E00")}
+_NAMES = {"train": "training", "test": "validation", "eval": "validation"}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _HEAD = {"grad_norm": "gradient norm", "trace": "Hessian trace", "update_norm": "update norm"}
 
 
@@ -47,13 +48,13 @@ def draw_monitored(tracks: Mapping[str, Track], counts: Array, index: Array) -> 
         else:
             panel.note("no training readings")
         losses = [picture.panel(0, 1, "overall", "step", "loss (nats)")]
-        for split, track in tracks.items():
-            name, colour = _NAMES[split]
+        for number, (split, track) in enumerate(tracks.items()):
+            name, colour = _NAMES.get(split, split), _COLOURS[number % len(_COLOURS)]
             losses[0].line(track.step, track.overall["loss"], name, color=colour, **_marker(track))
         losses[0].axes.legend(loc="best")
         losses[0].axes.set_ylim(bottom=0)
         for column, (split, run) in enumerate(runs.items(), 2):
-            losses.append(picture.panel(0, column, f"{_NAMES[split][0]}, by group", "step", ""))
+            losses.append(picture.panel(0, column, f"{_NAMES.get(split, split)}, by group", "step", ""))
             group_losses(losses[-1], run)
             for line in losses[-1].axes.get_lines()[1:]:
                 line.set(**_marker(tracks[split]))
@@ -72,8 +73,8 @@ def _as_selected(split: str, track: Track, counts: Array, index: Array) -> Selec
     by_group = track.groups["loss"]
     started = np.flatnonzero(np.isfinite(loss))
     return _Given(
-        label=_NAMES[split][0],
-        best=Best(_NAMES[split][0], None, (), ()),
+        label=_NAMES.get(split, split),
+        best=Best(_NAMES.get(split, split), None, (), ()),
         split=split,
         stochastic=True,
         step=track.step,

@@ -1,0 +1,58 @@
+"""Sums over the ranks of torch.distributed, with an error instead of a hang if a rank does not take part."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from heavytail.errors import SpecError
+
+__all__ = ["add_over_ranks"]
+
+_calls: dict[tuple[int, ...], int] = {}
+
+
+def add_over_ranks(value: Tensor, sync: bool = True, group: Any = None, timeout: float = 600.0) -> Tensor:
+    """Sum a tensor over the ranks of a group, in place, where torch.distributed runs; else return it as it is.
+
+    Args:
+        value: of the same shape on every rank.
+        sync: whether to sum at all.
+        group: ranks to sum over; by default all.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        SpecError: a rank did not call this in time.
+    """
+    if not sync or not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) <= 1:
+        return value
+    _meet(group, timeout)
+    if dist.get_backend(group) == "nccl" and value.device.type == "cpu":  # a rank without rows so far
+        value = value.cuda()
+    dist.all_reduce(value, group=group)
+    return value
+
+
+def _meet(group: Any, timeout: float) -> None:
+    """Wait for the other ranks at the store: a collective that not all call would hang, or pair with another one."""
+    ranks = tuple(dist.get_process_group_ranks(group if group is not None else dist.group.WORLD))
+    call = _calls[ranks] = _calls.get(ranks, 0) + 1
+    store, me = dist.distributed_c10d._get_default_store(), dist.get_rank()
+
+    def key(rank: int, number: int) -> str:
+        return f"heavytail/{ranks[0]}-{ranks[-1]}-{len(ranks)}/{number}/{rank}"
+
+    store.set(key(me, call), "1")
+    try:
+        store.wait([key(rank, call) for rank in ranks], timedelta(seconds=timeout))
+    except RuntimeError as error:
+        missing = [rank for rank in ranks if not store.check([key(rank, call)])]
+        raise SpecError(
+            f"compute: rank {missing} did not call it within {timeout:g} s of rank {me}; every rank must: move it out "
+            "of `if rank == 0` (log what it returns inside), or pass sync=False for the rows of this rank"
+        ) from error
+    if call > 1:
+        store.delete_key(key(me, call - 1))  # all ranks are past it
