@@ -584,6 +584,30 @@ def test_a_member_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
         list(read_members(path, lambda _: True))
 
 
+def test_members_that_are_too_much_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum over members is bounded, not each member alone."""
+    monkeypatch.setattr("heavytail.data.archive.TOTAL", 2500)
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(3):
+            archive.writestr(str(i), bytes(1000))
+    with pytest.raises(DataError, match="refused, its members have more than 2500 bytes together"):
+        list(read_members(path, lambda _: True))
+    assert len(list(read_members(path, lambda name: name != "2"))) == 2
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_extended_headers_are_bounded(format: int, tmp_path: Path) -> None:
+    """A comment or name of megabytes, which tarfile would read whole, is a DataError."""
+    path = tmp_path / "comment.tar.gz"
+    with tarfile.open(path, "w:gz", format=format) as archive:
+        info = tarfile.TarInfo("x" * 2**21 if format == tarfile.GNU_FORMAT else "x")
+        info.pax_headers = {"comment": "c" * 2**21}
+        archive.addfile(info)
+    with pytest.raises(DataError, match=r"a member's extended headers have 2097[0-9]+ bytes"):
+        list(read_members(path, lambda _: True))
+
+
 def test_a_damaged_archive_is_a_one_line_error(tmp_path: Path) -> None:
     """Bytes that are no archive, and one cut short, are named."""
     (tmp_path / "text.tar.gz").write_text("not an archive")

@@ -15,6 +15,8 @@ from pathlib import Path
 from heavytail.errors import DataError
 
 LARGEST = 64 * 2**20  # bytes of one member, unpacked
+TOTAL = 8 * 2**30  # bytes of all members that are read, unpacked
+HEADERS = 2**20  # bytes of the extended headers (pax) of one member
 
 
 def read_members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -26,16 +28,37 @@ def read_members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
 
     Raises:
         DataError: the archive is unreadable, or a member is a link or a device, has a path that leaves the archive, or
-            is larger than LARGEST.
+            is larger than LARGEST, or all that are read than TOTAL.
     """
+    total = 0
     try:
-        yield from (_zip_members if zipfile.is_zipfile(archive) else _tar_members)(archive, wanted)
+        for name, content in (_zip_members if zipfile.is_zipfile(archive) else _tar_members)(archive, wanted):
+            total += len(content)
+            if total > TOTAL:
+                raise DataError(f"{archive}: refused, its members have more than {TOTAL} bytes together")
+            yield name, content
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{archive}: not a readable archive ({error or type(error).__name__})") from None
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose extended headers, which tarfile reads into memory whole, are bounded."""
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._bound()
+        return super()._proc_pax(archive)  # type: ignore[misc,no-any-return]
+
+    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._bound()
+        return super()._proc_gnulong(archive)  # type: ignore[misc,no-any-return]
+
+    def _bound(self) -> None:
+        if self.size > HEADERS:
+            raise tarfile.ReadError(f"refused, a member's extended headers have {self.size} bytes")
+
+
 def _tar_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path, "r|*") as archive:
+    with tarfile.open(path, "r|*", tarinfo=_Member) as archive:
         for member in archive:
             _check(path, member.name, member.size, member.isfile(), member.isdir())
             if member.isfile() and wanted(member.name):
