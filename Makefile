@@ -8,7 +8,7 @@ OUT ?= results/$(SCALE)
 ISA_TESTS := $(patsubst %,tests/test_%.py,model_contract models vision_models)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev reproduce test test-isa test-slow test-wheel check bench docs clean
+.PHONY: help dev reproduce test test-isa test-slow test-faults test-wheel check bench docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test-isa: $(VENV)/dev  ## run the tests of models and engine with the kernels of
 
 test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
+
+test-faults: $(VENV)/dev  ## kill workers and process groups 100 times, damage 2 000 bytes of a store
+	HEAVYTAIL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_faults.py
 
 test-wheel: $(VENV)/dev  ## build the wheel, install it in an empty environment, make figure 4 with it elsewhere
 	set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
