@@ -70,14 +70,18 @@ class FrequencyGroups:
         array([1, 0, 1, 1])
         """
         n_k = _as_counts(counts)
+        if not isinstance(num_groups, int | np.integer):
+            raise SpecError(f"num_groups: expected an integer, got {num_groups!r}")
         if num_groups < 1:
             raise SpecError(f"num_groups: expected at least 1, got {num_groups}")
         order = np.argsort(-n_k, kind="stable")
+        if int(num_groups) * float(n_k.sum(dtype=np.float64)) >= 2.0**62:  # Python's integers do not wrap
+            n_k = n_k.astype(object)
         before = np.cumsum(n_k[order]) - n_k[order]
         group = np.empty(len(n_k), np.int64)
         group[order] = num_groups * before // n_k.sum()  # in integers: a cut on a class boundary is exact
         group[n_k == 0] = group[n_k > 0].max()
-        return cls.from_index(group, n_k)
+        return cls.from_index(group, n_k.astype(np.int64))
 
     @classmethod
     def from_index(cls, index: ArrayLike, counts: ArrayLike) -> FrequencyGroups:
@@ -95,8 +99,7 @@ class FrequencyGroups:
         if given.shape != n_k.shape:
             raise SpecError(f"index: expected one group for each of {len(n_k)} classes, got {given.shape}")
         group = np.unique(given, return_inverse=True)[1].astype(np.int64)
-        samples = np.zeros(group.max() + 1, np.int64)
-        np.add.at(samples, group, n_k)
+        samples = np.bincount(group, weights=n_k)  # in float64, exact up to 2^53 samples
         share = samples / samples.sum()
         for array in (group, share):
             array.setflags(write=False)
@@ -188,17 +191,25 @@ class ClassStats:
             ignore_index: value in `targets` of rows that are left out.
 
         Raises:
-            SpecError: if the shapes differ.
+            SpecError: if the shapes differ, or targets are not integers or (on a CPU) classes; nothing is added then.
         """
+        if targets.is_floating_point() or targets.dtype == torch.bool:
+            raise SpecError(f"targets: expected integers, got {targets.dtype}")
         for name, value in (("losses", losses), ("correct", correct), ("p_correct", p_correct)):
             if value.shape != targets.shape:
                 raise SpecError(f"{name}: expected {list(targets.shape)} like targets, got {list(value.shape)}")
-        index, one = targets.reshape(-1), torch.ones_like(targets.reshape(-1))
+        index = targets.reshape(-1).long()
+        one = torch.ones_like(index)
         rows = [x.detach().reshape(-1) for x in (losses, correct, p_correct)]
         if ignore_index is not None:
             valid = index != ignore_index
             index, one = index * valid, one * valid
             rows = [torch.where(valid, x, 0) for x in rows]
+        if index.device.type == "cpu" and index.numel():  # before anything is added; a GPU would have to be waited for
+            low, high = int(index.min()), int(index.max())
+            if low < 0 or high >= self.num_classes:
+                wrong = low if low < 0 else high
+                raise SpecError(f"targets: expected classes 0 to {self.num_classes - 1}, got {wrong}")
         for total, value in zip(
             (self.count, self.loss_sum, self.correct, self.p_correct_sum), (one, *rows), strict=True
         ):
@@ -251,6 +262,8 @@ def _as_integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
         raise SpecError(f"{name}: expected integers [C], got {array.dtype} {list(array.shape)}")
     if len(array) and array.min() < 0:
         raise SpecError(f"{name}: expected at least 0, got {array.min()}")
+    if len(array) and array.max() > np.iinfo(np.int64).max:
+        raise SpecError(f"{name}: expected numbers below 2^63, got {array.max()}")
     return array.astype(np.int64)
 
 

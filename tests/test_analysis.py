@@ -314,3 +314,9 @@ def test_block_trace_matrix_of_2047_classes_fits_in_half_a_gigabyte() -> None:
         "print(peak() - before)"
     )
     assert float(grown) < 0.5e9
+
+
+def test_values_equal_up_to_rounding_are_constant() -> None:
+    """A correlation with values that differ in their last bit is undefined, as with equal ones."""
+    y = 3.0 * (1 + np.finfo(np.float64).eps * (np.arange(50) % 3))
+    assert math.isnan(loglog(np.arange(1, 51), y).pearson.value)

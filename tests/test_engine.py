@@ -21,10 +21,13 @@ from heavytail.errors import SpecError
 from heavytail.experiment.spec import RunSpec, derive_seed
 from heavytail.experiment.store import History, RunStore
 from heavytail.losses import CrossEntropy
+from heavytail.optim import REGISTRY as OPTIMIZERS
+from heavytail.optim.directions import HeavyBall
 from heavytail.probes import REGISTRY as PROBES
 from heavytail.probes import StepView
 from heavytail.train import engine
 from heavytail.train.engine import build_model, load_data, train
+from heavytail.train.group import Group
 from tests.problems import tiny
 from tests.reference import engine as reference
 
@@ -492,3 +495,85 @@ def global_state() -> Iterator[None]:
     before = torch.get_float32_matmul_precision(), torch.get_default_dtype(), torch.is_grad_enabled()
     yield
     assert (torch.get_float32_matmul_precision(), torch.get_default_dtype(), torch.is_grad_enabled()) == before
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Gradient descent with a parameter group for each parameter, at step sizes of their own."""
+
+    def build(self, params: Iterable[torch.nn.Parameter], lr: float) -> HeavyBall:
+        return HeavyBall([{"params": [p], "lr": lr * (1 + i)} for i, p in enumerate(params)], lr, 0.5)
+
+
+@dataclass(frozen=True)
+class MatricesOnly:
+    """An optimizer that refuses vectors."""
+
+    def build(self, params: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Muon(params, lr)
+
+
+@pytest.fixture
+def _optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register two optimizers for one test, so that no contract test sees them."""
+    OPTIMIZERS.names()
+    for name, recipe in (("test-groups", Groups), ("test-muon", MatricesOnly)):
+        monkeypatch.setitem(OPTIMIZERS._recipes, name, recipe)
+        monkeypatch.setitem(OPTIMIZERS._versions, name, 1)
+
+
+@pytest.mark.usefixtures("_optimizers")
+def test_an_optimizer_that_refuses_a_parameter_is_named(store: RunStore) -> None:
+    """PyTorch's error becomes one line with the optimizer and the first parameter that it refuses."""
+    with pytest.raises(SpecError, match=r"optim 'test-muon' cannot train parameter 'head.bias' \[7\]: Muon only"):
+        run(tiny(optim="test-muon"), store)
+
+
+class TwoRanks(Group):
+    """Rank 0 of two whose peer sends the same numbers: every sum is twice this rank's share."""
+
+    def add(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            tensor *= 2
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+@pytest.mark.usefixtures("_optimizers")
+def test_gradients_of_all_groups_are_summed(store: RunStore) -> None:
+    """The exchange between processes reaches the gradients of every parameter group."""
+    made = engine._Run(tiny(optim="test-groups"), store, store.root, torch.device("cpu"), TwoRanks(0, 2))
+    made._gradient(0, None)
+    both = [p.grad.clone() for p in made.model.parameters() if p.grad is not None]
+    whole = engine._Run(tiny(optim="test-groups", microbatch=12), store, store.root, torch.device("cpu"))
+    chunks, _ = whole._chunks(0)
+    (batch,) = whole.train_split.batches(chunks[:1])
+    whole._loss(batch, None, 24.0, None).backward()
+    for got, p in zip(both, whole.model.parameters(), strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(got, 2 * p.grad)
+
+
+@pytest.mark.parametrize("probe", [n for n in PROBES.names() if not n.startswith("test-")])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "float64"])
+def test_every_probe_measures_at_every_precision(probe: str, precision: str, fresh: Callable[[], RunStore]) -> None:
+    """A body in any precision gives finite measurements, bfloat16's within its accuracy of float64's."""
+    changes = SENTENCES | {"model": {**SENTENCES["model"], "dropout": 0.0}, "test_every": 0, "steps": 1}
+    arrays = []
+    for p in (precision, "float64"):
+        arrays.append(run(tiny(**changes, precision=p, probes=[{"name": probe, "at": [0]}]), fresh()).arrays)
+    for name, value in arrays[0].items():
+        if name.startswith("probe/") and np.issubdtype(value.dtype, np.floating):
+            np.testing.assert_allclose(value, arrays[1][name], rtol=0.1, atol=0.02, err_msg=name)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_flushing_of_denormals_is_put_back(flush: bool, store: RunStore) -> None:
+    """A run leaves torch's treatment of denormal numbers as it was."""
+    torch.set_flush_denormal(flush)
+    try:
+        run(tiny(steps=1), store)
+        assert engine._flushes_denormal() == flush
+    finally:
+        torch.set_flush_denormal(False)

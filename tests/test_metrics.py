@@ -196,3 +196,34 @@ def test_no_rows_have_no_mean() -> None:
     """The mean over nothing is NaN, not 0."""
     assert math.isnan(ClassStats.zeros(3).overall_loss())
     assert math.isnan(ClassStats.zeros(3).overall_accuracy())
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_counts_of_any_size_do_not_wrap(dtype: type) -> None:
+    """Groups of huge counts are those of the same counts divided by 2^55."""
+    counts = np.array([17, 9, 4, 2, 1, 1], dtype)
+    small, large = (FrequencyGroups.from_counts(c, 10) for c in (counts, counts * dtype(2**55)))
+    np.testing.assert_array_equal(small.index, large.index)
+    np.testing.assert_allclose(small.share, large.share)
+    assert FrequencyGroups.from_counts([2**60, 2**60], 10).index.tolist() == [0, 1]
+    with pytest.raises(SpecError, match=r"counts: expected numbers below 2\^63"):
+        FrequencyGroups.from_counts(np.array([2**63], np.uint64))
+    with pytest.raises(SpecError, match="num_groups: expected an integer"):
+        FrequencyGroups.from_counts([1, 2], 2.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_targets_of_any_integer_type_are_counted(dtype: torch.dtype) -> None:
+    """Targets are class numbers, whatever integers they are held in."""
+    stats, rows = ClassStats.zeros(3), torch.ones(4)
+    stats.update(torch.tensor([0, 2, 2, 1], dtype=dtype), rows, rows > 0, rows)
+    assert stats.count.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_refused_batch_adds_nothing(wrong: int) -> None:
+    """A class out of range is named, and no sum has changed."""
+    stats, rows = ClassStats.zeros(3), torch.ones(3)
+    with pytest.raises(SpecError, match=f"targets: expected classes 0 to 2, got {wrong}"):
+        stats.update(torch.tensor([0, 1, wrong]), rows, rows > 0, rows)
+    assert not any(t.any() for t in stats.tensors())

@@ -158,3 +158,42 @@ def test_a_checkpoint_of_another_step_is_refused() -> None:
     checkpoint.unpack(60, arrays, model, optimizer, None)
     with pytest.raises(StoreError, match="names step 40, but its checkpoint is of step 60"):
         checkpoint.unpack(40, arrays, model, optimizer, None)
+
+
+# -- the verdict on divergence ---------------------------------------------------------------------------------------
+
+
+def arrays_spec(folder: Path, **changes: Any) -> RunSpec:
+    """Softmax regression on features of size 30, of 6 classes of different frequency."""
+    rng = np.random.default_rng(0)
+    if not (folder / "big.npz").exists():
+        targets = np.repeat(np.arange(6), [40, 20, 10, 6, 3, 1])
+        np.savez(folder / "big.npz", X=(rng.normal(size=(80, 5)) * 30).astype(np.float32), y=targets)
+    table = {"data": {"name": "arrays", "path": str(folder / "big.npz")}, "model": "linear", "optim": "gd"}
+    return RunSpec.from_dict({**table, "lr": 1e-6, "steps": 40, "batch_size": 1, **changes})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_easy_first_mini_batch_is_no_divergence(seed: int, tmp_path: Path) -> None:
+    """At a step size that changes nothing, mini-batches of one sample of very different losses are not divergence."""
+    assert train(arrays_spec(tmp_path, seed=seed), RunStore(tmp_path), data_dir=tmp_path).status == "done"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 7}, {"batch_size": None}, {"loss": {"weights": "inverse"}}], ids=str
+)
+@pytest.mark.parametrize("lr", [0.3, 3.0, 1e6])
+def test_the_verdict_does_not_depend_on_what_was_asked_before(
+    lr: float, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Asked for T steps alone, after fewer and after more, a run has the same status for every T."""
+    runs = [
+        arrays_spec(tmp_path, **{"optim": {"name": "gd", "momentum": 0.99}, "lr": lr, "steps": t, **changes})
+        for t in (1, 2, 3, 5, 8, 13)
+    ]
+    alone = [train(run, RunStore(tmp_path / str(run.steps)), data_dir=tmp_path).status for run in runs]
+    for name, order in (("up", runs), ("down", runs[::-1])):
+        store = RunStore(tmp_path / name)
+        for run in order:
+            train(run, store, data_dir=tmp_path)
+        assert [store.status(run) for run in runs] == alone

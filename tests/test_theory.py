@@ -330,3 +330,14 @@ def test_errors_name_the_argument(call: Callable[[], object], message: str) -> N
         call()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pi", [0.5, 1e-200, 1e-300])
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_adam_without_eps_is_finite(pi: float, beta1: float) -> None:
+    """Without eps the path is that of any other frequency, at w = 0 and where a squared gradient underflows, too."""
+    path = theory.quadratic_trajectory([pi], "adam", lr=0.25, steps=12, eps=0.0, beta1=beta1)
+    assert np.isfinite(path).all()
+    np.testing.assert_allclose(
+        path, theory.quadratic_trajectory([1.0], "adam", lr=0.25, steps=12, eps=0.0, beta1=beta1)
+    )

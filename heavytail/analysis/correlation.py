@@ -77,7 +77,7 @@ def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confid
     finite = chosen & np.isfinite(u) & np.isfinite(v)
     u, v = u[finite], v[finite]
     num, dropped = len(u), int(chosen.sum()) - len(u)
-    if num < 3 or np.ptp(u) == 0 or np.ptp(v) == 0:
+    if num < 3 or _constant(u) or _constant(v):
         return Correlation(UNDEFINED, UNDEFINED, UNDEFINED, num, dropped)
     r = float(np.corrcoef(u, v)[0, 1])
     rho = float(np.corrcoef(stats.rankdata(u), stats.rankdata(v))[0, 1])
@@ -121,3 +121,8 @@ def _fisher(r: float, width: float, variance: float, num: int) -> Interval:
         return Interval(r, r, r)
     reach = width * math.sqrt(variance / (num - 3))
     return Interval(r, math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach))
+
+
+def _constant(values: NDArray[np.float64]) -> bool:
+    """Whether values are equal up to rounding, whose correlation would be that of the rounding."""
+    return bool(np.ptp(values) <= 8 * np.finfo(np.float64).eps * max(1.0, np.abs(values).max()))

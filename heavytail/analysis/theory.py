@@ -184,8 +184,10 @@ def quadratic_trajectory(
     pi, rate = np.atleast_1d(_frequency(pi)), _step_size(lr)
     w = np.ones((_whole("steps", steps, 0) + 1, pi.size))
     mean, square = np.zeros_like(pi), np.zeros_like(pi)
+    # Without eps the scale of a gradient cancels, and its square must not underflow.
+    scale = np.ones_like(pi) if optimizer == "adam" and eps == 0.0 else pi
     for step in range(1, len(w)):
-        grad = pi * w[step - 1]
+        grad = scale * w[step - 1]
         if optimizer == "gd":
             move = grad
         elif optimizer == "sign":
@@ -193,7 +195,9 @@ def quadratic_trajectory(
         else:
             mean = beta1 * mean + (1.0 - beta1) * grad
             square = beta2 * square + (1.0 - beta2) * grad**2
-            move = mean / (1.0 - beta1**step) / (np.sqrt(square / (1.0 - beta2**step)) + eps)
+            root = np.sqrt(square / (1.0 - beta2**step)) + eps
+            corrected = mean / (1.0 - beta1**step)
+            move = np.divide(corrected, root, out=np.zeros_like(root), where=root > 0)  # no gradient, no move
         w[step] = w[step - 1] - rate * move
     return w
 

@@ -24,7 +24,7 @@ from heavytail.errors import DataError
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.sweep import Arm, Sweep
-from heavytail.train.engine import differs_in_training, load_data
+from heavytail.train.engine import gradient_pass_evaluates, load_data
 
 # Share of its time that a run spends in matrix products at full speed: about 0.3 for the smallest models on a CPU,
 # 0.9 for a linear one.
@@ -143,14 +143,14 @@ def cost(spec: RunSpec, data_dir: Path) -> Cost:
             features.sum().backward()
         both = counter.get_total_flops()
     head = 2 * len(features) * model.head.weight.numel()
-    full, noisy = spec.batch_size is None, differs_in_training(model)
+    evaluates = gradient_pass_evaluates(spec, model, data.train)
     step = both + (2 if frozen else 3) * head  # a sample, forward and back
     look = forward + head  # a sample, evaluated
 
-    kept = frozen and full and not noisy  # features are computed once
+    kept = frozen and evaluates  # features are computed once
     operations = spec.steps * (spec.batch_size or N) * float(step - forward if kept else step)
     if spec.train_stats == "exact":
-        looks = 1 if full and not noisy else len(spec.recorded_steps())
+        looks = 1 if evaluates else len(spec.recorded_steps())
         operations += looks * N * float(look)
     operations += len(spec.recorded_steps(spec.test_every)) * N_test * float(look)
 
@@ -204,9 +204,18 @@ def _data(spec: RunSpec, data_dir: Path) -> tuple[Data, int, int, bool]:
     return data, len(data.train), 0 if data.test is None else len(data.test), False
 
 
-def _state(spec: RunSpec, trained: int) -> int:
-    """Bytes that the optimizer of a resolved run keeps of so many trained numbers."""
-    return trained * {"adam": 8}.get(spec.optim.name, 4 if spec.optim.params.get("momentum", 0.0) else 0)
+def _state(spec: RunSpec, trained: int) -> float:
+    """Bytes that the optimizer of a resolved run keeps of so many trained numbers.
+
+    Measured by one step on a matrix, as a share of its bytes; what is kept of a whole tensor, such as a step count, is
+    left out.
+    """
+    matrix = nn.Parameter(torch.ones(8, 8))
+    optimizer = registry("optim").make(spec.optim).build([matrix], spec.lr)
+    matrix.grad = torch.ones_like(matrix)
+    optimizer.step()
+    kept = [v for v in optimizer.state[matrix].values() if isinstance(v, torch.Tensor) and v.numel() > 1]
+    return trained * _bytes(kept) / matrix.numel()
 
 
 def _hours(operations: float, peak: float) -> float:
