@@ -18,7 +18,7 @@ from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results, SweepRef
 from heavytail.train.options import Options
-from heavytail.train.progress import display
+from heavytail.train.progress import Lines, Silence, display
 from tools.publish import publish
 
 PRESET = """
@@ -79,7 +79,7 @@ def test_timing_tells_trained_from_reused(mine: Figure, tmp_path: Path) -> None:
 def test_a_stopped_reproduction_is_written_down(mine: Figure, tmp_path: Path) -> None:
     """Ctrl-C in the middle leaves a row that says how many runs were trained and that more are to come."""
 
-    class Stops:
+    class Stops(Silence):
         def started(self, spec: Any) -> None: ...
 
         def progressed(self, spec: Any, step: int, loss: float) -> None: ...
@@ -102,7 +102,7 @@ def unneeding(name: str, plot: Callable[[Results], Picture] | None = None) -> Fi
         return picture
 
     return Figure(
-        name, "Free", "Figure", "A line.", (), (ClaimRule("one", "1", "==", 1.0, lambda _: 1.0),), plot or blank
+        name, "Free", "Figure", "A line.", (), (ClaimRule("one", "1", "<=", 1.0, lambda _: 1.0),), plot or blank
     )
 
 
@@ -114,7 +114,7 @@ def test_figures_are_there_as_soon_as_their_runs_are(mine: Figure, tmp_path: Pat
     out = tmp_path / "out"
     seen: list[tuple[int, list[str], list[str]]] = []
 
-    class Watch:
+    class Watch(Silence):
         def started(self, spec: Any) -> None:
             drawn = sorted(file.stem for file in out.glob("figures/fig??.png"))
             rows = json.loads((out / "claims.json").read_text()) if drawn else []
@@ -139,6 +139,42 @@ def test_figures_are_there_as_soon_as_their_runs_are(mine: Figure, tmp_path: Pat
         )
     assert seen[0] == (3, ["fig97"], ["fig97"])
     assert seen[-1] == (4000, ["fig97", "fig99"], ["fig97", "fig99"])
+
+
+def test_the_page_reloads_until_all_is_done(mine: Figure, tmp_path: Path) -> None:
+    """The report is shown once, with its first figure, reloads itself while runs are trained, and stops at the end."""
+    shown: list[str] = []
+    options = Options(tmp_path / "data", "cpu", 1)
+    reproduce(
+        [mine, unneeding("fig97")],
+        RunStore(tmp_path / "root"),
+        tmp_path / "out",
+        scale="quick",
+        options=options,
+        display=display(quiet=True),
+        on_page=lambda page: shown.append(page.read_text()),
+    )
+    (first,) = shown
+    assert 'http-equiv="refresh"' in first
+    assert "fig97" in first
+    assert "refresh" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_plan_and_each_figure_are_announced(
+    mine: Figure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines name the runs expected, the order of figures, and each finished figure with its claims."""
+    options = Options(tmp_path / "data", "cpu", 1)
+    with Lines() as lines:
+        reproduce(
+            [mine, unneeding("fig97")], RunStore(tmp_path / "root"), tmp_path / "out",
+            scale="quick", options=options, display=lines,
+        )  # fmt: skip
+    printed = capsys.readouterr().err
+    assert "fig97 done, 1 of 1 claims reproduced (1 of 2 figures)" in printed
+    assert "about 4 runs to train, roughly 1 minute with 1 worker\n" in printed
+    assert "1 to draw after training, in this order: fig99" in printed
+    assert "fig99 done" in printed
 
 
 def test_a_figure_with_a_bug_hides_no_other(mine: Figure, tmp_path: Path) -> None:

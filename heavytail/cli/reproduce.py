@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from heavytail.cli._command import (
     data_dir,
@@ -40,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     scale_argument(parser)
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/SCALE)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a claim that was checked does not hold")
+    parser.add_argument("--open", action="store_true", help="open the report in a browser as soon as it exists")
     parser.add_argument("--dry-run", action="store_true", help="train nothing; list the runs and their cost")
     parser.add_argument(
         "--gpu", choices=GPUS, default="h100", help="GPU for which --dry-run counts hours (default: h100)"
@@ -60,13 +61,22 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _print_costs(figures, args)
     out = writable(args.out or Path("results") / args.scale)
+    settings: dict[str, Any] = {"scale": args.scale, **({"on_page": _browse} if args.open else {})}
     with joined(options(args)) as chosen, display(quiet=not chosen.first) as progress:
-        claims = reproduce(figures, run_store(args), out, scale=args.scale, options=chosen, display=progress)
+        claims = reproduce(
+            figures, run_store(args), out, scale=args.scale, options=chosen, display=progress, **settings
+        )
     if not chosen.first:
         return 0
     _print_claims(claims)
     print(f"report: {out / 'report.html'}")
     return 1 if args.strict and any(c.verdict == "not reproduced" for c in claims) else 0
+
+
+def _browse(page: Path) -> None:
+    import webbrowser
+
+    webbrowser.open(page.resolve().as_uri())
 
 
 def _print_claims(claims: Sequence[Claim]) -> None:

@@ -85,7 +85,14 @@ class Section:
     details_image: bytes = b""
 
 
-def render(title: str, sections: Sequence[Section], *, note: str = "", tally: Mapping[str, int] | None = None) -> bytes:
+def render(
+    title: str,
+    sections: Sequence[Section],
+    *,
+    note: str = "",
+    tally: Mapping[str, int] | None = None,
+    reload: int | None = None,
+) -> bytes:
     """Return a page as the content of an HTML file.
 
     Args:
@@ -93,8 +100,10 @@ def render(title: str, sections: Sequence[Section], *, note: str = "", tally: Ma
         sections: in reading order.
         note: a line below the title.
         tally: verdict -> number of claims, shown large.
+        reload: seconds after which an open page reads itself again, None for never.
     """
-    return _template().render(title=title, sections=sections, note=note, tally=tally).encode()
+    page = _template().render(title=title, sections=sections, note=note, tally=tally, reload=reload)
+    return page.encode()
 
 
 @cache
@@ -104,8 +113,8 @@ def _template() -> jinja2.Template:
     return environment.from_string((resources.files("heavytail.report") / "page.html.j2").read_text())
 
 
-def write_report(out: Path, *, title: str = "heavytail: figures and claims") -> Path:
-    """Write OUT/report.html from the other files under OUT, and return its path.
+def write_report(out: Path, *, title: str = "heavytail: figures and claims", reload: int | None = None) -> Path:
+    """Write OUT/report.html from the other files under OUT, and return its path; it reloads itself if asked to.
 
     Raises:
         StoreError: a file under OUT is damaged.
@@ -131,7 +140,7 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims") -> 
     ]
     path = out / "report.html"
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, render(title, sections, note=note, tally=tally))
+    write_atomic(path, render(title, sections, note=note, tally=tally, reload=reload))
     return path
 
 

@@ -8,10 +8,12 @@ written anew, so that stopping at any moment leaves everything that is complete.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from heavytail.errors import DataError
 from heavytail.experiment.spec import RunSpec
@@ -25,6 +27,10 @@ from heavytail.results.results import Results
 from heavytail.train.options import Options
 from heavytail.train.runner import Display, Failure, Interrupted, remember, run_all
 
+if TYPE_CHECKING:
+    from heavytail.train.cost import Row
+
+SECONDS = 10  # between two reloads of the page while runs are trained
 HEADLINE = "fig04"  # the thesis in one picture, from runs that ten other figures share
 
 
@@ -35,7 +41,8 @@ def reproduce(
     *,
     scale: str,
     options: Options,
-    display: Display,
+    display: Progress,
+    on_page: Callable[[Path], object] = lambda page: None,
 ) -> list[Claim]:
     """Make figures under `out`, each as soon as its runs are finished, and return the claims of all.
 
@@ -51,17 +58,18 @@ def reproduce(
         scale: of the presets.
         options: how to train.
         display: receives progress events.
+        on_page: called with the path of report.html once it is there; the page reloads itself until all is done.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM; the message counts the figures that are complete, and names the others.
     """
     results = Results(store, scale, data_dir=options.data_dir)
     started, clock = datetime.now(UTC), time.perf_counter()
-    work = _Work(figures, results, store, out, options, _Tally(display))
+    work = _Work(figures, results, store, out, options, _Tally(display), on_page)
     finished = False
     try:
         work.draw_complete()
-        work.order_by_cost()
+        work.plan()
         failures = run_all(work.propose, store, options, work.display)
         if not options.first:
             return []
@@ -103,9 +111,11 @@ class _Work:
     out: Path
     options: Options
     display: _Tally
+    on_page: Callable[[Path], object]
     pending: list[Figure] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     error: Exception | None = None
+    shown: bool = False
 
     def __post_init__(self) -> None:
         self.pending = sorted(self.figures, key=lambda figure: (bool(figure.sweeps), figure.id))
@@ -131,9 +141,12 @@ class _Work:
         if self.error is not None:
             raise self.error
 
-    def order_by_cost(self) -> None:
+    def plan(self) -> None:
         """Sort the pending figures: the headline first, then by the estimated time of the runs that it adds."""
-        seconds = self._seconds()
+        if not self.pending:
+            return
+        searches_of = self._costs()
+        seconds = {search: row.seconds for search, row in searches_of.items()}
         remaining = {figure.id: figure for figure in self.pending}
         trained: set[tuple[str, str, str]] = set()
         self.pending = []
@@ -146,6 +159,9 @@ class _Work:
             name = min(costs, key=lambda name: (name != HEADLINE, costs[name], name))
             self.pending.append(remaining.pop(name))
             trained |= searches[name]
+        self.display.plan([searches_of[search] for search in sorted(trained) if search in searches_of], self.options)
+        names = ", ".join(figure.id for figure in self.pending)
+        self.display.announce(f"{len(self.pending)} to draw after training, in this order: {names}")
 
     def used(self) -> set[str]:
         """The keys of the finished runs that the searches look at."""
@@ -176,32 +192,65 @@ class _Work:
             return
         self.claims += claims
         write_claims(self.out, claims)
-        write_report(self.out)
+        page = write_report(self.out, reload=SECONDS if self.pending else None)
+        self.display.drawn(figure.id, len(self.figures) - len(self.pending), len(self.figures), claims)
+        if not self.shown:
+            self.shown = True
+            self.on_page(page)
 
-    def _seconds(self) -> dict[tuple[str, str, str], float]:
-        """Estimated seconds of the search of every (preset, variant, optimizer) that a pending figure needs."""
-        if len(self.pending) < 2:
-            return {}
+    def _costs(self) -> dict[tuple[str, str, str], Row]:
+        """The cost of the search of every (preset, variant, optimizer) that a pending figure needs."""
         from heavytail.train import cost
 
         refs = {replace(ref, optim=(), probed=False) for figure in self.pending for ref in figure.sweeps}
         sweeps = {ref: self.results.sweep(ref) for ref in refs}
-        seconds: dict[tuple[str, str, str], float] = {}
-        for ref in sorted(
-            refs, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)
-        ):  # data in turn
+        costs: dict[tuple[str, str, str], Row] = {}
+        for ref in sorted(refs, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)):
             with suppress(DataError):  # data that are not available are found out at once
                 for row in cost.rows(sweeps[ref], self.options.data_dir):
-                    seconds[ref.preset, ref.variant, row.arm.label] = row.seconds
-        return seconds
+                    costs[ref.preset, ref.variant, row.arm.label] = row
+        return costs
+
+
+class Progress(Display, Protocol):
+    """Receives progress events of runs and figures."""
+
+    def expect(self, runs: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def announce(self, text: str) -> None: ...
 
 
 class _Tally:
-    """Passes progress events on, and keeps the keys of the runs that were trained."""
+    """Passes progress events on, keeps the keys of the runs that were trained, and estimates the time left."""
 
-    def __init__(self, display: Display) -> None:
+    def __init__(self, display: Progress) -> None:
         self._display = display
         self.trained: set[str] = set()
+        self.announce = display.announce
+        self._figures = ""
+        self._seconds: dict[str, float] = {}  # estimated, of one run of each problem
+        self._total = self._done = 0.0
+        self._clock = time.perf_counter()
+
+    def plan(self, rows: Sequence[Row], options: Options) -> None:
+        """Expect the runs of these searches."""
+        runs = sum(row.runs for row in rows)
+        self._seconds = {_problem(row.spec): row.seconds / row.runs for row in rows}
+        self._total, self._clock = sum(row.seconds for row in rows), time.perf_counter()
+        workers = options.num_workers()
+        self._display.expect(runs)
+        minutes = _minutes(self._total / workers)
+        self.announce(f"about {runs} runs to train, roughly {minutes} with {workers} worker{'s' * (workers > 1)}")
+
+    def drawn(self, figure: str, done: int, figures: int, claims: Sequence[Claim]) -> None:
+        """Announce a figure."""
+        self._figures = f"{done} of {figures} figures"
+        reproduced = sum(claim.verdict == "reproduced" for claim in claims)
+        verdict = f", {reproduced} of {len(claims)} claims reproduced" if claims else ""
+        self.announce(f"{figure} done{verdict} ({self._figures})")
+        self._display.note(self._figures)
 
     def started(self, spec: RunSpec) -> None:
         self._display.started(spec)
@@ -212,7 +261,20 @@ class _Tally:
     def finished(self, spec: RunSpec, status: str) -> None:
         if status in ("done", "diverged"):
             self.trained.add(spec.key)
+        self._done += self._seconds.get(_problem(spec), 0.0)
+        if 0 < self._done < self._total:
+            left = (time.perf_counter() - self._clock) * (self._total / self._done - 1)
+            self._display.note(f"{self._figures}, about {_minutes(left)} left".lstrip(", "))
         self._display.finished(spec, status)
+
+
+def _problem(spec: RunSpec) -> str:
+    return repr((spec.data, spec.model, spec.loss, spec.batch_size, spec.steps))
+
+
+def _minutes(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{minutes / 60:.0f} hours"
 
 
 def _failed(sweep: Sweep, failures: list[Failure]) -> str | None:

@@ -28,7 +28,7 @@ class Bars:
         )
         self._all = self._progress.add_task("runs", total=None, note="")
         self._tasks: dict[str, tuple[TaskID, float]] = {}
-        self._known = 0
+        self._started = self._expected = 0
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -37,10 +37,23 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def expect(self, runs: int) -> None:
+        """Take so many runs for the total."""
+        self._expected = runs
+        self._progress.update(self._all, total=runs)
+
+    def note(self, text: str) -> None:
+        """Show a text beside the number of finished runs."""
+        self._progress.update(self._all, note=text)
+
+    def announce(self, text: str) -> None:
+        """Print a line that stays."""
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def started(self, spec: RunSpec) -> None:
         """Add a bar."""
-        self._known += 1
-        self._progress.update(self._all, total=self._known)
+        self._started += 1
+        self._progress.update(self._all, total=max(self._started, self._expected))
         task = self._progress.add_task(spec.describe(), total=spec.steps, note="")
         self._tasks[spec.key] = (task, time.monotonic())
 
@@ -57,10 +70,10 @@ class Bars:
 
 
 class Lines:
-    """For logs: one line every few seconds, on how many runs have ended and where a present one is."""
+    """For logs: a line every few seconds with the number of finished runs and the step of a current one."""
 
     def __init__(self) -> None:
-        self._finished, self._last = 0, time.monotonic()
+        self._finished, self._expected, self._note, self._last = 0, 0, "", time.monotonic()
 
     def __enter__(self) -> Lines:
         return self
@@ -69,23 +82,37 @@ class Lines:
         if self._finished > 1:
             print(f"{self._finished} runs trained", file=sys.stderr, flush=True)
 
+    def expect(self, runs: int) -> None:
+        """Take so many runs for the total."""
+        self._expected = runs
+
+    def note(self, text: str) -> None:
+        """Add a text to each line."""
+        self._note = text
+
+    def announce(self, text: str) -> None:
+        """Print a line now."""
+        print(text, file=sys.stderr, flush=True)
+
     def started(self, spec: RunSpec) -> None:
-        """Say nothing."""
+        """Print nothing: a line will follow with its first steps."""
 
     def progressed(self, spec: RunSpec, step: int, loss: float) -> None:
-        """Print where a long run is."""
-        before = f"{self._finished} runs trained; " if self._finished else ""
-        self._say(f"{before}{spec.describe()}: step {step} of {spec.steps}, loss {loss:.4g}")
+        """Print the step of a long run."""
+        self._print(f"{spec.describe()}: step {step} of {spec.steps}, loss {loss:.4g}")
 
     def finished(self, spec: RunSpec, status: str) -> None:
-        """Print what ended."""
+        """Print the status of a finished run."""
         self._finished += status != "failed"
-        self._say(f"{self._finished} runs trained; {spec.describe()}: {status}")
+        self._print(f"{spec.describe()}: {status}")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         now = time.monotonic()
         if now - self._last > LINE_SECONDS:
-            print(text, file=sys.stderr, flush=True)
+            total = f" of {self._expected}" if self._expected >= self._finished else ""
+            done = f"{self._finished}{total} runs trained; " if self._finished else ""
+            note = f"{self._note}; " if self._note else ""
+            self.announce(f"{done}{note}{text}")
             self._last = now
 
 
@@ -93,10 +120,10 @@ class Silence(Lines):
     """For all but the first of several processes that train together."""
 
     def __exit__(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
-    def _say(self, text: str) -> None:
-        """Say nothing."""
+    def announce(self, text: str) -> None:
+        """Print nothing."""
 
 
 def display(*, quiet: bool = False) -> Bars | Lines:
