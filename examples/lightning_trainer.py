@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import heavytail
 from heavytail.data.text.stdlib_text import StdlibText
-from heavytail.monitor.lightning import FrequencyLoss
+from heavytail.monitor.lightning import MonitorCallback
 
 
 class LanguageModel(lightning.LightningModule):
@@ -64,7 +64,7 @@ def train(name: str, steps: int, folder: Path) -> dict[str, float]:
     data = StdlibText(max_tokens=60_000, max_vocab=1_000, length=32).load(seed=0, data_dir=folder)
     assert data.test is not None
     lightning.seed_everything(0, verbose=False)
-    callback = FrequencyLoss(
+    callback = MonitorCallback(
         counts=data.counts, every_n_steps=max(1, steps // 20), journal=heavytail.Journal(folder / name)
     )
     trainer = lightning.Trainer(

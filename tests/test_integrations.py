@@ -36,66 +36,171 @@ def sequences(number: int, seed: int) -> Tensor:
 # -- Lightning -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_lightning_logs_what_a_loop_finds(tmp_path: Path, accumulate: int) -> None:
-    """Training and validation metrics are those of the whole data, under accumulation and after a sanity check."""
+def lightning_module(returns: str = "loss", lr: float = 0.0, manual: bool = False) -> Any:
+    """A bigram model as a module whose steps return the loss only, or with logits and targets, or skip a batch."""
     lightning = pytest.importorskip("lightning", reason="pip install lightning")
-    from torch.utils.data import DataLoader, TensorDataset
-
-    from heavytail.monitor.lightning import FrequencyLoss
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.head = nn.Embedding(CLASSES, CLASSES)
+            self.tokens = nn.Embedding(CLASSES, CLASSES)
+            self.head = nn.Linear(CLASSES, CLASSES)
+            self.automatic_optimization = not manual
 
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Tensor]:
-            logits, targets = self.head(batch[0][:, :-1]), batch[0][:, 1:]
+        def training_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
+            inputs, targets = batch
+            logits = self.head(self.tokens(inputs))
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            return {"loss": loss, "logits": logits, "targets": targets}
+            if returns == "skips" and batch_idx == 1:
+                return None
+            if manual:
+                for optimizer in self.optimizers():
+                    optimizer.zero_grad()
+                self.manual_backward(loss)
+                for optimizer in self.optimizers():
+                    optimizer.step()
+            return {"loss": loss, "logits": logits, "targets": targets} if returns == "dict" else loss
 
-        def validation_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Tensor]:
-            return self.training_step(batch, batch_idx)
+        def validation_step(self, *args: Any) -> Any:
+            return self.training_step(*args)
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.0)
+        def test_step(self, *args: Any) -> Any:
+            return self.training_step(*args)
 
-    tokens = sequences(16, 0)
-    loader = DataLoader(TensorDataset(tokens), batch_size=4)
-    callback = FrequencyLoss(CLASSES, num_groups=3, every_n_steps=1, journal=heavytail.Journal(tmp_path / "journal"))
-    trainer = lightning.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        callbacks=[callback],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accumulate_grad_batches=accumulate,
-        default_root_dir=tmp_path,
+        def configure_optimizers(self) -> Any:
+            parts = (self.tokens, self.head) if manual else (self,)
+            return [torch.optim.SGD(part.parameters(), lr=lr) for part in parts]
+
+    if manual:
+        Module.validation_step = lambda self, batch, i, j=0: None  # type: ignore[method-assign]
+    return Module()
+
+
+def token_loader(number: int, seed: int = 0) -> Any:
+    tokens = sequences(number, seed)
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()), batch_size=4
     )
-    module = Module()
-    trainer.fit(module, loader, loader)
+
+
+def lightning_trainer(folder: Path, callbacks: list[Any], **more: Any) -> Any:
+    lightning = pytest.importorskip("lightning", reason="pip install lightning")
+    settings: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    return lightning.Trainer(callbacks=callbacks, **(settings | quiet | more))
+
+
+def expected_reading(module: Any, tokens: Tensor) -> heavytail.Reading:
     monitor = Monitor(CLASSES, num_groups=3)
     with torch.no_grad():
-        monitor.update(module.head(tokens[:, :-1]), tokens[:, 1:])
-    expected = monitor.compute()
-    logged = trainer.logged_metrics
-    for g in range(1, len(expected.loss) + 1):
-        assert float(logged[f"val/loss/group_{g:02d}"]) == pytest.approx(expected.loss[g - 1], rel=1e-5)
-    tracks, count, _ = read_journal(tmp_path / "journal")
+        monitor.update(module.head(module.tokens(tokens[:, :-1])), tokens[:, 1:])
+    return monitor.compute()
+
+
+@pytest.mark.parametrize("returns", ["loss", "dict"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_lightning_logs_what_a_loop_finds(tmp_path: Path, accumulate: int, returns: str) -> None:
+    """By hook or from what the steps return, the metrics are those of the whole data, under accumulation, too."""
+    module = lightning_module(returns)
+    from heavytail.monitor.lightning import MonitorCallback
+
+    head = "head" if returns == "loss" else None
+    callback = MonitorCallback(head=head, num_groups=3, every_n_steps=1, journal=heavytail.Journal(tmp_path / "j"))
+    trainer = lightning_trainer(tmp_path, [callback], accumulate_grad_batches=accumulate)
+    trainer.fit(module, token_loader(16), token_loader(16))
+    assert callback.stopped is None
+    expected = expected_reading(module, sequences(16, 0))
+    for g in range(len(expected.loss)):
+        assert float(trainer.logged_metrics[f"val/loss/group_{g + 1:02d}"]) == pytest.approx(expected.loss[g], rel=1e-5)
+    tracks, count, _ = read_journal(tmp_path / "j")
     steps = 4 // accumulate
     assert tracks["train"].step.tolist() == list(range(1, 2 * steps + 1))
-    assert tracks["test"].step.tolist() == [steps, 2 * steps]
+    assert tracks["val"].step.tolist() == [steps, 2 * steps]
     np.testing.assert_array_equal(count, 2 * expected.class_count)
-    rows = tracks["train"].groups["count"].sum()
-    assert rows == 2 * tokens[:, 1:].numel()
-    state = callback.state_dict()
-    other = FrequencyLoss(CLASSES, num_groups=3)
-    other.load_state_dict(state)
+    assert tracks["train"].groups["count"].sum() == 2 * 16 * 6
+
+
+@pytest.mark.parametrize("returns", ["loss", "dict", "skips"])
+def test_lightning_trains_the_same_with_it(tmp_path: Path, returns: str) -> None:
+    """Weights are those of a training without the callback, bit for bit; a step that skips its batch is no error."""
+    from heavytail.monitor.lightning import MonitorCallback
+
+    weights = []
+    for with_it in (False, True):
+        module = lightning_module(returns, lr=0.1)
+        callback = MonitorCallback(head="head", num_groups=3)
+        lightning_trainer(tmp_path, [callback] if with_it else []).fit(module, token_loader(16), token_loader(8, 1))
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    assert callback.stopped is None
+    assert callback.readings["train"].count.sum() == (16 if returns != "skips" else 12) * 6
+
+
+def test_lightning_loggers_get_every_reading(tmp_path: Path) -> None:
+    """Whatever the interval of the loggers, they get all readings under their own steps."""
+    module = lightning_module()
+    from lightning.pytorch.loggers import CSVLogger
+
+    from heavytail.monitor.lightning import MonitorCallback
+
+    logger = CSVLogger(str(tmp_path))
+    callback = MonitorCallback(head="head", every_n_steps=4, num_groups=2)
+    lightning_trainer(tmp_path, [callback], logger=logger, log_every_n_steps=10, max_epochs=5).fit(
+        module, token_loader(32)
+    )
+    lines = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("step")
+    assert [int(line.split(",")[column]) for line in lines[1:]] == list(range(3, 40, 4))
+
+
+def test_lightning_loaders_tests_and_instances(tmp_path: Path) -> None:
+    """Each loader has its own reading, `trainer.test` too, and two instances log under their names."""
+    module = lightning_module()
+    from heavytail.monitor.lightning import MonitorCallback
+
+    first = MonitorCallback(head="head", num_groups=3)
+    second = MonitorCallback(head="head", num_groups=2, name="coarse")
+    trainer = lightning_trainer(tmp_path, [first, second])
+    trainer.fit(module, token_loader(16), [token_loader(16), token_loader(8, 1)])
+    trainer.test(module, token_loader(8, 2), verbose=False)
+    assert set(first.readings) == {"train", "val_0", "val_1", "test"}
+    for split, tokens in (("val_0", sequences(16, 0)), ("val_1", sequences(8, 1)), ("test", sequences(8, 2))):
+        expected = expected_reading(module, tokens)
+        assert first.readings[split].overall["loss"] == pytest.approx(expected.overall["loss"], rel=1e-5)
+    assert "coarse/test/loss/group_01" in trainer.logged_metrics
+    assert first.state_key != second.state_key
+
+
+def test_lightning_manual_optimization(tmp_path: Path) -> None:
+    """Two optimizers advance the step by one, as the batches do."""
+    module = lightning_module(manual=True)
+    from heavytail.monitor.lightning import MonitorCallback
+
+    callback = MonitorCallback(head="head", every_n_steps=2, journal=heavytail.Journal(tmp_path / "j"))
+    lightning_trainer(tmp_path, [callback], limit_val_batches=0).fit(module, token_loader(16))
+    assert read_journal(tmp_path / "j")[0]["train"].step.tolist() == [2, 4, 6, 8]
+
+
+def test_lightning_state_and_refusals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint keeps the sums; unknown heads are errors, and steps without anything to measure stop it."""
+    module = lightning_module()
+    from heavytail.monitor.lightning import FrequencyLoss, MonitorCallback
+
+    callback = MonitorCallback(head="head", every_n_steps=100)
+    lightning_trainer(tmp_path, [callback]).fit(module, token_loader(16))
+    other = MonitorCallback(head="head")
+    other.load_state_dict(callback.state_dict())
+    assert other.train is not None
+    assert callback.train is not None
     np.testing.assert_array_equal(other.train.state_dict()["seen"], callback.train.state_dict()["seen"])
-    with pytest.raises(SpecError, match="training_step: expected it to return loss, targets and logits"):
-        callback.on_train_batch_end(trainer, module, {"loss": torch.zeros(())}, None, 0)
+    with pytest.raises(SpecError, match="head: expected a Linear of the module"):
+        lightning_trainer(tmp_path, [MonitorCallback(head="none")]).fit(module, token_loader(16))
+    with pytest.warns(FutureWarning, match="MonitorCallback"):
+        old = FrequencyLoss(CLASSES)
+    lightning_trainer(tmp_path, [old]).fit(module, token_loader(16))
+    assert old.stopped is not None
+    assert "expected the name of the classifier" in old.stopped
 
 
 # -- trackers --------------------------------------------------------------------------------------------------------
@@ -130,6 +235,8 @@ def test_wandb_gets_every_number(tmp_path: Path, reading: heavytail.Reading, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     with wandb.init(mode="offline", dir=str(tmp_path)) as run:
+        for step in range(20):  # a script that logs without steps is ahead of the reading's
+            run.log({"mine": step})
         trackers.wandb(run)(reading, 7, "train/")
     wandb.teardown()  # waits for the process that writes
     (file,) = tmp_path.rglob("*.wandb")
@@ -137,6 +244,7 @@ def test_wandb_gets_every_number(tmp_path: Path, reading: heavytail.Reading, mon
     for name, value in reading.to_dict("train/").items():
         assert name.encode() in content
         assert repr(value).removesuffix(".0").encode() in content  # JSON
+    assert b"heavytail/step" in content
 
 
 def test_mlflow_gets_every_number(tmp_path: Path, reading: heavytail.Reading, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +255,11 @@ def test_mlflow_gets_every_number(tmp_path: Path, reading: heavytail.Reading, mo
     mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
     with mlflow.start_run() as run:
         trackers.mlflow()(reading, 7, "train/")
-    assert mlflow.get_run(run.info.run_id).data.metrics == pytest.approx(reading.to_dict("train/"))
+    expected = reading.to_dict("train/")
+    for name in ("loss", "p_correct"):  # a file cannot be a folder, too
+        if f"train/{name}" in expected:
+            expected[f"train/{name}/all"] = expected.pop(f"train/{name}")
+    assert mlflow.get_run(run.info.run_id).data.metrics == pytest.approx(expected)
 
 
 # -- examples --------------------------------------------------------------------------------------------------------

@@ -490,3 +490,171 @@ def test_needs_torch_and_numpy_only(tmp_path: Path) -> None:
         print(len(heavytail.monitor.journal.read_journal({str(tmp_path)!r})[0]["train"].step))
     """
     assert output(textwrap.dedent(code)) == "1"
+
+
+# -- groups by name, further columns ---------------------------------------------------------------------------------
+
+
+def test_groups_by_name_shots_and_index() -> None:
+    """Groups are named, the classes in none form "other"; shots cut at 100 and 20; an array groups each class."""
+    losses, targets = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.arange(4)
+    monitor = Monitor(4, groups={"digits": [1, 3], "b": np.array([0])})
+    monitor.update(losses, targets)
+    reading = monitor.compute()
+    assert reading.names == ("digits", "b", "other")
+    assert reading.loss.tolist() == [3.0, 1.0, 3.0]
+    assert reading.to_dict()["loss/digits"] == 3.0
+    assert "digits" in str(reading)
+    shots = Monitor(counts=[101, 100, 20, 19], groups="shots")
+    shots.update(losses, targets)
+    assert shots.compute().names == ("many", "medium", "few")
+    assert shots.compute().loss.tolist() == [1.0, 2.5, 4.0]
+    by_class = Monitor(groups=np.array([1, 0, 0, 1]))
+    by_class.update(losses, targets)
+    assert by_class.compute().loss.tolist() == [2.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    "counts", [{0: 6, 3: 2}, np.array([6.0, 0, 0, 2]), torch.tensor([6, 0, 0, 2], dtype=torch.int32)]
+)
+def test_counts_of_any_kind_are_padded(counts: object) -> None:
+    """A Counter, whole numbers as floats, and tensors give the same groups, padded to a larger head."""
+    monitor = Monitor(6, counts=counts, num_groups=2)
+    monitor.update(torch.ones(6), torch.arange(6))
+    assert monitor.compute().groups.index.tolist() == [0, 1, 1, 1, 1, 1]
+
+
+@given(seed=st.integers(0, 50), ties=st.booleans(), large=st.booleans())
+def test_accuracy_and_top_k_break_ties_as_argmax(seed: int, ties: bool, large: bool) -> None:
+    """Of equal logits the lowest class wins, in small batches and large ones, and top-k counts a stable sort."""
+    generator = torch.Generator().manual_seed(seed)
+    M, C = (3000, 9) if large else (20, 9)
+    logits = torch.randint(0, 3 if ties else 10**6, (M, C), generator=generator).float()
+    targets = torch.randint(0, C, (M,), generator=generator)
+    monitor = Monitor(C, top_k=3)
+    monitor.cross_entropy(logits, targets)
+    monitor.update(logits, targets)
+    order = np.argsort(-logits.numpy(), axis=1, kind="stable")
+    first = order[:, 0] == targets.numpy()
+    top = (order[:, :3] == targets.numpy()[:, None]).any(1)
+    reading = monitor.compute()
+    assert reading.overall["accuracy"] == first.mean()
+    np.testing.assert_allclose((reading.extra["top_3"] * reading.count).sum(), 2 * top.sum())
+
+
+def test_a_zero_head_is_not_always_right() -> None:
+    """Equal logits everywhere are as accurate as argmax, which answers class 0."""
+    monitor = Monitor(50)
+    monitor.update(torch.zeros(100, 50), torch.arange(100) % 50)
+    assert monitor.compute().overall["accuracy"] == 0.02
+
+
+def test_losses_of_unknown_kind_give_no_probability() -> None:
+    """exp(-loss) of weighted or smoothed losses is no probability: p(correct) is left out unless they are plain."""
+    monitor = Monitor(3)
+    monitor.update(torch.ones(4), torch.tensor([0, 1, 2, 0]))
+    assert math.isnan(monitor.compute().overall["p_correct"])
+    monitor.reset()
+    monitor.update(torch.ones(4), torch.tensor([0, 1, 2, 0]), plain=True)
+    assert monitor.compute().overall["p_correct"] == pytest.approx(math.exp(-1))
+
+
+def test_classes_and_macro_averages() -> None:
+    """The table of classes has each class's own mean, and macro averages weight the classes that have rows equally."""
+    monitor = Monitor(counts=[4, 2, 1, 0], num_groups=2)
+    monitor.update(torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([0, 0, 1, 2]), plain=True)
+    reading = monitor.compute()
+    table = reading.per_class()
+    np.testing.assert_allclose(table["loss"], [2.0, 5.0, 7.0, math.nan])
+    assert table["count"].tolist() == [2, 1, 1, 0]
+    np.testing.assert_allclose(reading.macro()["loss"], [2.0, 6.0])
+
+
+def test_tokenizers_give_examples_and_bits_per_byte() -> None:
+    """Groups show their most frequent tokens; bits per byte are nats over the bytes of the targets."""
+    words = ["the", "é", "zebra", ""]
+    monitor = Monitor(counts=[5, 3, 2, 0], num_groups=2, tokenizer=words)
+    monitor.update(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 2]))
+    reading = monitor.compute()
+    assert reading.examples() == [["the"], ["é", "zebra", ""]]
+    assert "'zebra'" in str(reading)
+    np.testing.assert_allclose(reading.extra["bits_per_byte"], [1 / 3 / math.log(2), 5 / 7 / math.log(2)])
+    with pytest.raises(SpecError, match="tokenizer: expected one"):
+        Monitor(counts=[1, 2]).compute().examples()
+
+
+def test_flat_losses_and_short_representations() -> None:
+    """Losses and logits may be flattened where the targets are not; repr is a line."""
+    monitor = Monitor(4)
+    monitor.update(torch.ones(6), torch.zeros(2, 3, dtype=torch.int64))
+    monitor.update(torch.ones(6, 4), torch.zeros(2, 3, dtype=torch.int64))
+    assert repr(monitor) == "Monitor(4 classes, groups cut from targets seen, 12 rows)"
+    assert repr(monitor.compute()).startswith("Reading(1 groups, 12 rows, loss 1.")
+
+
+# -- frameworks' ways of running a step ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_rows_count_once(reentrant: bool) -> None:
+    """Rows in a region that activation checkpointing computes twice are counted once."""
+    from torch.utils.checkpoint import checkpoint
+
+    monitor, head = Monitor(8), nn.Linear(4, 8)
+
+    def region(x: Tensor) -> Tensor:
+        logits = head(x)
+        monitor.update(logits, torch.arange(6))
+        return logits + monitor.cross_entropy(logits, torch.arange(6))
+
+    checkpoint(region, torch.randn(6, 4, requires_grad=True), use_reentrant=reentrant).sum().backward()
+    assert monitor.compute().count.sum() == 12
+
+
+def test_no_graph_break_under_compile() -> None:
+    """A step with the monitor in it compiles into one graph, and measures the same."""
+    torch.compiler.reset()
+    logits, targets = rows((40,), 8)
+    eager, compiled = Monitor(8), Monitor(8)
+    step = torch.compile(lambda z: compiled.update(z, targets), backend="eager", fullgraph=True)
+    for _ in range(2):
+        eager.update(logits, targets)
+        step(logits)
+    np.testing.assert_allclose(compiled.compute().loss, eager.compute().loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("normalizer", [None, 7.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cross_entropy_is_torchs_bit_for_bit(dtype: torch.dtype, normalizer: float | None) -> None:
+    """Loss and gradient are those of F.cross_entropy to the last bit."""
+    logits, targets = rows((30,), 12)
+    targets[::4] = -100
+    ours, theirs = (logits.to(dtype).requires_grad_() for _ in range(2))
+    loss = Monitor(12).cross_entropy(ours, targets, normalizer=normalizer)
+    other = F.cross_entropy(theirs, targets, reduction="mean" if normalizer is None else "sum")
+    other = other if normalizer is None else other / normalizer
+    loss.backward()
+    other.backward()
+    assert loss == other
+    assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+# -- alarms ----------------------------------------------------------------------------------------------------------
+
+
+def test_alarms_begin_once() -> None:
+    """A group above log C, one that stalls while the total falls, one that rises: each is reported as it begins."""
+    from heavytail.monitor.alarms import Alarm, Alarms
+
+    raised: list[Alarm] = []
+    alarms = Alarms(raised.append, patience=3)
+    for step, (frequent, rare) in enumerate([(2.0, 2.0), (1.5, 2.0), (1.2, 2.0), (1.0, 2.0), (0.9, 2.5), (0.8, 2.9)]):
+        monitor = Monitor(counts=[6, 1, 1, 1, 1, 1, 1, 1], num_groups=2)
+        monitor.update(torch.tensor([frequent, rare]), torch.tensor([0, 5]))
+        alarms.check(step, monitor.compute())
+    rare_ones = [(alarm.kind, alarm.step) for alarm in raised]
+    assert ("stalled", 3) in rare_ones
+    assert ("uniform", 4) in rare_ones
+    assert ("rising", 4) in rare_ones
+    assert len(raised) == len({alarm.kind for alarm in raised})
+    assert "group_02" in raised[0].message

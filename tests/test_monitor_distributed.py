@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from heavytail.errors import SpecError
 from heavytail.monitor.monitor import Monitor, Reading
 
 CLASSES, ROWS = 9, 24
@@ -59,6 +60,51 @@ def test_fsdp_reads_what_one_process_reads(readings: Path) -> None:
     assert {"grad_norm", "trace", "update_norm"} == set(expected.head)
     for rank in range(2):
         _check(np.load(readings / f"fsdp-{rank}.npz"), expected)
+
+
+def test_a_rank_that_does_not_compute_is_an_error(readings: Path) -> None:
+    """`compute` on rank 0 alone ends after its time limit with the remedy, and the next one works."""
+    message = (readings / "alone.txt").read_text()
+    assert "rank 1 did not call it within 1 s of rank 0" in message
+    assert "out of `if rank == 0`" in message
+    for rank in range(2):
+        assert np.load(readings / f"after-{rank}.npz")["count"].sum() == ROWS
+
+
+def test_replicas_count_once(readings: Path) -> None:
+    """`process_group` leaves out ranks with the same rows, and DTensor logits count on one rank of their mesh."""
+    for rank in range(2):
+        assert np.load(readings / f"replica-{rank}.npz")["count"].sum() == ROWS
+        np.testing.assert_array_equal(np.load(readings / f"dtensor-{rank}.npz")["count"].sum(), ROWS)
+
+
+def _alone(rank: int, folder: Path) -> None:
+    monitor = Monitor(num_classes=CLASSES, num_groups=3)
+    inputs, targets = _rows()
+    mine = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+    monitor.update(_head()(inputs[mine]), targets[mine])
+    if rank == 0:
+        try:
+            monitor.compute(timeout=1.0)
+        except SpecError as error:
+            (folder / "alone.txt").write_text(str(error))
+    dist.barrier()
+    _save(folder / f"after-{rank}.npz", monitor.compute())
+
+
+def _replicated(rank: int, folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    inputs, targets = _rows()
+    groups = [dist.new_group([r]) for r in range(2)]
+    monitor = Monitor(num_classes=CLASSES, num_groups=3, process_group=groups[rank])
+    monitor.update(_head()(inputs), targets)
+    _save(folder / f"replica-{rank}.npz", monitor.compute())
+    logits = distribute_tensor(_head()(inputs).detach(), init_device_mesh("cpu", (2,)), [Shard(1)])
+    monitor = Monitor(num_classes=CLASSES, num_groups=3)
+    monitor.update(logits, targets)
+    _save(folder / f"dtensor-{rank}.npz", monitor.compute())
 
 
 def _plain(rank: int, folder: Path) -> None:
@@ -128,5 +174,43 @@ def _rank(rank: int, folder: Path, port: int) -> None:
     try:
         _plain(rank, folder)
         _sharded(rank, folder)
+        _replicated(rank, folder)
+        _alone(rank, folder)
     finally:
         dist.destroy_process_group()
+
+
+# -- the Hugging Face Trainer in two processes -----------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainer_counts_repeated_samples_once(tmp_path: Path) -> None:
+    """Nine sequences on two ranks in batches of four: the sampler repeats some, and the reading has nine."""
+    pytest.importorskip("transformers", reason="pip install transformers accelerate")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_trainer_rank, args=(tmp_path, port), nprocs=2)
+    for rank in range(2):
+        found = np.load(tmp_path / f"trainer-{rank}.npz")
+        assert found["eval"] == 9 * 6
+        assert found["train"] > 0
+
+
+def _trainer_rank(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    from heavytail.monitor.hf import MonitorCallback
+    from tests.test_monitor_hf import gpt2, make_trainer, tokens
+
+    torch.manual_seed(0)
+    rows = [{"input_ids": row, "labels": row} for row in tokens(9)]
+    callback = MonitorCallback(num_groups=3)
+    trainer = make_trainer(
+        folder, gpt2(), rows, callbacks=[callback], per_device_eval_batch_size=4, ddp_backend="gloo", max_steps=4
+    )
+    trainer.train()
+    assert callback.stopped is None, callback.stopped
+    counts = {split: reading.count.sum() for split, reading in callback.readings.items()}
+    np.savez(folder / f"trainer-{rank}.npz", **counts)
+    dist.destroy_process_group()

@@ -1,116 +1,302 @@
-"""FrequencyLoss: the monitor as a Lightning callback.
+"""MonitorCallback: the monitor as a Lightning callback.
 
-    trainer = lightning.Trainer(callbacks=[FrequencyLoss(num_classes=50257)])
+    trainer = lightning.Trainer(callbacks=[MonitorCallback(head="head", every=50)])
 
-`training_step` and `validation_step` return, beside the loss, what is to be measured:
+The callback watches the head by a hook: its inputs and weight give the losses, and the targets are the last entry of
+the batch, or `targets=` of it. A module whose steps return {"loss": ..., "logits": ..., "targets": ...} (or "losses",
+per row) needs no head. In either case the module's loss is left alone.
 
-    return {"loss": loss, "logits": logits, "targets": targets}    # or "losses", per row, instead of "logits"
-
-The readings are logged by the module, and so reach every logger the Trainer has: "train/loss/group_01" and so on.
+Readings go to every logger of the Trainer under their own step: "train/loss/group_01", "val/loss/group_01" and so on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
 from heavytail.errors import SpecError
+from heavytail.monitor.alarms import Alarm, Alarms
+from heavytail.monitor.head_watch import recomputing
 from heavytail.monitor.journal import Journal
-from heavytail.monitor.monitor import Monitor
+from heavytail.monitor.monitor import Monitor, Reading
 
-__all__ = ["FrequencyLoss"]
+__all__ = ["FrequencyLoss", "MonitorCallback"]
+
+_log = logging.getLogger("heavytail")
+_CHUNK = 2**22  # logits formed at a time
 
 
-class FrequencyLoss(Callback):  # type: ignore[misc]
+class MonitorCallback(Callback):  # type: ignore[misc]
     """Logs loss, accuracy, p(correct) and share by frequency group.
 
-    Training values cover the steps since the last log, validation values the whole validation, on all ranks.
-    Validation takes the groups of training.
+    Training values cover the measured steps since the last reading, evaluations their whole loader, on all ranks; they
+    take the groups of training. Several loaders of an evaluation have a reading each: "val_0", "val_1" and so on.
 
     Args:
-        num_classes, **settings: of `Monitor`.
-        every_n_steps: how often to log training; by default as often as the Trainer logs.
-        journal: also write the readings there, for `heavytail monitor`.
+        num_classes: size of the head; by default the number of rows of its weight.
+        head: name of the classifier, a Linear inside the module, such as "model.lm_head"; None if the steps return
+            logits or losses beside the loss.
+        targets: function from a batch to the targets of the head's inputs [...]; by default the batch's last entry.
+        every: measure every so many optimizer steps.
+        every_n_steps: steps between readings of training; by default as often as the Trainer logs.
+        name: prefix of everything it logs, needed for two instances.
+        journal: also write the readings there, for `heavytail monitor FOLDER`.
+        on_alarm: called with each `Alarm`; they are logged as warnings in any case.
+        **settings: of `Monitor`, such as `counts`, `groups`, `num_groups`.
 
     Attributes:
-        train: monitor of training.
-        test: monitor of validation.
+        train: monitor of training, made at the first batch if `num_classes` is not given.
+        stopped: why it does not measure, or None.
+        readings: the last reading by split: "train", "val", "test".
     """
 
     def __init__(
         self,
         num_classes: int | None = None,
         *,
+        head: str | None = None,
+        targets: Callable[[Any], Tensor] | None = None,
+        every: int = 1,
         every_n_steps: int | None = None,
+        name: str = "",
         journal: Journal | None = None,
+        on_alarm: Callable[[Alarm], object] | None = None,
         **settings: Any,
     ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise SpecError(f"every_n_steps: expected at least 1, got {every_n_steps}")
-        self.train = Monitor(num_classes, **settings)
-        self.test = Monitor(groups=self.train, ignore_index=self.train.ignore_index, accuracy=self.train.accuracy)
-        self.every_n_steps = every_n_steps
+        for field, value in (("every", every), ("every_n_steps", every_n_steps)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SpecError(f"{field}: expected at least 1, got {value}")
+        self.head, self.targets, self.every, self.every_n_steps, self.name = head, targets, every, every_n_steps, name
         self.journal = journal
-        self._logged = 0
+        self.alarms = Alarms(on_alarm)
+        self.stopped: str | None = None
+        self.readings: dict[str, Reading] = {}
+        self._settings = settings
+        self._tests: dict[str, Monitor] = {}
+        self.train: Monitor | None = None
+        if num_classes is not None or settings.get("counts") is not None or settings.get("groups") is not None:
+            self.train = Monitor(num_classes, **settings)
+        self._linear: nn.Linear | None = None
+        self._handle: Any = None
+        self._inputs: Tensor | None = None
+        self._logged = self._steps = 0
+        self._last_global = 0
+        self._state: dict[str, Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Of its state in checkpoints; two instances differ in `name`."""
+        return f"{type(self).__qualname__}{{name: {self.name}}}" if self.name else type(self).__qualname__
+
+    # -- events of the Trainer -----------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Add the hook to the head, before anything is compiled or wrapped."""
+        if self.head is None or self._handle is not None:
+            return
+        modules = dict(pl_module.named_modules())
+        linear = modules.get(self.head)
+        if not isinstance(linear, nn.Linear):
+            known = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+            raise SpecError(
+                f"head: expected a Linear of the module ({', '.join(known) or 'it has none'}), got {self.head}"
+            )
+        self._linear = linear
+        self._handle = linear.register_forward_hook(self._keep)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the hook."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._inputs = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Forget inputs of the head that another forward pass left."""
+        self._inputs = None
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch, and log if it is time."""
-        _add(self.train, outputs, "training_step")
+        if self._steps % self.every == 0:
+            self._add("train", outputs or None, batch)  # an empty one is of a step that skipped its batch
         step = trainer.global_step  # unchanged by a batch that only accumulates gradients
-        if step > self._logged and step % (self.every_n_steps or trainer.log_every_n_steps) == 0:
-            self._log(trainer, module, self.train, "train")
+        if step > self._last_global:
+            # With several optimizers it advances by more than one: the batches count, as the loggers do.
+            self._last_global = step
+            self._steps += 1
+            if self._steps % (self.every_n_steps or trainer.log_every_n_steps or 1) == 0:
+                self._read(trainer, "train")
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log what came after the last log."""
-        if trainer.global_step > self._logged:
-            self._log(trainer, module, self.train, "train")
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the rest of the epoch."""
+        self._read(trainer, "train")
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        module: LightningModule,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Add the batch."""
-        _add(self.test, outputs, "validation_step")
+        self._add(_split("val", trainer.val_dataloaders, dataloader_idx), outputs, batch)
 
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log the validation; the one before training, which has no groups yet, is forgotten."""
-        if trainer.sanity_checking:
-            self.test.reset()
-        else:
-            self._log(trainer, module, self.test, "test")
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the validation; the one before training, which has no groups yet, is dropped."""
+        for split in [split for split in self._tests if split.startswith("val")]:
+            if trainer.sanity_checking:
+                self._tests[split].reset()
+            else:
+                self._read(trainer, split)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch."""
+        self._add(_split("test", trainer.test_dataloaders, dataloader_idx), outputs, batch)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the test."""
+        for split in [split for split in self._tests if split.startswith("test")]:
+            self._read(trainer, split)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums, for checkpoints."""
-        return {"train": self.train.state_dict(), "test": self.test.state_dict(), "logged": self._logged}
+        train = None if self.train is None else self.train.state_dict()
+        return {"train": train, "logged": self._logged, "steps": self._steps, "last": self._last_global}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.train.load_state_dict(state_dict["train"])
-        self.test.load_state_dict(state_dict["test"])
-        self._logged = state_dict["logged"]
+        self._logged, self._steps = state_dict["logged"], state_dict.get("steps", state_dict["logged"])
+        self._last_global = state_dict.get("last", self._steps)
+        if state_dict["train"] is not None:
+            if self.train is None:
+                self.train = Monitor(len(state_dict["train"]["count"]), **self._settings)
+            self.train.load_state_dict(state_dict["train"])
 
-    def _log(self, trainer: Trainer, module: LightningModule, monitor: Monitor, split: str) -> None:
-        reading = monitor.compute()
-        monitor.reset()
-        # Already the sum over ranks.
-        module.log_dict(reading.to_dict("train/" if split == "train" else "val/"), sync_dist=False)
+    # -- pieces --------------------------------------------------------------------------------------------------
+
+    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not recomputing():
+            self._inputs = inputs[0].detach()
+
+    @torch.no_grad()
+    def _add(self, split: str, outputs: Any, batch: Any) -> None:
+        if self.stopped is not None or outputs is None:  # a training step may skip its batch
+            return
+        try:
+            if isinstance(outputs, Mapping) and "targets" in outputs and {"logits", "losses"} & set(outputs):
+                values, targets = outputs["logits"] if "logits" in outputs else outputs["losses"], outputs["targets"]
+                num_classes = values.shape[-1] if values.ndim > targets.ndim else None
+                self._monitor(split, num_classes).update(values, targets)
+            elif self._linear is not None:
+                self._add_head(split, batch)
+            else:
+                got = ", ".join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+                raise SpecError(
+                    f"head: expected the name of the classifier, or steps that return loss, targets and logits "
+                    f"(or losses), got {got or 'nothing'}"
+                )
+        except SpecError as error:
+            self.stopped = str(error)
+            _log.warning("the monitor stops, training goes on: %s", error)
+        self._inputs = None
+
+    def _add_head(self, split: str, batch: Any) -> None:
+        inputs, linear = self._inputs, self._linear
+        if inputs is None:
+            return  # a step without this head, as of another optimizer
+        assert linear is not None
+        targets = self.targets(batch) if self.targets is not None else _last(batch)
+        if targets.shape != inputs.shape[:-1] and targets.numel() != inputs.shape[:-1].numel():
+            raise SpecError(
+                f"targets: expected one for each input of the head {list(inputs.shape[:-1])}, got "
+                f"{list(targets.shape)}; pass targets=, a function of the batch"
+            )
+        full = getattr(linear.weight.detach(), "full_tensor", None)
+        weight = linear.weight.detach() if full is None else full()
+        monitor = self._monitor(split, len(weight))
+        features, flat = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1)
+        rows = max(1, _CHUNK // len(weight))
+        for start in range(0, len(features), rows):
+            h = features[start : start + rows]
+            bias = None if linear.bias is None else linear.bias.detach().to(h.dtype)
+            monitor.update(F.linear(h, weight.to(h.dtype), bias), flat[start : start + rows])
+
+    def _monitor(self, split: str, num_classes: int | None) -> Monitor:
+        if self.train is None:
+            self.train = Monitor(num_classes, **self._settings)
         if split == "train":
-            self._logged = trainer.global_step
-        if self.journal is not None and trainer.is_global_zero:
-            self.journal.write(trainer.global_step, reading, split)
+            return self.train
+        if split not in self._tests:
+            kept = ("ignore_index", "accuracy", "top_k", "tokenizer", "process_group")
+            settings = {k: v for k, v in self._settings.items() if k in kept}
+            self._tests[split] = Monitor(groups=self.train, **settings)
+        return self._tests[split]
+
+    def _read(self, trainer: Trainer, split: str) -> None:
+        """Log the reading of a split under the step of the loggers."""
+        monitor = self.train if split == "train" else self._tests[split]
+        if monitor is None or self.stopped is not None:
+            return
+        try:
+            reading = monitor.compute()
+        except SpecError as error:  # nothing seen at all
+            self.stopped = str(error)
+            _log.warning("the monitor stops, training goes on: %s", error)
+            return
+        monitor.reset()
+        if not reading.count.sum() and not reading.nonfinite.sum():
+            return
+        self.readings[split] = reading
+        step = self._steps
+        prefix = f"{self.name}/{split}/" if self.name else f"{split}/"
+        entries = reading.to_dict(prefix)
+        # Not by module.log: that keeps values until the loggers' own next step, and loses all but the last.
+        trainer._logger_connector._logged_metrics.update({k: torch.tensor(v) for k, v in entries.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(entries, step=max(0, step - 1))
+        if split == "train":
+            self._logged = step
+        if trainer.is_global_zero:
+            if self.journal is not None:
+                self.journal.write(step, reading, split)
+            self.alarms.check(step, reading, split)
 
 
-def _add(monitor: Monitor, outputs: Any, step: str) -> None:
-    if not isinstance(outputs, Mapping) or "targets" not in outputs or not {"logits", "losses"} & set(outputs):
-        got = ", ".join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
-        raise SpecError(f"{step}: expected it to return loss, targets and logits (or losses), got {got}")
-    monitor.update(outputs["logits"] if "logits" in outputs else outputs["losses"], outputs["targets"])
+class FrequencyLoss(MonitorCallback):
+    """The former name of `MonitorCallback`, kept for one release."""
+
+    def __init__(self, num_classes: int | None = None, **settings: Any) -> None:
+        warnings.warn("FrequencyLoss is now MonitorCallback", FutureWarning, stacklevel=2)
+        super().__init__(num_classes, **settings)
+
+
+def _split(name: str, loaders: Any, number: int) -> str:
+    """The name of an evaluation; with its number if there are several loaders."""
+    return f"{name}_{number}" if isinstance(loaders, Sequence) and len(loaders) > 1 else name
+
+
+def _last(batch: Any) -> Tensor:
+    value = batch[-1] if isinstance(batch, list | tuple) and batch else None
+    if isinstance(batch, Mapping):
+        value = next((batch[name] for name in ("targets", "labels", "target", "label") if name in batch), None)
+    if not isinstance(value, Tensor):
+        raise SpecError(f"targets: expected the batch to end in them, got {type(batch).__name__}; pass targets=")
+    return value

@@ -283,7 +283,7 @@ class Monitor:
         self._check(logits, targets, None)
         if logits.numel() == targets.numel():
             raise SpecError(f"logits: expected [..., {self.num_classes}], got the shape of targets, {_shape(targets)}")
-        rows = logits.reshape(-1, self.num_classes)
+        rows = logits if logits.ndim == 2 else logits.reshape(-1, self.num_classes)
         rows = rows.float() if rows.dtype.itemsize < 4 else rows
         if targets.device.type == "cpu" and rows.device.type == "cpu":  # there, nll_loss checks the range itself
             index, ignored = targets.reshape(-1).long(), self.ignore_index
@@ -300,14 +300,14 @@ class Monitor:
             raise SpecError(f"targets: {error}") from error
         if torch.compiler.is_compiling() or not recomputing():
             with torch.no_grad():
-                losses = F.nll_loss(log_p.detach(), y, ignore_index=ignored, reduction="none")
-                correct = _is_first(log_p.detach(), y) if self.accuracy else None
+                losses = F.nll_loss(log_p, y, ignore_index=ignored, reduction="none")
+                correct = _is_first(log_p, y) if self.accuracy else None
                 top = None if self.top_k is None else _rank(rows.detach(), y.clamp(min=0)) < self.top_k
                 if self._watch is not None or not self._pending_allowed(index):
                     index = self._valid(targets)
                 if self._watch is not None:
                     self._watch.add(index)
-                self._add(index, losses, correct, top, True)
+                self._add(index, losses, correct, top, True, owned=True)
         return loss if normalizer is None else loss / normalizer
 
     @torch.no_grad()
@@ -486,14 +486,27 @@ class Monitor:
     def _is_eager() -> bool:
         return not torch.compiler.is_compiling()
 
-    def _add(self, index: Tensor, losses: Tensor, correct: Tensor | None, top: Tensor | None, plain: bool) -> None:
-        """Add rows [M]; those of small batches wait, copied, as callers may overwrite their tensors."""
-        correct = None if correct is None else correct.reshape(-1)
+    def _add(
+        self,
+        index: Tensor,
+        losses: Tensor,
+        correct: Tensor | None,
+        top: Tensor | None,
+        plain: bool,
+        *,
+        owned: bool = False,
+    ) -> None:
+        """Add rows [M]; those of small batches wait. Callers may overwrite their tensors, so that these are copied."""
+        if correct is not None and correct.ndim != 1:
+            correct = correct.reshape(-1)
         if not self._pending_allowed(index):
             self._fold(index, losses, correct, top, plain)
             return
-        with torch.inference_mode(False):
-            rows = index.clone(), losses.detach().clone(), None if correct is None else correct.clone(), top, plain
+        if owned and not torch.is_inference_mode_enabled():
+            rows = index.clone(), losses, correct, top, plain
+        else:
+            with torch.inference_mode(False):
+                rows = index.clone(), losses.clone(), None if correct is None else correct.clone(), top, plain
         self._pending.append(rows)
         self._pending_rows += len(index)
         if self._pending_rows >= _PENDING_ROWS or len(self._pending) >= 16:

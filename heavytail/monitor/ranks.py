@@ -39,7 +39,7 @@ def add_over_ranks(value: Tensor, sync: bool = True, group: Any = None, timeout:
 def _meet(group: Any, timeout: float) -> None:
     """Wait for the other ranks at the store: a collective that not all call would hang, or pair with another one."""
     ranks = tuple(dist.get_process_group_ranks(group if group is not None else dist.group.WORLD))
-    call = _calls[ranks] = _calls.get(ranks, 0) + 1
+    call = _calls.get(ranks, 0) + 1
     store, me = dist.distributed_c10d._get_default_store(), dist.get_rank()
 
     def key(rank: int, number: int) -> str:
@@ -50,9 +50,12 @@ def _meet(group: Any, timeout: float) -> None:
         store.wait([key(rank, call) for rank in ranks], timedelta(seconds=timeout))
     except RuntimeError as error:
         missing = [rank for rank in ranks if not store.check([key(rank, call)])]
+        store.delete_key(key(me, call))
+        absent = ", ".join(map(str, missing))
         raise SpecError(
-            f"compute: rank {missing} did not call it within {timeout:g} s of rank {me}; every rank must: move it out "
+            f"compute: rank {absent} did not call it within {timeout:g} s of rank {me}; every rank must: move it out "
             "of `if rank == 0` (log what it returns inside), or pass sync=False for the rows of this rank"
         ) from error
+    _calls[ranks] = call
     if call > 1:
         store.delete_key(key(me, call - 1))  # all ranks are past it

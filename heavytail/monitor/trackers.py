@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from heavytail.monitor.monitor import Reading
 
-__all__ = ["Log", "mlflow", "tensorboard", "wandb"]
+__all__ = ["Log", "mlflow", "tensorboard", "trackio", "wandb"]
+
+STEP = "heavytail/step"
 
 
 class Log(Protocol):
-    """Sends a reading, its names behind a prefix."""
+    """Sends a reading, with a prefix before its names."""
 
     def __call__(self, reading: Reading, step: int, prefix: str = "") -> None: ...
 
@@ -31,20 +33,42 @@ def tensorboard(writer: Any) -> Log:
 
 
 def wandb(run: Any) -> Log:
-    """Return a log to a run of Weights & Biases, as `wandb.init` returns it (mode="offline" needs no account)."""
+    """Return a log to a run of Weights & Biases, as `wandb.init` returns it (mode="offline" needs no account).
+
+    The readings have a step axis of their own, "heavytail/step": the run's own counts its calls of `log`, and drops
+    what comes with a lower step.
+    """
+    run.define_metric(STEP)
+    defined: set[str] = set()
 
     def log(reading: Reading, step: int, prefix: str = "") -> None:
-        run.log(reading.to_dict(prefix), step=step)
+        table = reading.to_dict(prefix)
+        for name in table.keys() - defined:
+            run.define_metric(name, step_metric=STEP)
+        defined.update(table)
+        run.log(table | {STEP: step})
+
+    return log
+
+
+def trackio(run: Any) -> Log:
+    """Return a log to a run of trackio, as `trackio.init` returns it; its step is the reading's."""
+
+    def log(reading: Reading, step: int, prefix: str = "") -> None:
+        run.log(reading.to_dict(prefix) | {STEP: step})
 
     return log
 
 
 def mlflow(client: Any = None) -> Log:
-    """Return a log to the active MLflow run, or to whatever else has `log_metrics(metrics, step=...)`."""
+    """Return a log to the active MLflow run, or to another object with `log_metrics(metrics, step=...)`."""
     if client is None:
         import mlflow as client  # type: ignore[no-redef]
 
     def log(reading: Reading, step: int, prefix: str = "") -> None:
-        client.log_metrics(reading.to_dict(prefix), step=step)
+        table = reading.to_dict(prefix)
+        # A file store keeps a metric per file: "loss" and "loss/group_01" cannot both be.
+        parents = {name for name in table if any(other.startswith(f"{name}/") for other in table)}
+        client.log_metrics({f"{k}/all" if k in parents else k: v for k, v in table.items()}, step=step)
 
     return log
