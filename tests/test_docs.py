@@ -68,7 +68,7 @@ def test_the_index_of_figures_is_true(capsys: pytest.CaptureFixture[str]) -> Non
     """figures.md names the file and the presets of every published figure, as `heavytail list figures` does."""
     assert main(["list", "figures"]) == 0
     printed = capsys.readouterr().out
-    rows = re.findall(r"^\| (\w+) \| `(.*?)` \| (.*) \|$", (ROOT / "docs" / "figures.md").read_text(), re.M)
+    rows = re.findall(r"^\| ([\w-]+) \| `(.*?)` \| (.*) \|$", (ROOT / "docs" / "figures.md").read_text(), re.M)
     assert [row[0] for row in rows] == sorted(file.stem for file in (RESULTS / "figures").glob("*.json"))
     for name, file, presets in rows:
         assert (ROOT / "heavytail" / file).is_file()
