@@ -82,7 +82,7 @@ def test_killed_at_random_moments_the_histories_are_the_same(victim: str, tmp_pa
     expected = [(spec, whole.load(spec)) for spec in LONG]
     root = tmp_path / "killed"
     kills = 0
-    while kills < (50 if FULL else 2):
+    while kills < (50 if FULL else 1):
         with python(SCRIPT, root, 2, start_new_session=True, cwd=ROOT) as script:
             assert script.stdout is not None
             line = script.stdout.readline()
