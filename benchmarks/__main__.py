@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import curvature, head, monitor, startup, step
+from benchmarks import audit, curvature, head, monitor, startup, step
 from benchmarks.timing import Options, Row
 from heavytail.files import write_atomic
 from heavytail.train.environment import environment
 
-GROUPS = {"head": head, "step": step, "curvature": curvature, "monitor": monitor, "start": startup}
+GROUPS = {"head": head, "step": step, "curvature": curvature, "monitor": monitor, "start": startup, "audit": audit}
 
 
 def main(arguments: list[str] | None = None) -> None:
