@@ -37,7 +37,7 @@ def test_text_in_every_container(tmp_path: Path) -> None:
     """The same two lines give the same counts as text, gzip, folder, JSON lines, CSV and parquet."""
     lines = TEXT.splitlines()
     (tmp_path / "a.txt").write_text(TEXT)
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(TEXT.encode(), mtime=0))
     (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": line, "n": 1}) + "\n" for line in lines) + "\n")
     (tmp_path / "d.csv").write_text('n,text\n1,"the cat and the dog\nand the bird"\n2,"A cat, the cat!"\n')
     pl.DataFrame({"body": [lines, None, []]}).write_parquet(tmp_path / "e.parquet")

@@ -201,13 +201,13 @@ def test_a_mirror_replaces_the_public_address(
 
 def test_gzipped_files_are_known_by_what_is_inside(server: Server, publish: Publish, tmp_path: Path) -> None:
     """Any packing of the right bytes is right, also none; a damaged one is not."""
-    publish({"s/a.gz": gzip.compress(b"pixels", 9)}, digest=sha256(b"pixels"), unpacked=True)
+    publish({"s/a.gz": gzip.compress(b"pixels", 9, mtime=0)}, digest=sha256(b"pixels"), unpacked=True)
     data = tmp_path / "data"
     (path,) = fetch.fetch("sample", data)
     assert fetch.read("s/a.gz", data) == b"pixels"
     path.write_bytes(gzip.compress(b"pixels", 1, mtime=1))
     fetch.verify("sample", data)
-    path.write_bytes(gzip.compress(b"pixels")[:-5])
+    path.write_bytes(gzip.compress(b"pixels", mtime=0)[:-5])
     assert fetch.status("sample", data)[0].state is State.WRONG_HASH
     path.unlink()
     path.with_suffix("").write_bytes(b"pixels")

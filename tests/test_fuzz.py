@@ -258,7 +258,7 @@ def corpora(folder: Path) -> dict[str, bytes]:
     np.savez(npz, X=np.arange(80.0).reshape(20, 4), y=np.arange(20) % 3)
     return {
         "a.txt": words.encode(),
-        "a.txt.gz": gzip.compress(words.encode()),
+        "a.txt.gz": gzip.compress(words.encode(), mtime=0),
         "a.csv": b"text,n\n" + b"".join(b'"%s",1\n' % word.encode() for word in words.split()),
         "a.jsonl": b"".join(json.dumps({"text": word}).encode() + b"\n" for word in words.split()),
         "a.parquet": parquet.getvalue(),
