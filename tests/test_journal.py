@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -172,3 +175,33 @@ def test_the_report_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     assert main(["monitor", str(tmp_path / "none")]) == 2
     assert "no monitor.jsonl in" in capsys.readouterr().err
+
+
+def test_several_runs_share_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`heavytail monitor A B` writes one page with the pictures and readings of both."""
+    for name in ("sgd", "adam"):
+        Journal(tmp_path / name).write(3, reading(0))
+    assert main(["monitor", str(tmp_path / "sgd"), str(tmp_path / "adam")]) == 0
+    page = (tmp_path / "sgd" / "runs.html").read_text()
+    assert "sgd: Training, step 3" in page
+    assert "adam: Training, step 3" in page
+    tags = Tags()
+    tags.feed(page)
+    assert tags.count["img"] == 2
+
+
+def test_watch_rewrites_the_page(tmp_path: Path) -> None:
+    """`--watch` writes the page again when the journal grows, and only then, until it is interrupted."""
+    journal = Journal(tmp_path)
+    journal.write(1, reading(0))
+    command = [sys.executable, "-m", "heavytail", "monitor", str(tmp_path), "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert "page: " in process.stdout.readline()
+            journal.write(2, reading(1))
+            assert "page: " in process.stdout.readline()
+            assert "step 2" in (tmp_path / "report.html").read_text()
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130

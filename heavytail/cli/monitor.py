@@ -1,11 +1,12 @@
-"""Render a monitored training as one HTML page: loss, accuracy and p(correct) by frequency group.
+"""Render monitored trainings as one HTML page: loss, accuracy and p(correct) by frequency group.
 
-FOLDER is the folder that a `heavytail.Journal` wrote to, here or in a framework's callback.
+FOLDER is where a `heavytail.Journal` wrote, here or in a framework's callback. Several folders share a page.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 EXAMPLE = "python examples/plain_loop.py --out runs && heavytail monitor runs/adamw"
@@ -13,13 +14,22 @@ DURATION = "a minute on one CPU core"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the journal's folder."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a heavytail.Journal")
+    """Add the journals' folders and --watch."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", nargs="+", help="folder of a heavytail.Journal")
+    parser.add_argument("--watch", action="store_true", help="rewrite the page as the journals grow, until Ctrl-C")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page into the folder and print its path."""
-    from heavytail.monitor.page import write_monitored
+    """Write the page into the (first) folder and print its path."""
+    from heavytail.monitor.page import write_compared, write_monitored
 
-    print(f"page: {write_monitored(args.folder)}")
-    return 0
+    written: list[int] | None = None
+    while True:
+        sizes = [file.stat().st_size if file.exists() else 0 for file in (f / "monitor.jsonl" for f in args.folder)]
+        if sizes != written:
+            page = write_monitored(args.folder[0]) if len(args.folder) == 1 else write_compared(args.folder)
+            print(f"page: {page}", flush=True)
+            written = sizes
+        if not args.watch:
+            return 0
+        time.sleep(1.0)

@@ -9,6 +9,7 @@ Shapes: E readings, G groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,28 @@ def write_monitored(folder: Path) -> Path:
         except OSError as error:
             raise StoreError(f"cannot write {folder / name}: {error.strerror or error}") from error
     return folder / "report.html"
+
+
+def write_compared(folders: Sequence[Path]) -> Path:
+    """Write the journals of several runs under one another into one page, FOLDER/runs.html of the first.
+
+    Raises:
+        DataError, StoreError: as `write_monitored`.
+    """
+    sections: list[Section] = []
+    for folder in folders:
+        tracks, counts, index = read_journal(folder)
+        png = draw_monitored(tracks, counts, index).render("png")
+        sections += [
+            Section(heading=folder.name, image=png),
+            *(_split_section(f"{folder.name}: {_SPLITS.get(split, split)}", track) for split, track in tracks.items()),
+        ]
+    file = folders[0] / "runs.html"
+    try:
+        write_atomic(file, render("Loss by token frequency", sections))
+    except OSError as error:
+        raise StoreError(f"cannot write {file}: {error.strerror or error}") from error
+    return file
 
 
 def _page(name: str, tracks: dict[str, Track], png: bytes) -> bytes:
