@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import Options, Row, interleave
+from benchmarks.timing import Options, Row, Timing, interleave
 from heavytail.models.transformer import GPT2Recipe, Transformer
 from heavytail.monitor.monitor import Monitor
 
@@ -28,6 +28,35 @@ def rows(options: Options) -> Iterator[Row]:
     for name in contenders:
         if name != "step":
             yield timing.row("GPT2-Small", name, "step")
+    for every, target in ((10, 0.03), (50, 0.01)):
+        yield _per_step(timing, every, target)
+    for M, C in ((32, 10), (256, 100)):
+        small = interleave(_small(options.device, M, C), rounds=options.rounds or 9)
+        yield small.row(f"{M} x {C}, forward and backward", "monitor.cross_entropy", "F.cross_entropy", target=1.5)
+
+
+def _per_step(timing: Timing, every: int, target: float) -> Row:
+    """Share of a step that goes to measuring one step in `every` and counting the labels of the others."""
+    seconds = zip(timing.seconds["update(logits)"], timing.seconds["count(targets)"], strict=True)
+    parts = [measure / every + count * (1 - 1 / every) for measure, count in seconds]
+    name = f"measured every {every} steps"
+    return Timing({name: parts, "step": timing.seconds["step"]}).row("GPT2-Small", name, "step", target=target)
+
+
+def _small(device: str, M: int, C: int) -> dict[str, Callable[[], object]]:
+    """Many calls at a time, as one takes less than the clock's own spread."""
+    logits = torch.randn(M, C, device=device, requires_grad=True)
+    targets = torch.randint(C, (M,), device=device)
+    monitor = Monitor(C)
+
+    def repeated(loss_of: Callable[[Tensor], Tensor]) -> None:
+        for _ in range(64):
+            loss_of(logits).backward()
+
+    return {
+        "F.cross_entropy": partial(repeated, lambda z: F.cross_entropy(z, targets)),
+        "monitor.cross_entropy": partial(repeated, lambda z: monitor.cross_entropy(z, targets)),
+    }
 
 
 def _contenders(device: str, batch: int, length: int, depth: int) -> dict[str, Callable[[], object]]:
@@ -54,6 +83,7 @@ def _contenders(device: str, batch: int, length: int, depth: int) -> dict[str, C
     return {
         "step": partial(step, plain),
         "step, monitor.cross_entropy": partial(step, lambda z: monitor.cross_entropy(z, targets)),
+        "count(targets)": lambda: monitor.count(targets),
         "update(losses)": lambda: monitor.update(losses, targets),
         "update(logits)": lambda: monitor.update(logits, targets),
         "update(logits), no accuracy": lambda: without.update(logits, targets),

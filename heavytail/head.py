@@ -76,6 +76,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     class_weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
     normalizer: float | Tensor | None = None,
     ignore_index: int | None = None,
     curvature: bool = False,
@@ -94,6 +95,8 @@ def linear_cross_entropy(
         targets: class of each row [M] int64. Classes out of range are found on the CPU; on a GPU, where
             looking would wait for the device at every call, they surface as a device-side assertion.
         class_weights: weight of each class in `loss` [C], constants; by default all 1.
+        row_weights: weight of each row in `loss` [M], constants of any sign, such as masks and advantages, times that
+            of its class; by default all 1. A row of weight 0 has no gradient, whatever its features are.
         normalizer: divisor of the weighted sum; by default the summed weights of these rows, so that `loss`
             is a mean (NaN over no rows). Accumulating over micro-batches, pass the whole batch's.
         ignore_index: value in `targets` of rows that count nowhere, whatever their features are. Without any other
@@ -111,12 +114,12 @@ def linear_cross_entropy(
     >>> round(out.loss.item(), 4)  # log 4
     1.3863
     """
-    _check(features, weight, bias, targets, class_weights, normalizer, ignore_index, chunk_rows)
+    _check(features, weight, bias, targets, class_weights, row_weights, normalizer, ignore_index, chunk_rows)
     inputs = (features, weight, bias)
     needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     dtype = _product_dtype(features)
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        rows = _prepare_rows(targets, class_weights, normalizer, ignore_index, dtype)
+        rows = _prepare_rows(targets, class_weights, row_weights, normalizer, ignore_index, dtype)
         chunk = chunk_rows or _default_chunk(features, weight)
         gradients = _GradientSums(features, weight.to(dtype), needs, chunk)
         out = _one_pass(features, weight.to(dtype), bias, rows, gradients, curvature, chunk)
@@ -140,6 +143,7 @@ class _Rows(NamedTuple):
 def _prepare_rows(
     targets: Tensor,
     class_weights: Tensor | None,
+    row_weights: Tensor | None,
     normalizer: float | Tensor | None,
     ignore_index: int | None,
     dtype: torch.dtype,
@@ -153,6 +157,8 @@ def _prepare_rows(
         weight = torch.ones(y.shape, dtype=_working(dtype), device=y.device)
     else:
         weight = class_weights.to(_working(dtype))[y]
+    if row_weights is not None:
+        weight = weight * row_weights.to(weight.dtype)[:, None]
     if valid is not None:
         weight = torch.where(valid, weight, 0.0)
     if normalizer is None:
@@ -162,6 +168,8 @@ def _prepare_rows(
         return _Rows(y, weight, normalizer, torch.where(counts, weight / normalizer, 0.0), None, valid)
     # Float16 cannot hold 1/M; the rows' factors stay near 1, and the rest meets the loss scale in backward.
     largest = class_weights.amax().float()
+    if row_weights is not None:
+        largest = weight.abs().amax().clamp(min=torch.finfo(weight.dtype).tiny) if len(weight) else largest
     factor = torch.where(counts, weight / largest, 0.0)
     return _Rows(y, weight, normalizer, factor, torch.where(counts.any(), largest / normalizer, 0.0), valid)
 
@@ -354,6 +362,7 @@ def _check(
     bias: Tensor | None,
     targets: Tensor,
     class_weights: Tensor | None,
+    row_weights: Tensor | None,
     normalizer: float | Tensor | None,
     ignore_index: int | None,
     chunk_rows: int | None,
@@ -366,8 +375,10 @@ def _check(
         raise SpecError(f"weight: expected the features' {features.dtype}, got {weight.dtype}")
     _expect("bias", bias, (C,))
     _expect("class_weights", class_weights, (C,))
-    if class_weights is not None and class_weights.requires_grad and torch.is_grad_enabled():
-        raise SpecError("class_weights: expected constants, got a tensor that requires a gradient; pass .detach()")
+    _expect("row_weights", row_weights, (M,))
+    for name, weights in (("class_weights", class_weights), ("row_weights", row_weights)):
+        if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+            raise SpecError(f"{name}: expected constants, got a tensor that requires a gradient; pass .detach()")
     if targets.shape != (M,) or targets.dtype != torch.int64:
         raise SpecError(f"targets: expected int64 [{M}], got {_describe(targets)}")
     if isinstance(normalizer, Tensor):

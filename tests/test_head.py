@@ -503,3 +503,59 @@ def test_errors_name_the_field(change: dict[str, Any], message: str) -> None:
     linear_cross_entropy(**good)
     with pytest.raises(SpecError, match=re.escape(message)):
         linear_cross_entropy(**(good | change))
+
+
+# -- weights of rows, and PyTorch's own op ---------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    ignored=st.booleans(),
+    normalizer=st.sampled_from([None, 3.0]),
+    chunk=st.sampled_from([None, 2]),
+)
+def test_row_weights(seed: int, dtype: torch.dtype, ignored: bool, normalizer: float | None, chunk: int | None) -> None:
+    """Rows weighted by masks and advantages of any sign have autograd's loss and gradients, in every type."""
+    h, W, b, y = _problem(7, 5, 4, dtype=dtype, seed=seed)
+    weights = torch.tensor([0.0, 1.0, 2.5, -0.5, 1.0, 0.25, 0.0], dtype=torch.float64)
+    if ignored:
+        y[1] = -100
+    out = linear_cross_entropy(
+        h, W, b, y, row_weights=weights.to(dtype), normalizer=normalizer, ignore_index=-100, chunk_rows=chunk
+    )
+    inputs = [x.detach().double().requires_grad_() for x in (h, W, b)]
+    losses = F.cross_entropy(F.linear(*inputs), y, reduction="none")
+    counted = weights * (y != -100)
+    expected = (counted * losses).sum() / (counted.sum() if normalizer is None else normalizer)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}[dtype]
+    pairs = zip([out.loss, *_gradients(out.loss, h, W, b)], [expected, *_gradients(expected, *inputs)], strict=True)
+    for value, truth in pairs:
+        torch.testing.assert_close(value.double(), truth, rtol=tolerance, atol=tolerance)
+
+
+def test_a_row_of_weight_zero_counts_nowhere() -> None:
+    """With all weights 0 every gradient is 0, in half precision too; weights must be constants, one for each row."""
+    for dtype in (torch.float32, torch.float16):
+        h, W, b, y = _problem(4, 5, 3, dtype=dtype)
+        out = linear_cross_entropy(h, W, b, y, row_weights=torch.zeros(4, dtype=dtype), normalizer=1.0)
+        assert out.loss == 0
+        assert all((gradient == 0).all() for gradient in _gradients(out.loss, h, W, b))
+    with pytest.raises(SpecError, match=r"row_weights: expected floating point \[4\]"):
+        linear_cross_entropy(h, W, b, y, row_weights=torch.ones(3))
+    with pytest.raises(SpecError, match="row_weights: expected constants"):
+        linear_cross_entropy(h, W, b, y, row_weights=torch.ones(4, requires_grad=True))
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs PyTorch 2.13")
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_equals_torchs_own_op(reduction: str) -> None:
+    """Loss and gradients are those of torch.nn.functional.linear_cross_entropy, in float64."""
+    h, W, b, y = _problem(13, 7, 5)
+    y[::4] = -100
+    ours = linear_cross_entropy(h, W, b, y, ignore_index=-100, normalizer=1.0 if reduction == "sum" else None).loss
+    theirs = F.linear_cross_entropy(h, W, y, linear_bias=b, reduction=reduction, ignore_index=-100)  # type: ignore[attr-defined]
+    pairs = zip([ours, *_gradients(ours, h, W, b)], [theirs, *_gradients(theirs, h, W, b)], strict=True)
+    for value, truth in pairs:
+        torch.testing.assert_close(value, truth, rtol=1e-12, atol=1e-14)
