@@ -119,24 +119,6 @@ class FrequencyGroups:
         """Return the sums over each group's classes [..., G] of values [..., C]."""
         return sum_by_group(self._per_class("values", values), self.index, self.num_groups)
 
-    def mean(self, values: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
-        """Return the sample-weighted means over each group's classes [..., G] of class means [..., C].
-
-        Args:
-            values: mean of each class [..., C]; those of classes without samples, such as NaN, are left out.
-            counts: samples behind each mean [C]; not necessarily those that made the groups.
-
-        Returns:
-            Means [..., G], NaN where a group has no samples.
-        """
-        n_k = self._per_class("counts", counts)
-        array = self._per_class("values", values)
-        sums = self.sum(np.where(n_k > 0, array, 0.0) * n_k)
-        totals = self.sum(n_k)
-        means = np.full(sums.shape, np.nan)
-        np.divide(sums, totals, out=means, where=totals > 0)
-        return means
-
     def _per_class(self, name: str, values: ArrayLike) -> NDArray[np.float64]:
         array = np.asarray(values, np.float64)
         if array.ndim == 0 or array.shape[-1] != self.num_classes:
@@ -225,13 +207,6 @@ class ClassStats:
             raise SpecError(f"num_classes: expected {self.num_classes} to add, got {other.num_classes}")
         return self._map(lambda mine, theirs: mine + theirs, other)
 
-    def reduce(self, groups: FrequencyGroups) -> ClassStats:
-        """Return the statistics of each group, with G in the place of C."""
-        if groups.num_classes != self.num_classes:
-            raise SpecError(f"groups: expected {self.num_classes} classes, got {groups.num_classes}")
-        index = torch.tensor(groups.index, device=self.count.device)
-        return self._map(lambda mine: mine.new_zeros(groups.num_groups).index_add_(0, index, mine))
-
     def mean_loss(self) -> Tensor:
         """Return the mean loss of each class, NaN where it has no rows [C] float64 (nats)."""
         return self.loss_sum / self.count
@@ -247,10 +222,6 @@ class ClassStats:
     def overall_loss(self) -> float:
         """Return the mean loss over all rows, NaN if there are none (nats)."""
         return float(self.loss_sum.sum() / self.count.sum())
-
-    def overall_accuracy(self) -> float:
-        """Return the share of all rows that was predicted right, NaN if there are none."""
-        return float(self.correct.sum() / self.count.sum())
 
     def _map(self, function: Callable[..., Tensor], *others: ClassStats) -> ClassStats:
         return ClassStats(*(function(*(getattr(s, f.name) for s in (self, *others))) for f in fields(self)))

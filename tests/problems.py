@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from heavytail.experiment import store as stores
 from heavytail.experiment.spec import RunSpec
-from heavytail.experiment.store import Array, History, Status
+from heavytail.experiment.store import Array, History, RunStore, Status
 
 ROOT = Path(__file__).parents[1]
 BASE = {
@@ -26,6 +28,13 @@ BASE = {
 def tiny(**changes: Any) -> RunSpec:
     """Return a run of a few milliseconds."""
     return RunSpec.from_dict({**BASE, **changes})
+
+
+def tiny_preset(steps: int, sweep: str, *optimizers: str) -> str:
+    """Return the TOML of a preset named "mine" on the smallest data, from the lines of its sweep and optimizers."""
+    run = f'[run]\ndata = {{ name = "random-heavy-tail", groups = 3 }}\nmodel = "linear"\nsteps = {steps}\n'
+    arms = "".join(f"[[sweep.optim]]\n{lines}\n" for lines in optimizers)
+    return f'name = "mine"\ntitle = "Mine"\n{run}[sweep]\n{sweep}\n{arms}'
 
 
 def made_up(spec: RunSpec, status: Status = "done", *, end: int | None = None, value: float = 1.0) -> History:
@@ -44,6 +53,12 @@ def made_up(spec: RunSpec, status: Status = "done", *, end: int | None = None, v
     for probe in spec.probes:
         arrays |= {f"probe/{probe.name}/step": np.arange(end + 1), f"probe/{probe.name}/norm": np.arange(end + 1.0)}
     return History(spec, status, arrays, {"torch": "made up"})
+
+
+def missing_steps(store: RunStore, spec: RunSpec) -> list[int]:
+    """Return the steps that `spec` records and the store does not have."""
+    file = store.folder(spec) / "status.json"
+    return stores.missing_steps(json.loads(file.read_text()) if file.exists() else None, spec)
 
 
 def python(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:

@@ -26,7 +26,7 @@ from heavytail import cli, optim
 from heavytail.cli import _command, commands, main, status
 from heavytail.errors import SpecError
 from heavytail.train.runner import Interrupted
-from tests.problems import ROOT, output
+from tests.problems import ROOT, output, tiny_preset
 
 PACKAGE = ROOT / "heavytail"
 
@@ -177,21 +177,8 @@ def test_unwritable_output_is_refused_before_training(
 
 def test_sweep_on_an_own_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`heavytail sweep FILE.toml` searches step sizes and says why each candidate lost."""
-    (tmp_path / "mine.toml").write_text(
-        """
-        name = "mine"
-        [run]
-        data = { name = "random-heavy-tail", groups = 3 }
-        model = "linear"
-        steps = 10
-        [sweep]
-        seeds = [0, 1]
-        [[sweep.optim]]
-        name = "gd"
-        momentum = [0.0, 0.9]
-        lr = { decades = [-2, 1], refine = 1 }
-        """
-    )
+    optim = 'name = "gd"\nmomentum = [0.0, 0.9]\nlr = { decades = [-2, 1], refine = 1 }'
+    (tmp_path / "mine.toml").write_text(tiny_preset(10, "seeds = [0, 1]", optim))
     assert main(["sweep", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("selected: ") == 2
@@ -265,18 +252,7 @@ def test_every_example_of_the_help_runs(
 
 def quick_sweep(folder: Path) -> str:
     """Write a sweep of a second, and return its path."""
-    text = """
-        name = "mine"
-        [run]
-        data = { name = "random-heavy-tail", groups = 3 }
-        model = "linear"
-        steps = 5
-        [sweep]
-        seeds = [0]
-        [[sweep.optim]]
-        name = "gd"
-        lr = { exponents = [-1] }
-        """
+    text = tiny_preset(5, "seeds = [0]", 'name = "gd"\nlr = { exponents = [-1] }')
     (folder / "mine.toml").write_text(text)
     return str(folder / "mine.toml")
 

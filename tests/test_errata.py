@@ -106,4 +106,4 @@ def test_a_calibrated_class_gets_as_much_from_others_as_it_lacks() -> None:
         b += torch.log(torch.bincount(y) / len(y)) - torch.log(p.mean(0))
     blocks = head_blocks([(X, y)], W, b)
     pi = blocks.count / blocks.count.sum()
-    torch.testing.assert_close(blocks.p_stray, pi * (1 - blocks.p_correct), rtol=1e-8, atol=0)
+    torch.testing.assert_close(blocks.p_mean - pi * blocks.p_correct, pi * (1 - blocks.p_correct), rtol=1e-8, atol=0)

@@ -49,35 +49,6 @@ def test_natural_groups_keep_their_order() -> None:
     assert groups.share.tolist() == [0.4, 0.2, 0.4]
 
 
-@given(counts_lists, st.integers(1, 12), st.randoms(use_true_random=False))
-def test_group_means_are_the_reference(counts: list[int], num_groups: int, random: object) -> None:
-    """Means weigh classes by samples; NaN at classes without any does not spread."""
-    groups = FrequencyGroups.from_counts(counts, num_groups)
-    rng = np.random.default_rng(random.getrandbits(32))  # type: ignore[attr-defined]
-    here = rng.integers(0, 3, len(counts))  # another split, whose groups may be empty
-    values = np.where(here > 0, rng.normal(size=(2, len(counts))), np.nan)
-    means = groups.mean(values, here)
-    assert means.shape == (2, groups.num_groups)
-    for row, mean in zip(values, means, strict=True):
-        expected = reference.group_means(row.tolist(), here.tolist(), groups.index.tolist(), groups.num_groups)
-        np.testing.assert_allclose(mean, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_overall_mean_is_the_share_weighted_group_mean() -> None:
-    """The overall loss is the sample-weighted mean of the group losses."""
-    counts = np.array([50, 30, 9, 9, 1, 1])
-    values = np.array([0.1, 0.7, 2.0, 3.0, 5.0, 6.0])
-    groups = FrequencyGroups.from_counts(counts, 5)
-    overall = (groups.share * groups.mean(values, counts)).sum()
-    assert overall == pytest.approx((values * counts).sum() / 100, rel=1e-14)
-
-
-def test_a_diverged_class_shows_in_its_group() -> None:
-    """NaN at a class that has samples is not hidden."""
-    groups = FrequencyGroups.from_counts([5, 5], 2)
-    assert np.isnan(groups.mean([1.0, math.nan], [5, 5])).tolist() == [False, True]
-
-
 @pytest.mark.parametrize(
     ("counts", "num_groups", "message"),
     [
@@ -102,10 +73,6 @@ def test_lengths_must_agree() -> None:
         FrequencyGroups.from_index([0, 1], [3, 2, 1])
     with pytest.raises(SpecError, match=r"values: expected \[..., 3\], got \[2\]"):
         groups.sum([1.0, 2.0])
-    with pytest.raises(SpecError, match=r"counts: expected \[..., 3\], got \[4\]"):
-        groups.mean([1.0, 2.0, 3.0], [1, 1, 1, 1])
-    with pytest.raises(SpecError, match="groups: expected 2 classes, got 3"):
-        ClassStats.zeros(2).reduce(groups)
     with pytest.raises(SpecError, match="num_classes: expected 2 to add, got 3"):
         ClassStats.zeros(2) + ClassStats.zeros(3)
     with pytest.raises(SpecError, match=r"losses: expected \[4\] like targets, got \[3\]"):
@@ -142,7 +109,6 @@ def test_sums_are_the_reference() -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-14)
     assert torch.isnan(torch.stack([stats.mean_loss(), stats.accuracy(), stats.mean_p_correct()])[:, C]).all()
     assert stats.overall_loss() == pytest.approx(losses.double().mean().item(), rel=1e-14)
-    assert stats.overall_accuracy() == pytest.approx(correct.double().mean().item(), rel=1e-7)
 
 
 def test_updates_and_sums_commute() -> None:
@@ -169,21 +135,6 @@ def test_ignored_rows_count_nowhere() -> None:
     _assert_same(got, expected)
 
 
-def test_reduce_groups_the_sums() -> None:
-    """Means of reduced statistics are the groups' sample-weighted means of the class means."""
-    rows = _rows(torch.Generator().manual_seed(3), 200, num_classes=9)
-    stats = ClassStats.zeros(9)
-    stats.update(*rows)
-    groups = FrequencyGroups.from_counts(stats.count.numpy(), 4)
-    reduced = stats.reduce(groups)
-    assert reduced.num_classes == groups.num_groups
-    np.testing.assert_allclose(
-        reduced.mean_loss(), groups.mean(stats.mean_loss().numpy(), stats.count.numpy()), rtol=1e-13
-    )
-    assert reduced.count.sum() == 200
-    assert reduced.overall_loss() == pytest.approx(stats.overall_loss(), rel=1e-13)
-
-
 def test_long_sums_keep_their_digits() -> None:
     """A million equal float32 losses have exactly that mean: sums are float64."""
     losses = torch.full((1_000_000,), 0.1)
@@ -195,7 +146,6 @@ def test_long_sums_keep_their_digits() -> None:
 def test_no_rows_have_no_mean() -> None:
     """The mean over nothing is NaN, not 0."""
     assert math.isnan(ClassStats.zeros(3).overall_loss())
-    assert math.isnan(ClassStats.zeros(3).overall_accuracy())
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])

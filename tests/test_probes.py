@@ -20,31 +20,19 @@ from heavytail.results.results import MissingRuns, Results, SweepRef
 from heavytail.train.engine import build_model, load_data, train
 from heavytail.train.options import Options
 from heavytail.train.runner import search
-from tests.problems import tiny
+from tests.problems import missing_steps, tiny, tiny_preset
 from tests.reference import hessian as reference
 
 PROBES = tuple(
     Component(name, {"at": (0, 2, 5)})
     for name in ("head-blocks", "mirrored-head-blocks", "hessian-entries", "proposition-2")
 )
-PRESET = """
-name = "tiny"
-title = "Tiny"
-[run]
-data = { name = "random-heavy-tail", groups = 3 }
-model = "linear"
-steps = 4
-[sweep]
+SWEEP = """
 seeds = [0, 1]
 lr = { decades = [-3, -1], refine = 1 }
 probes = [{ name = "head-blocks", at = [0, 4] }]
-[[sweep.optim]]
-name = "gd"
-momentum = 0.9
-[[sweep.optim]]
-name = "adam"
-beta1 = 0.9
 """
+PRESET = tiny_preset(4, SWEEP, 'name = "gd"\nmomentum = 0.9', 'name = "adam"\nbeta1 = 0.9')
 
 
 class Quiet:
@@ -102,9 +90,9 @@ def test_a_probed_run_is_found_finished(tmp_path: Path) -> None:
     """The store has a run with probes, and does not train it again."""
     spec, store = tiny(probes=[p.to_dict() for p in PROBES]), RunStore(tmp_path)
     train(spec, store, data_dir=tmp_path)
-    assert store.missing_steps(spec) == []
+    assert missing_steps(store, spec) == []
     assert store.outcome(spec) is not None
-    assert store.missing_steps(replace(spec, probes=(Component("head-blocks", {"at": (1,)}),))) != []
+    assert missing_steps(store, replace(spec, probes=(Component("head-blocks", {"at": (1,)}),))) != []
 
 
 def test_probes_measure_the_head(tmp_path: Path) -> None:
@@ -152,8 +140,8 @@ def test_two_probes_of_one_name_are_refused() -> None:
 
 def test_only_the_selected_runs_are_probed(tmp_path: Path) -> None:
     """A search trains its grid without probes, then the selected run of the first seed of each optimizer with them."""
-    (tmp_path / "tiny.toml").write_text(PRESET)
-    ref = SweepRef("tiny", ("gd+m", "adam+m"), probed=True)
+    (tmp_path / "mine.toml").write_text(PRESET)
+    ref = SweepRef("mine", ("gd+m", "adam+m"), probed=True)
     results = Results(RunStore(tmp_path), "quick", presets=tmp_path)
     sweep = results.sweep(ref)
     options, shown = Options(tmp_path, workers=1), Quiet()

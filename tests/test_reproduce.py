@@ -19,21 +19,10 @@ from heavytail.results.figure import Figure
 from heavytail.results.results import Results, SweepRef
 from heavytail.train.options import Options
 from heavytail.train.progress import Lines, Silence, display
+from tests.problems import tiny_preset
 from tools.publish import publish
 
-PRESET = """
-name = "mine"
-[run]
-data = { name = "random-heavy-tail", groups = 3 }
-model = "linear"
-steps = 3
-[sweep]
-lr = [0.1, 1.0]
-[[sweep.optim]]
-name = "gd"
-[[sweep.optim]]
-name = "adam"
-"""
+PRESET = tiny_preset(3, "lr = [0.1, 1.0]", 'name = "gd"', 'name = "adam"')
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from heavytail.experiment.registry import Component
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import History, RunStore, Status
 from heavytail.files import write_atomic
-from tests.problems import made_up, output, python, tiny
+from tests.problems import made_up, missing_steps, output, python, tiny
 
 SAVE_FOREVER = """
 import itertools, pickle, sys, numpy as np
@@ -290,13 +290,13 @@ def test_missing_steps(
     """Missing are the recorded steps that are asked for and not there; what comes after divergence never is."""
     assert tiny(**stored).key == tiny(**asked).key
     store.save(made_up(tiny(**stored), status, end=end), step=end, checkpoint={})
-    assert store.missing_steps(tiny(**asked)) == missing
+    assert missing_steps(store, tiny(**asked)) == missing
 
 
 def test_nothing_stored_is_all_missing(store: RunStore) -> None:
     """A run that was never started lacks every step, and reading it is no error."""
     spec = tiny(eval_every=5)
-    assert store.missing_steps(spec) == [0, 5, 10]
+    assert missing_steps(store, spec) == [0, 5, 10]
     assert store.status(spec) == "missing"
     assert store.load(spec) is store.load_partial(spec) is store.outcome(spec) is None
     assert not store.root.exists()
@@ -382,7 +382,7 @@ def test_fewer_steps_keep_the_longer_run(store: RunStore) -> None:
     """A row that only a shorter run asks for is added to the longer one, which stays with its checkpoint."""
     long, short = tiny(steps=12, eval_every=4, test_every=6), tiny(steps=9, eval_every=4)
     store.save(numbered(long), step=12, checkpoint={"x": np.full(1, 12.0)})
-    assert store.missing_steps(short) == [9]
+    assert missing_steps(store, short) == [9]
     store.save(numbered(short, "interrupted", end=8), step=9, checkpoint={"x": np.full(1, 9.0)})
     assert store.status(long) == "done"
     store.save(numbered(short), step=9, checkpoint={"x": np.full(1, 9.0)})
@@ -413,7 +413,7 @@ def test_a_probe_asked_for_later_keeps_what_others_measured(store: RunStore, mon
     store.save(made_up(short), step=4)
     assert store.load(one) is not None
     assert store.load(short) is not None
-    assert store.missing_steps(two) == [5]
+    assert missing_steps(store, two) == [5]
     assert store.load_partial(two) is None
     store.save(made_up(two), step=10, checkpoint={"x": np.zeros(1)})
     both = store.load(tiny(probes=[PROBE, Component("other")]))
@@ -421,8 +421,8 @@ def test_a_probe_asked_for_later_keeps_what_others_measured(store: RunStore, mon
     assert [len(both.arrays[f"probe/{name}/norm"]) for name in ("no-op", "other")] == [11, 11]
     store.save(made_up(tiny(steps=15, probes=[PROBE])), step=15)  # continued with one of the probes
     assert store.load(both.spec) is not None
-    assert store.missing_steps(tiny(steps=15, probes=[PROBE])) == []
-    assert store.missing_steps(tiny(steps=15, probes=[Component("other")])) == [11]
+    assert missing_steps(store, tiny(steps=15, probes=[PROBE])) == []
+    assert missing_steps(store, tiny(steps=15, probes=[Component("other")])) == [11]
 
 
 @pytest.mark.parametrize(

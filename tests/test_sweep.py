@@ -20,7 +20,7 @@ from heavytail.experiment.search import Best, Candidate, Grid, select
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
-from tests.problems import BASE, tiny
+from tests.problems import BASE, tiny, tiny_preset
 from tests.reference import sweep as reference
 
 RUN = {k: v for k, v in BASE.items() if k not in ("optim", "lr")}
@@ -242,22 +242,8 @@ def test_a_step_size_that_is_given_is_the_one_that_is_run(lr: float) -> None:
 
 # -- presets -----------------------------------------------------------------------------------------------------------
 
-PRESET = """
-name = "mine"
-title = "Mine"
-[run]
-data = { name = "random-heavy-tail", groups = 3 }
-model = "linear"
-steps = 10
-[sweep]
-seeds = [0, 1]
-lr = { decades = [-2, 0] }
-[[sweep.optim]]
-name = "gd"
-momentum = [0.0, 0.9]
-[[sweep.optim]]
-name = "adam"
-lr = 0.01
+OPTIMIZERS = ('name = "gd"\nmomentum = [0.0, 0.9]', 'name = "adam"\nlr = 0.01')
+VARIANTS = """
 [variant.weighted]
 title = "Mine, weighted"
 run.loss = { weights = "inverse" }
@@ -269,6 +255,7 @@ run.steps = 30
 run.steps = 40
 sweep.seeds = [7]
 """
+PRESET = tiny_preset(10, "seeds = [0, 1]\nlr = { decades = [-2, 0] }", *OPTIMIZERS) + VARIANTS
 
 
 @pytest.fixture

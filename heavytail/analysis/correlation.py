@@ -2,7 +2,7 @@
 
 Pearson's r of the logarithms (interval by Fisher's transform), Spearman's rho (the same, with the variance of Bonett
 and Wright 2000), and the slope of least squares (Student's t). Classes where either quantity is zero, infinite or
-undefined have no logarithm; they are left out and counted.
+undefined have no logarithm and are left out.
 
 Shapes: C classes.
 """
@@ -39,14 +39,12 @@ class Correlation:
         spearman: of y and x, ties sharing their mean rank.
         slope: of log y on log x: y ~ x^slope.
         num: classes used.
-        num_dropped: classes left out because they have no logarithm.
     """
 
     pearson: Interval
     spearman: Interval
     slope: Interval
     num: int
-    num_dropped: int
 
 
 def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confidence: float = 0.95) -> Correlation:
@@ -76,9 +74,9 @@ def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confid
         u, v = np.log(x), np.log(y)
     finite = chosen & np.isfinite(u) & np.isfinite(v)
     u, v = u[finite], v[finite]
-    num, dropped = len(u), int(chosen.sum()) - len(u)
+    num = len(u)
     if num < 3 or _constant(u) or _constant(v):
-        return Correlation(UNDEFINED, UNDEFINED, UNDEFINED, num, dropped)
+        return Correlation(UNDEFINED, UNDEFINED, UNDEFINED, num)
     r = float(np.corrcoef(u, v)[0, 1])
     rho = float(np.corrcoef(stats.rankdata(u), stats.rankdata(v))[0, 1])
     slope = r * float(v.std() / u.std())
@@ -91,7 +89,6 @@ def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confid
         spearman=_fisher(rho, width, 1.0 + rho * rho / 2, num),
         slope=Interval(slope, slope - reach, slope + reach),
         num=num,
-        num_dropped=dropped,
     )
 
 

@@ -61,12 +61,6 @@ class HeadBlocks:
     p_spread: Tensor
     p_mean: Tensor
 
-    @property
-    def p_stray(self) -> Tensor:
-        """Probability that the samples of other classes give the class, over all samples; eq. 2 assumes 0."""
-        own = torch.where(self.count > 0, self.count * self.p_correct, 0.0) / self.count.sum()
-        return (self.p_mean - own).clamp(min=0.0)
-
 
 def head_blocks(pairs: Pairs, weight: Tensor, bias: Tensor | None = None, *, include_bias: bool = False) -> HeadBlocks:
     """Measure gradient norm, Hessian trace and probabilities of every class.

@@ -1,11 +1,11 @@
-"""What the paper proves: Theorem 3 (flows), Proposition 2 (eq. 1 and eq. 2) and the quadratic of fig 6.
+"""Closed forms of the paper's theory: Theorem 3 (flows), Proposition 2 (eq. 1 and eq. 2), the quadratic of fig 6.
 
-Everything is float64 numpy, broadcasts, and returns a scalar for scalars. C (`c` in formulas) classes, D
+All functions work in float64 numpy, broadcast, and return a scalar for scalars. C (`c` in formulas) classes, D
 features, T steps; pi [C] class frequencies; losses in nats; the time t of a flow is steps times step size of
 its discretisation.
 
 In the simple imbalanced setting of Theorem 3 every sample of class k is the basis vector e_k, so column k of
-W [C, C] trains alone: from W = 0 its diagonal entry is a(t), its c - 1 others are all b(t), and its loss
+W [C, C] trains independently: from W = 0 its diagonal entry is a(t), its c - 1 others are all b(t), and its loss
 log(1 + (c-1) e^-u) depends on the gap u = a - b only. The two flows differ in how the gap grows:
 
     gradient flow   u + expm1(u)/(c-1) = c pi t/(c-1)        a = -(c-1) b
@@ -18,6 +18,7 @@ function, and the loss is log(1 + 1/omega).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -35,13 +36,13 @@ def zipf(c: int, exponent: float = 1.0) -> FloatArray:
     """Return class frequencies pi_k proportional to k^-exponent, most frequent first [C].
 
     Raises:
-        SpecError: c is below 2 or not whole, or the exponent is not in [0, 1000] (0 is balanced).
+        SpecError: c is not an integer >= 2, or the exponent is negative (0 is balanced).
 
     >>> zipf(3).round(4).tolist()
     [0.5455, 0.2727, 0.1818]
     """
     rank = np.arange(1, _whole("c", c, 2) + 1, dtype=np.float64)
-    weight = rank ** -_within("exponent", exponent, 0.0, 1e3, "in [0, 1000]")
+    weight = rank ** -_checked("exponent", exponent, "finite and >= 0", lambda x: (x >= 0.0) & (x < np.inf))
     frequencies: FloatArray = weight / weight.sum()
     return frequencies
 
@@ -53,9 +54,9 @@ def gradient_flow_loss(t: ArrayLike, pi: ArrayLike, c: ArrayLike) -> FloatArray:
     """Return a class's loss after gradient flow from zero for time t: (c-1)/c / (pi t) once that is small.
 
     Args:
-        t: time, 0 to 1e290.
+        t: time, at least 0.
         pi: frequency of the class, in (0, 1].
-        c: number of classes, 2 to 1e15.
+        c: number of classes, at least 2.
 
     Returns:
         loss in nats, broadcast shape of the arguments; log c at t = 0, to within rounding.
@@ -69,29 +70,13 @@ def gradient_flow_loss(t: ArrayLike, pi: ArrayLike, c: ArrayLike) -> FloatArray:
     return np.log1p(1.0 / _omega(_time(t), _frequency(pi), _classes(c)))
 
 
-def gradient_flow_weights(t: ArrayLike, pi: ArrayLike, c: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Return the logits a(t) of the right class and b(t) = -a/(c-1) of each wrong one. Arguments as above.
-
-    >>> a, b = gradient_flow_weights(1e12, pi=0.3, c=10)
-    >>> round(float(a), 6), round(float(a + 9 * b), 12)
-    (25.85667, 0.0)
-    """
-    t, pi, c = _time(t), _frequency(pi), _classes(c)
-    z = c - 1.0
-    # log(z omega) is good to 1e-15 absolutely, which is nothing while the gap itself is below that. As the
-    # gap is at most pi t, clip it there and let one Newton step on its own equation restore the digits.
-    gap = np.clip(np.log(z * _omega(t, pi, c)), 0.0, pi * t)
-    gap = gap - (gap + np.expm1(gap) / z - (c / z) * (pi * t)) / (1.0 + np.exp(gap) / z)
-    return gap * (z / c), -gap / c
-
-
 def gradient_flow_time(loss: ArrayLike, pi: ArrayLike, c: ArrayLike) -> FloatArray:
     """Return the time gradient flow from zero takes to a given loss: proportional to 1/pi.
 
     Args:
         loss: loss of the class in nats, in (0, log c].
         pi: frequency of the class, in (0, 1].
-        c: number of classes, 2 to 1e15.
+        c: number of classes, at least 2.
 
     Raises:
         SpecError: an argument is outside its range, or NaN.
@@ -177,10 +162,9 @@ def quadratic_trajectory(
     """
     if optimizer not in _OPTIMIZERS:
         raise unknown("optimizer", optimizer, _OPTIMIZERS)
-    below_one = float(np.nextafter(1.0, 0.0))
-    _within("beta1", beta1, 0.0, below_one, "in [0, 1)")
-    _within("beta2", beta2, 0.0, below_one, "in [0, 1)")
-    _within("eps", eps, 0.0, 1.0, "in [0, 1]")
+    _decay("beta1", beta1)
+    _decay("beta2", beta2)
+    _share("eps", eps)
     pi, rate = np.atleast_1d(_frequency(pi)), _step_size(lr)
     w = np.ones((_whole("steps", steps, 0) + 1, pi.size))
     mean, square = np.zeros_like(pi), np.zeros_like(pi)
@@ -197,7 +181,7 @@ def quadratic_trajectory(
             square = beta2 * square + (1.0 - beta2) * grad**2
             root = np.sqrt(square / (1.0 - beta2**step)) + eps
             corrected = mean / (1.0 - beta1**step)
-            move = np.divide(corrected, root, out=np.zeros_like(root), where=root > 0)  # no gradient, no move
+            move = np.divide(corrected, root, out=np.zeros_like(root), where=root > 0)  # 0/0 is no move
         w[step] = w[step - 1] - rate * move
     return w
 
@@ -206,7 +190,7 @@ def quadratic_trajectory(
 
 
 class RowPrediction(NamedTuple):
-    """What is predicted of each row w_k: norm of its gradient [C] and trace of its Hessian block [C]."""
+    """Gradient norm [C] and trace of the Hessian block [C] of each row w_k."""
 
     grad_norm: FloatArray
     trace: FloatArray
@@ -219,9 +203,9 @@ class RowPrediction(NamedTuple):
 
 
 def init_gradient(class_means: ArrayLike, pi: ArrayLike) -> FloatArray:
-    """Return eq. 1 with its sign put right: the gradient at W = 0 [C, D], row k being xbar/c - pi_k xbar^k.
+    """Return eq. 1 with its sign corrected: the gradient at W = 0 [C, D], whose row k is xbar/c - pi_k xbar^k.
 
-    Exact, for any inputs. On the sign see docs/errata.md, 3.
+    Exact for any inputs. The printed sign is that of the negative gradient (docs/errata.md, 3).
 
     Args:
         class_means: mean input xbar^k of each class [C, D]; may be NaN for classes without samples.
@@ -233,20 +217,15 @@ def init_gradient(class_means: ArrayLike, pi: ArrayLike) -> FloatArray:
     >>> init_gradient([[1.0, 0.0], [0.0, 1.0]], [0.75, 0.25]).tolist()
     [[-0.375, 0.125], [0.375, -0.125]]
     """
-    pi = _within("pi", pi, 0.0, 1.0, "in [0, 1]")
+    pi = _share("pi", pi)
     class_means = np.asarray(class_means, dtype=np.float64)
     if class_means.ndim != 2 or pi.shape != class_means.shape[:1]:
-        raise SpecError(f"pi must be [C] for class_means [C, D], got {pi.shape} for {class_means.shape}")
+        raise SpecError(f"pi: expected [C] for class_means [C, D], got {pi.shape} for {class_means.shape}")
     if abs(pi.sum() - 1.0) > 1e-9:
-        raise SpecError(f"pi must sum to 1, got {pi.sum()}")
+        raise SpecError(f"pi: expected a sum of 1, got {pi.sum()}")
     shares = np.where(pi[:, None] > 0.0, pi[:, None] * class_means, 0.0)  # pi_k xbar^k, summing to xbar
     gradient: FloatArray = shares.sum(axis=0) / len(pi) - shares
     return gradient
-
-
-def init_gradient_printed(class_means: ArrayLike, pi: ArrayLike) -> FloatArray:
-    """Return eq. 1 as printed, pi_k xbar^k - xbar/c [C, D]: the negative gradient. Its norms are right."""
-    return -init_gradient(class_means, pi)
 
 
 def init_hessian(second_moment: ArrayLike, c: ArrayLike) -> FloatArray:
@@ -280,9 +259,8 @@ def assignment_prediction(
 
     Assumes, for row k: every sample of class k gives it the same probability p_k, and every other sample
     none. Then exactly grad_k = -pi_k (1 - p_k) xbar^k and Tr H_kk = pi_k p_k (1 - p_k) mean_k ||x||^2: both
-    are proportional to pi_k, which cancels from their ratio ||xbar^k|| / (p_k mean_k ||x||^2). In fact other
-    samples may give row k up to O(1/c), negligible where c pi_k >> 1: `assignment_error` bounds what both
-    assumptions leave out.
+    are proportional to pi_k, which cancels from their ratio ||xbar^k|| / (p_k mean_k ||x||^2). In practice other
+    samples give row k up to O(1/c) each, which is not negligible in general (docs/errata.md, 14).
 
     Args:
         pi: class frequencies [C], in (0, 1].
@@ -296,41 +274,11 @@ def assignment_prediction(
     >>> assignment_prediction([0.8, 0.2], [0.5, 0.5], 1.0, 2.0).ratio.tolist()
     [1.0, 1.0]
     """
-    pi, p = _frequency(pi), _within("p_correct", p_correct, 0.0, 1.0, "in [0, 1]")
+    pi, p = _frequency(pi), _share("p_correct", p_correct)
     return RowPrediction(
         pi * (1.0 - p) * np.asarray(class_mean_norm, dtype=np.float64),
         pi * p * (1.0 - p) * np.asarray(class_sq_norm, dtype=np.float64),
     )
-
-
-def assignment_error(pi: ArrayLike, off_mass: ArrayLike, spread: ArrayLike, radius: ArrayLike) -> RowPrediction:
-    """Return the most by which eq. 2 can miss the gradient norm and the trace of each row, for any inputs.
-
-    With off_k the probability that other classes' samples give to row k, spread_k the scatter of p_ik within
-    class k, and e_k = off_k + pi_k spread_k (p(1-p) has slope at most 1), the errors are at most
-
-        R e_k for ||grad_k||        and        R^2 e_k for Tr H_kk.
-
-    Eq. 2 says something about class k where these are small beside its own two numbers.
-
-    Args:
-        pi: class frequencies [C], in (0, 1].
-        off_mass: off_k = (1/n) sum of p_ik over samples of other classes [C]: mean_i p_ik - pi_k p_k.
-        spread: mean over the samples of class k of |p_ik - p_k| [C].
-        radius: R, the largest ||x||.
-
-    Raises:
-        SpecError: an argument is outside its range, or NaN.
-
-    >>> assignment_error([0.8, 0.2], off_mass=0.01, spread=0.05, radius=2.0).trace.round(3).tolist()
-    [0.2, 0.08]
-    """
-    pi = _frequency(pi)
-    off_mass = _within("off_mass", off_mass, 0.0, 1.0, "in [0, 1]")
-    spread = _within("spread", spread, 0.0, 1.0, "in [0, 1]")
-    radius = _within("radius", radius, 0.0, 1e150, "in [0, 1e150]")
-    slack = off_mass + pi * spread
-    return RowPrediction(radius * slack, radius**2 * slack)
 
 
 # --- Shared pieces ---
@@ -346,50 +294,50 @@ def _omega(t: FloatArray, pi: FloatArray, c: FloatArray) -> FloatArray:
 def _gap_growth(loss: ArrayLike, c: FloatArray) -> FloatArray:
     """expm1 of the gap a - b that gives the loss: (c-1)/expm1(loss) - 1, accurate near log c too."""
     entropy = np.log(c)
-    loss = np.asarray(loss, dtype=np.float64)
-    # 1e-290 keeps the result finite; `gradient_flow_loss` itself may exceed log c by a few ulp at t = 0.
-    bad = ~((loss >= 1e-290) & (loss <= entropy * (1.0 + 1e-15)))
-    if np.any(bad):
-        raise SpecError(f"loss must be in (0, log c] and at least 1e-290, got {_first(loss, bad)}")
+    # `gradient_flow_loss` itself may exceed log c by a few ulp at t = 0.
+    loss = _checked("loss", loss, "in (0, log c]", lambda loss: (loss > 0.0) & (loss <= entropy * (1.0 + 1e-15)))
     growth: FloatArray = np.maximum(np.expm1(entropy - loss), 0.0) / -np.expm1(-loss)
     return growth
 
 
 def _time(t: ArrayLike) -> FloatArray:
-    return _within("t", t, 0.0, 1e290, "in [0, 1e290]")
+    return _checked("t", t, "finite and >= 0", lambda t: (t >= 0.0) & (t < np.inf))
 
 
 def _frequency(pi: ArrayLike) -> FloatArray:
-    return _within("pi", pi, float(np.finfo(np.float64).smallest_subnormal), 1.0, "in (0, 1]")
+    return _checked("pi", pi, "in (0, 1]", lambda pi: (pi > 0.0) & (pi <= 1.0))
+
+
+def _share(name: str, value: ArrayLike) -> FloatArray:
+    return _checked(name, value, "in [0, 1]", lambda x: (x >= 0.0) & (x <= 1.0))
+
+
+def _decay(name: str, value: ArrayLike) -> FloatArray:
+    return _checked(name, value, "in [0, 1)", lambda x: (x >= 0.0) & (x < 1.0))
 
 
 def _classes(c: ArrayLike) -> FloatArray:
-    return _within("c", c, 2.0, 1e15, "in [2, 1e15]")
+    return _checked("c", c, "finite and >= 2", lambda c: (c >= 2.0) & (c < np.inf))
 
 
 def _step_size(lr: ArrayLike) -> FloatArray:
-    return _within("lr", lr, 0.0, 1e100, "in [0, 1e100]")
+    return _checked("lr", lr, "finite and >= 0", lambda lr: (lr >= 0.0) & (lr < np.inf))
 
 
 def _whole(name: str, value: int, low: int) -> int:
-    """The value if it is a whole number of at least `low`."""
+    """The value if it is an integer of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise SpecError(f"{name} must be a whole number >= {low}, got {value!r}")
+        raise SpecError(f"{name}: expected an integer >= {low}, got {value!r}")
     return int(value)
 
 
-def _within(name: str, value: ArrayLike, low: float, high: float, allowed: str) -> FloatArray:
-    """The value as float64, all of it in [low, high] (NaN is not)."""
+def _checked(name: str, value: ArrayLike, allowed: str, valid: Callable[[FloatArray], NDArray[np.bool_]]) -> FloatArray:
+    """The value as float64, every entry of which is valid (NaN never is)."""
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise SpecError(f"{name} must be numbers {allowed}, got {value!r}") from None
-    bad = ~((array >= low) & (array <= high))
+        raise SpecError(f"{name}: expected numbers {allowed}, got {value!r}") from None
+    bad = ~valid(array)
     if np.any(bad):
-        raise SpecError(f"{name} must be {allowed}, got {_first(array, bad)}")
+        raise SpecError(f"{name}: expected numbers {allowed}, got {np.broadcast_to(array, bad.shape)[bad].flat[0]}")
     return array
-
-
-def _first(array: FloatArray, bad: NDArray[np.bool_]) -> float:
-    """The first entry that is marked bad."""
-    return float(np.broadcast_to(array, bad.shape)[bad].flat[0])

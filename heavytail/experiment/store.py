@@ -166,7 +166,7 @@ class RunStore:
         folder = self.folder(spec)
         try:
             record = _record(folder)
-            if record is not None and not _missing(record, spec):
+            if record is not None and not missing_steps(record, spec):
                 return "diverged" if _diverged(record, spec) else "done"
             record = _record(folder / ATTEMPT) or record
         except DamagedError:
@@ -179,10 +179,6 @@ class RunStore:
         """Return the status in a record, but "interrupted" for a running one whose process is gone."""
         status: Status = record["status"]
         return "interrupted" if status == "running" and not self.locked(key) else status
-
-    def missing_steps(self, spec: RunSpec) -> list[int]:
-        """Return the recorded steps that `spec` asks for and the store does not have; all of them for a new probe."""
-        return _missing(self._intact(self.folder(spec)), spec)
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """Return the final loss and stability of a finished run, None if it is not finished or damaged."""
@@ -215,7 +211,7 @@ class RunStore:
         """
         folder = self.folder(spec)
         record = _record(folder)
-        if record is None or _missing(record, spec):
+        if record is None or missing_steps(record, spec):
             return None
         try:
             arrays = _read_history(folder, record)
@@ -238,7 +234,7 @@ class RunStore:
                 record = _record(folder)
                 if record is None or record["history"] is None or record["checkpoint"] is None:
                     continue
-                if all(step >= record["step"] for step in _missing(record, spec)):
+                if all(step >= record["step"] for step in missing_steps(record, spec)):
                     history = History(spec, record["status"], _read_history(folder, record))
                     history.resumed = list(record.get("resumed", ()))
                     return history, record["step"], _read_arrays(folder, record["checkpoint"])
@@ -443,8 +439,8 @@ def _environment(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return environment
 
 
-def _missing(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
-    """Recorded steps that `spec` asks for and a record does not list."""
+def missing_steps(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
+    """Return the steps that `spec` records and a run's status record does not have; all of them for a new probe."""
     wanted = spec.recorded_steps()
     if record is None or record["history"] is None:
         return wanted

@@ -20,16 +20,6 @@ def frequency_groups(counts: Sequence[int], num_groups: int) -> list[int]:
     return [used.index(raw[k]) if k in raw else len(used) - 1 for k in range(len(counts))]
 
 
-def group_means(values: Sequence[float], counts: Sequence[int], index: Sequence[int], num_groups: int) -> list[float]:
-    """Sample-weighted mean of each group, NaN for one without samples."""
-    means = []
-    for g in range(num_groups):
-        members = [k for k in range(len(counts)) if index[k] == g and counts[k]]
-        samples = sum(counts[k] for k in members)
-        means.append(math.fsum(values[k] * counts[k] for k in members) / samples if samples else math.nan)
-    return means
-
-
 def class_sums(targets: Sequence[int], values: Sequence[float], num_classes: int) -> list[float]:
     """Sum of the values of each class's rows."""
     return [math.fsum(v for y, v in zip(targets, values, strict=True) if y == k) for k in range(num_classes)]

@@ -12,14 +12,14 @@ from torch.nn import functional
 Array = NDArray[np.float64]
 
 
-def precise_flow(t: float, pi: float, c: float) -> tuple[mpmath.mpf, mpmath.mpf, mpmath.mpf]:
-    """(a, b, loss) of gradient flow as the paper writes it, with Lambert's W, in 60-digit arithmetic."""
+def precise_flow(t: float, pi: float, c: float) -> mpmath.mpf:
+    """Loss of gradient flow as the paper writes it, with Lambert's W, in 60-digit arithmetic."""
     with mpmath.workdps(60):
         t, pi, c = mpmath.mpf(float(t)), mpmath.mpf(float(pi)), mpmath.mpf(float(c))
         f, z = 1 + c * pi * t, c - 1
         a = (f - z * mpmath.lambertw(mpmath.exp(f / z) / z).real) / c
         b = -a / z
-        return a, b, mpmath.log1p(z * mpmath.exp(c * b))
+        return mpmath.log1p(z * mpmath.exp(c * b))
 
 
 def softmax_gradient(W: Array, pi: Array) -> Array:
