@@ -375,6 +375,17 @@ def test_report_is_deprecated(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "    report" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("more", [[], ["--open"]])
+def test_reproduce_makes_a_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: list[str]) -> None:
+    """`heavytail reproduce` draws a figure that needs no runs; only --open opens the page in a browser."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address))
+    out = tmp_path / "out"
+    assert main(["reproduce", "table1", "--scale", "quick", "--out", str(out), *more]) == 0
+    assert "table1" in (out / "report.html").read_text()
+    assert len(opened) == len(more)
+
+
 def test_a_long_list_of_names_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown figure gets the nearest names' command, not all 32 names."""
     assert main(["reproduce", "fig99"]) == 2

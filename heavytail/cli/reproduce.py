@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _print_costs(figures, args)
     out = writable(args.out or Path("results") / args.scale)
-    settings: dict[str, Any] = {"scale": args.scale, **({"on_page": _browse} if args.open else {})}
+    settings: dict[str, Any] = {"on_page": _browse} if args.open else {}
     with joined(options(args)) as chosen, display(quiet=not chosen.first) as progress:
         claims = reproduce(
             figures, run_store(args), out, scale=args.scale, options=chosen, display=progress, **settings
