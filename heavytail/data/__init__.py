@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -111,11 +111,18 @@ class Nominal(NamedTuple):
 
 
 class DataRecipe(Protocol):
-    """What every recipe in this folder has; one whose data are files may have `nominal() -> Nominal`, too."""
+    """What every recipe in this folder has; a recipe that reads files may also have `nominal() -> Nominal`.
+
+    Attributes:
+        small: settings for the contract tests, with which the data load in milliseconds; a `path` is relative to
+            tests/fixtures/data.
+    """
+
+    small: ClassVar[dict[str, Any]]
 
     @property
     def title(self) -> str:
-        """How a figure calls it."""
+        """Name of the data set in figures; a class variable where it does not depend on the settings."""
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data; the same seed always gives the same data."""

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class Arrays:
     path: str
     sha256: str = ""
     num_classes: int | None = None
+
+    small: ClassVar[dict[str, Any]] = {"path": "arrays.npz"}
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 2:

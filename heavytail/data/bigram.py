@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class Bigram:
     exponent: float = 1.0
     samples: int = 10_000
 
+    title: ClassVar[str] = "synthetic bigrams"
+
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise SpecError(f"data.tokens: expected at least 2, got {self.tokens}")
@@ -47,11 +50,6 @@ class Bigram:
             raise SpecError(f"data.exponent: expected a number in [0, 2], got {self.exponent}")
         if self.samples < self.tokens:
             raise SpecError(f"data.samples: expected at least data.tokens = {self.tokens}, got {self.samples}")
-
-    @property
-    def title(self) -> str:
-        """Name of the data set in figures."""
-        return "synthetic bigrams"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data; only the inputs depend on the seed. There is no test split."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class RandomHeavyTail:
     groups: int = 11
     inputs: Inputs = "uniform"
     balanced: bool = False
+
+    small: ClassVar[dict[str, Any]] = {"groups": 4}
 
     def __post_init__(self) -> None:
         if not 2 <= self.groups <= 14:
@@ -79,6 +81,9 @@ class SimpleImbalanced:
     exponent: float = 1.0
     samples: int = 10_000
 
+    title: ClassVar[str] = "simple imbalanced setting"
+    small: ClassVar[dict[str, Any]] = {"num_classes": 20, "samples": 100}
+
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise SpecError(f"data.num_classes: expected at least 2, got {self.num_classes}")
@@ -88,11 +93,6 @@ class SimpleImbalanced:
             raise SpecError(
                 f"data.samples: expected at least data.num_classes = {self.num_classes}, got {self.samples}"
             )
-
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "simple imbalanced setting"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters. There is no test split."""

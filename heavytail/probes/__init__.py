@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -51,7 +51,13 @@ class ViewPairs(Protocol):
 
 
 class Probe(Protocol):
-    """What every probe has."""
+    """What every probe has.
+
+    Attributes:
+        small: settings for the contract tests, which have a run of 10 steps, 7 classes and 32 features.
+    """
+
+    small: ClassVar[dict[str, Any]]
 
     def steps(self, total: int) -> Iterable[int]:
         """Return the steps to measure at, for a run of `total` steps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ class _AtSteps:
 
     at: tuple[int, ...] = FIGURE_STEPS
     every: int = 0
+
+    small: ClassVar[dict[str, Any]] = {"at": [0, 1], "every": 4}
 
     def __post_init__(self) -> None:
         if self.every < 0 or min(self.at, default=0) < 0 or not (self.at or self.every):
@@ -95,6 +98,8 @@ class HessianEntriesProbe(_AtSteps):
 
     classes: int = 40
     inputs: int = 4
+
+    small: ClassVar[dict[str, Any]] = {**_AtSteps.small, "classes": 3, "inputs": 2}
 
     def __post_init__(self) -> None:
         super().__post_init__()

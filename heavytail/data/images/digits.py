@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class Digits:
     bits: int = 0
     per_class: int = 5
     only: bool = False
+
+    small: ClassVar[dict[str, Any]] = {"bits": 2}
 
     def __post_init__(self) -> None:
         if self.bits:

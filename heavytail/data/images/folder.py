@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class ImageFolder(ImageRecipe):
 
     path: str
     skip_corrupt: bool = False
+
+    small: ClassVar[dict[str, Any]] = {"path": "images", "size": 8}
 
     @property
     def title(self) -> str:

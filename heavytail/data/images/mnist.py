@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +30,11 @@ class Mnist:
 
     samples: int | None = None
 
+    title: ClassVar[str] = "MNIST"
+    small: ClassVar[dict[str, Any]] = {"samples": 200}
+
     def __post_init__(self) -> None:
         check_samples(self.samples)
-
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "MNIST"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Read the files from `data_dir`/mnist."""
@@ -65,6 +64,8 @@ class BarcodedMnist:
     per_class: int = 5
     only: bool = False
     samples: int | None = None
+
+    small: ClassVar[dict[str, Any]] = {"bits": 2, "samples": 200}
 
     def __post_init__(self) -> None:
         check_barcode("data", self.bits, self.per_class, SIDE)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,17 +58,15 @@ class TinyImageNet(ImageRecipe):
     size: int = 64
     validation: int = MOST_VALIDATION
 
+    title: ClassVar[str] = "Tiny ImageNet"
+    small: ClassVar[dict[str, Any]] = {"per_class": 1, "pool": 100, "size": 8, "validation": 1}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.pool <= MOST:
             raise SpecError(f"data.pool: expected 1..{MOST}, got {self.pool}")
         if not 0 <= self.validation <= MOST_VALIDATION:
             raise SpecError(f"data.validation: expected 0..{MOST_VALIDATION}, got {self.validation}")
-
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "Tiny ImageNet"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Read the archives, choose the subset and decode it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from heavytail.data import REGISTRY, Data, Nominal, fetch
 from heavytail.data.text.corpus import Text, tokenised_data
@@ -48,10 +48,8 @@ class PTB(_Treebank):
         length, max_tokens, max_vocab, tokenizer: see TextSettings.
     """
 
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "PTB"
+    title: ClassVar[str] = "PTB"
+    small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
@@ -73,10 +71,8 @@ class TinyPTB(_Treebank):
         vocabulary, length, max_tokens, max_vocab, tokenizer: as in PTB.
     """
 
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "TinyPTB"
+    title: ClassVar[str] = "TinyPTB"
+    small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000, "vocabulary": "seen"}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""

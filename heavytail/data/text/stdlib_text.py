@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, ClassVar
 
 from heavytail.data import REGISTRY, Data
 from heavytail.data.text.corpus import Text, cache_folder, tokenise
@@ -48,14 +49,12 @@ class StdlibText(TextSettings):
     max_vocab: int | None = 2_000
     python: str = ""
 
+    title: ClassVar[str] = "Python's standard library"
+    small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000}
+
     def pinned(self) -> StdlibText:
         """Return the recipe with the running version named, so that a run's key tells which text it was made of."""
         return replace(self, python=self.python or platform.python_version())
-
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "Python's standard library"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if another Python version is running."""

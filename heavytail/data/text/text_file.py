@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 from heavytail.data import REGISTRY, Data, readers
 from heavytail.data.text.corpus import Text, tokenised_data
@@ -30,6 +31,8 @@ class TextFile(TextSettings):
 
     path: str = ""
     sha256: str = ""
+
+    small: ClassVar[dict[str, Any]] = {"path": "text.txt", "length": 10}
 
     def __post_init__(self) -> None:
         super().__post_init__()

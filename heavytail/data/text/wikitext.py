@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from heavytail.data import REGISTRY, Data, Nominal, fetch
 from heavytail.data.text.corpus import Text, tokenised_data
@@ -28,10 +28,8 @@ class WikiText2(TextSettings):
         length, max_tokens, max_vocab, tokenizer: see TextSettings.
     """
 
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "WikiText-2"
+    title: ClassVar[str] = "WikiText-2"
+    small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
@@ -55,10 +53,8 @@ class WikiText103(TextSettings):
     max_vocab: int | None = 50_608
     tokenizer: Literal["word", "bpe", "unigram"] = "bpe"
 
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "WikiText-103"
+    title: ClassVar[str] = "WikiText-103"
+    small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000, "max_vocab": 300, "length": 32}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
@@ -78,10 +74,8 @@ class WikiText103Prefix(WikiText103):
         length, max_tokens, max_vocab, tokenizer: see TextSettings.
     """
 
-    @property
-    def title(self) -> str:
-        """How a figure calls it."""
-        return "start of WikiText-103"
+    title: ClassVar[str] = "start of WikiText-103"
+    small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000, "tokenizer": "word", "max_vocab": 300, "length": 32}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
