@@ -37,7 +37,7 @@ test-isa: $(VENV)/dev  ## run the tests of models and engine with the kernels of
 test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
 
-test-faults: $(VENV)/dev  ## kill workers and process groups 100 times, damage 2 000 bytes of a store
+test-faults: $(VENV)/dev  ## kill workers and process groups 100 times, ranks 20 times, damage 2 000 bytes of a store
 	HEAVYTAIL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_faults.py
 
 test-wheel: $(VENV)/dev  ## build the wheel, install it in an empty environment, make figure 4 with it elsewhere

@@ -17,9 +17,11 @@ import pytest
 
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import History, RunStore
+from heavytail.optim import REGISTRY as OPTIMIZERS
 from heavytail.train.engine import train
 from heavytail.train.group import ALONE, Group
 from tests.problems import ROOT
+from tests.test_engine import Groups
 
 TEXT = {"name": "stdlib-text", "max_tokens": 8_000, "max_vocab": 300}
 SMALL = {"name": "gpt2", "width": 16, "depth": 1, "heads": 2, "mlp": 16, "dropout": 0.0}
@@ -56,7 +58,7 @@ def arguments(run: RunSpec, root: Path) -> list[str]:
     sized = ["--batch-size", str(run.batch_size)] if run.batch_size else []
     return [
         *("run", *names, "--lr", str(run.lr), "--steps", str(run.steps), "--eval-every", str(run.eval_every)),
-        *(*sized, "--device", "cpu", "--root", str(root), "--out", str(root / "out")),
+        *(*sized, "--seed", str(run.seed), "--device", "cpu", "--root", str(root), "--out", str(root / "out")),
         *(f"--set={k}={v}" for k, v in settings.items()),
     ]
 
@@ -71,6 +73,15 @@ def start(run: RunSpec, root: Path, rank: int, port: int, program: str = "") -> 
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in group.items()}}
     command = [sys.executable, *(("-c", program) if program else ("-m", "heavytail")), *arguments(run, root)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def torchrun(run: RunSpec, root: Path, program: str = "") -> subprocess.Popen[str]:
+    """Start the documented command: torchrun with two processes on this machine."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    launch += ["--no-python", sys.executable, "-c", program] if program else ["-m", "heavytail"]
+    command = [sys.executable, *launch, *arguments(run, root)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -127,6 +138,32 @@ def test_two_processes_train_what_one_does(case: str, tmp_path: Path, processes:
     assert_close(together, alone)
 
 
+# The command line, with an optimizer of this test suite.
+GROUPS = "import sys; from heavytail import cli; from heavytail.optim import REGISTRY; "
+GROUPS += "from tests.test_engine import Groups; REGISTRY.register('test-groups')(Groups); "
+GROUPS += "raise SystemExit(cli.main(sys.argv[1:]))"
+
+
+def test_gradients_of_every_parameter_group_are_summed(
+    tmp_path: Path, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes and an optimizer with a group and step size for each parameter train what one process does."""
+    OPTIMIZERS.names()
+    monkeypatch.setitem(OPTIMIZERS._recipes, "test-groups", Groups)
+    monkeypatch.setitem(OPTIMIZERS._versions, "test-groups", 1)
+    run, port = spec(optim="test-groups", batch_size=10, eval_every=5, test_every=10), free_port()
+    alone = train(run, RunStore(tmp_path / "one"), data_dir=tmp_path)
+    processes += [start(run, tmp_path / "two", rank, port, GROUPS) for rank in range(2)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    together = RunStore(tmp_path / "two").load(run)
+    assert together is not None
+    assert together.environment["processes"] == 2
+    assert alone.loss[-1] < 0.99 * alone.loss[0]  # it trained
+    assert_close(together, alone)
+
+
 # The command line, and which of gloo's threads are left after it.
 LEFT = "import sys; from pathlib import Path; from heavytail import cli; code = cli.main(sys.argv[1:]); "
 LEFT += (
@@ -174,10 +211,7 @@ def test_a_killed_process_leaves_a_run_to_resume(tmp_path: Path, processes: list
 def test_torchrun_starts_the_command_line(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
     """The documented command trains a run with two processes."""
     run = spec(steps=3, batch_size=10)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "heavytail"]
-    command = [sys.executable, *launch, *arguments(run, tmp_path)]
-    processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    processes.append(torchrun(run, tmp_path))
     out, err = processes[0].communicate(timeout=120)
     assert processes[0].returncode == 0, err
     assert out.startswith("done: loss")

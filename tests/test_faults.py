@@ -1,6 +1,7 @@
 """Faults at random moments and places: no commit is ever wrong, and the final histories are those of no fault.
 
-A few of each here; `make test-faults` does 50 kills of each kind and 2 000 byte faults (HEAVYTAIL_FAULTS = 1).
+A few of each here; `make test-faults` does 50 kills of a process group, 50 of a worker, 20 of a rank under torchrun and
+2 000 byte faults (HEAVYTAIL_FAULTS = 1).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from heavytail.experiment.store import History, RunStore
 from heavytail.train.options import Options
 from heavytail.train.runner import remember, run_all
 from tests.problems import ROOT, python, tiny
+from tests.test_distributed import OFTEN, SMALL, TEXT, free_port, start, torchrun
 from tests.test_runner import LONG, SCRIPT, Log, work
 
 FULL = os.environ.get("HEAVYTAIL_FAULTS") == "1"
@@ -91,7 +93,7 @@ def test_killed_at_random_moments_the_histories_are_the_same(victim: str, tmp_pa
                 continue
             time.sleep(rng.random() * 0.5)
             if victim == "worker":
-                for child in children(script.pid)[:1]:
+                for child in children(script.pid, b"spawn_main")[:1]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child, signal.SIGKILL)
                 time.sleep(rng.random() * 0.2)
@@ -110,7 +112,81 @@ def test_killed_at_random_moments_the_histories_are_the_same(victim: str, tmp_pa
     print(f"{kills} kills of a {victim}")
 
 
-def children(pid: int) -> list[int]:
-    """The worker processes of a process: those that run torch, not the resource tracker."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+def children(pid: int, command: bytes) -> list[int]:
+    """The child processes with a word in their command line, which a resource tracker, say, does not have."""
+    found = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it ended
+            found += [int(c) for c in tasks.read_text().split() if command in Path(f"/proc/{c}/cmdline").read_bytes()]
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found under /proc")
+def test_a_killed_rank_leaves_no_trace(tmp_path: Path) -> None:
+    """kill -9 of a rank of a transformer with dropout; the same command ends with the history of an undisturbed run."""
+    rng = random.Random("rank")
+    sizes = {"steps": 1200 if FULL else 200, "batch_size": 10, "eval_every": 50, "test_every": 100}
+    model = {**SMALL, "dropout": 0.1}
+    run = RunSpec.from_dict({"data": TEXT, "model": model, "optim": "adam", "lr": 0.003, "seed": 1, **sizes})
+    assert finish(launch(run, tmp_path / "whole")) == [0] * (1 if FULL else 2)
+    whole = RunStore(tmp_path / "whole").load(run)
+    assert whole is not None
+    assert whole.environment["processes"] == 2
+    store = RunStore(tmp_path / "killed")
+    kills, starts = [0, 0], 0
+    while sum(kills) < (20 if FULL else 1):
+        before, starts = committed(store, run), starts + 1
+        commands = launch(run, store.root)
+        early = FULL and rng.random() < 0.25  # killed while it starts: torchrun then ends the other rank
+        while commands[0].poll() is None and len(ranks(commands)) < 2:
+            time.sleep(0.05)
+        while commands[0].poll() is None and committed(store, run) == before and not early:
+            time.sleep(0.02)
+        time.sleep(rng.random() * (4 if early else 0.5))
+        victim = rng.randrange(2)
+        if (pid := ranks(commands).get(victim)) is not None:
+            os.kill(pid, signal.SIGKILL)
+            kills[victim] += 1
+        finish(commands)
+        if store.status(run) == "done":  # before it could be killed: once more from the start
+            subprocess.run(["rm", "-rf", str(store.root)], check=True)
+    assert finish(launch(run, store.root)) == [0] * (1 if FULL else 2)
+    expect_equal(store, [(run, whole)])
+    history = store.load(run)
+    assert history is not None
+    print(f"{kills[0]} kills of rank 0, {kills[1]} of rank 1, in {starts} starts; resumed {len(history.resumed)} times")
+
+
+def launch(run: RunSpec, root: Path) -> list[subprocess.Popen[str]]:
+    """Start a run with two ranks: under torchrun, or, to save its own start, as torchrun would."""
+    if FULL:
+        return [torchrun(run, root, OFTEN)]
+    port = free_port()
+    return [start(run, root, rank, port, OFTEN) for rank in range(2)]
+
+
+def finish(commands: list[subprocess.Popen[str]]) -> list[int]:
+    """Wait for commands and return their exit codes."""
+    for command in commands:
+        command.communicate(timeout=300)
+    return [command.returncode for command in commands]
+
+
+def ranks(commands: list[subprocess.Popen[str]]) -> dict[int, int]:
+    """The process id of each rank that runs."""
+    found = [c.pid for c in commands] if len(commands) > 1 else children(commands[0].pid, b"heavytail")
+    known = {}
+    for pid in found:
+        with contextlib.suppress(OSError):  # it ended
+            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if entry.startswith(b"RANK="):
+                    known[int(entry.removeprefix(b"RANK="))] = pid
+    return known
+
+
+def committed(store: RunStore, run: RunSpec) -> int:
+    """The last step that is stored, 0 without one."""
+    if store.status(run) == "done":
+        return run.steps
+    found = store.load_partial(run)
+    return 0 if found is None else found[1]
