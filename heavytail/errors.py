@@ -21,6 +21,10 @@ class SpecError(HeavyTailError, ValueError):
     """A setting that is unknown, of the wrong type, or out of range."""
 
 
+class RefusedError(SpecError):
+    """A combination of valid settings that does not work, such as an optimizer that refuses a model's parameters."""
+
+
 class DataError(HeavyTailError):
     """Data that are missing, unreadable or invalid."""
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from heavytail.data import Batch, Data, Split
-from heavytail.errors import HeavyTailError, SpecError
+from heavytail.errors import HeavyTailError, RefusedError, SpecError
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec, derive_seed
 from heavytail.experiment.store import Array, History, RunStore, Status
@@ -443,7 +443,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of a run for the parameters of a model that train.
 
     Raises:
-        SpecError: the optimizer cannot train one of them; it and the parameter are named.
+        RefusedError: the optimizer cannot train one of them; it and the parameter are named.
     """
     recipe = registry("optim").make(spec.optim)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -453,7 +453,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SpecError(f"optim '{spec.optim.name}' cannot train {_refused(recipe, named)}: {reason}") from error
+        raise RefusedError(f"optim '{spec.optim.name}' cannot train {_refused(recipe, named)}: {reason}") from error
     return optimizer
 
 

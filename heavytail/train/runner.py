@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, Protocol
 
-from heavytail.errors import DataError, HeavyTailError, UnreadableError
+from heavytail.errors import DataError, HeavyTailError, RefusedError, UnreadableError
 from heavytail.experiment.search import Lookup
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome, RunStore
@@ -188,7 +188,7 @@ def _run_here(
         except DataError as error:
             ledger.note(spec, str(error), data=True)
             display.finished(spec, "failed")
-        except UnreadableError as error:  # one run's own files: others may be read
+        except (RefusedError, UnreadableError) as error:  # a fault of one run: others may be sound
             ledger.note(spec, str(error))
             display.finished(spec, "failed")
         except HeavyTailError:
@@ -392,7 +392,7 @@ def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
             send(_Message("finished", history.status))
         except DataError as error:
             send(_Message("no data", str(error)))
-        except UnreadableError as error:
+        except (RefusedError, UnreadableError) as error:
             send(_Message("failed", str(error)))
         except HeavyTailError as error:
             send(_Message("fatal", str(error)))
