@@ -362,7 +362,7 @@ def test_progress_is_reported(store: RunStore, monkeypatch: pytest.MonkeyPatch) 
     ticks = itertools.count()
     monkeypatch.setattr(engine.time, "monotonic", lambda: next(ticks))
     heard: list[engine.Progress] = []
-    history = run(tiny(), store, report=heard.append)
+    history = run(tiny(), store, on_progress=heard.append)
     assert [p.step for p in heard] == list(range(10))
     np.testing.assert_allclose([p.loss for p in heard], history.loss[:-1], rtol=1e-6)
 

@@ -134,7 +134,7 @@ class Bigrams:
         >>> Bigrams.zipf(2).gd_steps(0.01)
         3
         """
-        return _first(self.gd_loss, eps)
+        return _fewest_steps(self.gd_loss, eps)
 
     def sign_steps(self, eps: float) -> int:
         """Return a number of steps T after which sign descent can have a relative loss of eps, but not after T - 1.
@@ -142,7 +142,7 @@ class Bigrams:
         The loss is that of `best_sign_loss`. It decreases with T, except for losses of a few percent on small models,
         where a step size that happens to hit many targets can gain a few digits.
         """
-        return _first(self.best_sign_loss, eps)
+        return _fewest_steps(self.best_sign_loss, eps)
 
     @cached_property
     def _tails(self) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -161,7 +161,7 @@ def scaling(sizes: ArrayLike, steps: ArrayLike) -> float:
     return float(np.polyfit(np.log(np.asarray(sizes, np.float64)), np.log(np.asarray(steps, np.float64)), 1)[0])
 
 
-def _first(loss: Callable[[int], float], eps: float) -> int:
+def _fewest_steps(loss: Callable[[int], float], eps: float) -> int:
     """Smallest t >= 1 with loss(t) <= eps, for a loss that decreases."""
     if not 0 < eps < 1:
         raise SpecError(f"eps: expected a relative loss in (0, 1), got {eps!r}")

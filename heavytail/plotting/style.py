@@ -157,38 +157,38 @@ class Panel:
 
     def line(self, x: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
         """Plot y [E] over x [E]."""
-        self._keep("line", label, x=x, y=y)
+        self._add_series("line", label, x=x, y=y)
         self.axes.plot(x, y, label=label, **style)
 
     def band(self, x: ArrayLike, low: ArrayLike, high: ArrayLike, label: str, **style: Any) -> None:
         """Shade between low [E] and high [E]."""
-        self._keep("band", label, x=x, low=low, high=high)
+        self._add_series("band", label, x=x, low=low, high=high)
         self.axes.fill_between(x, low, high, linewidth=0, **style)
 
     def points(self, x: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
         """Mark the points (x, y)."""
-        self._keep("points", label, x=x, y=y)
+        self._add_series("points", label, x=x, y=y)
         self.axes.plot(x, y, linestyle="none", label=label, **style)
 
     def steps(self, edges: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
         """Draw the outline of bars of height y [C] between edges [C + 1]."""
-        self._keep("steps", label, edges=edges, y=y)
+        self._add_series("steps", label, edges=edges, y=y)
         self.axes.stairs(y, edges, label=label, baseline=None, **style)
 
     def level(self, y: float, label: str) -> None:
         """Draw a dashed horizontal line."""
-        self._keep("level", label, y=y)
+        self._add_series("level", label, y=y)
         self.axes.axhline(y, color="black", linestyle=(0, (4, 3)), linewidth=0.9, zorder=1.5)
 
     def image(self, values: ArrayLike, label: str, **style: Any) -> None:
         """Show a matrix [R, R], first row on top, each number as one square of colour."""
-        self._keep("image", label, values=values)
+        self._add_series("image", label, values=values)
         self.axes.imshow(values, interpolation="nearest", **style)
         self.axes.grid(False)
 
     def table(self, table: TextTable) -> None:
         """Print a table, its header above a line."""
-        self._keep("table", "", header=table.header, rows=table.rows)
+        self._add_series("table", "", header=table.header, rows=table.rows)
         height = sum(table.heights)
         self.axes.set(xlim=(0, sum(table.widths)), ylim=(height, 0))
         self.axes.axis("off")
@@ -215,7 +215,7 @@ class Panel:
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", bbox=paper)
 
-    def _keep(self, kind: str, label: str, **values: ArrayLike) -> None:
+    def _add_series(self, kind: str, label: str, **values: ArrayLike) -> None:
         self.record["series"].append({"kind": kind, "label": label, **{k: np.asarray(v) for k, v in values.items()}})
 
 

@@ -40,7 +40,7 @@ from heavytail.train.group import ALONE, Group, LostProcess
 
 # An objective this many times the initial loss ends the run: softmax regression itself never overflows. Initial is the
 # recorded loss of the whole split at step 0, or log C if that is larger.
-HOPELESS = 100.0
+DIVERGED_FACTOR = 100.0
 COMMIT_SECONDS = 30.0
 KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued, only below this size
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -49,7 +49,7 @@ CACHED_FEATURES = 2**31  # features of a frozen body are kept, rather than recom
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: passed to the `report` callback a few times a second."""
+    """Where a run is: passed to the `on_progress` callback a few times a second."""
 
     spec: RunSpec
     step: int
@@ -62,7 +62,7 @@ def train(
     *,
     data_dir: Path,
     device: str = "cpu",
-    report: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     group: Group = ALONE,
     compiled: bool = False,
@@ -76,7 +76,7 @@ def train(
         store: where its history and checkpoints are committed.
         data_dir: where public data sets are.
         device: of torch.
-        report: called a few times a second.
+        on_progress: called a few times a second.
         should_stop: asked before every step; once true, the run is committed as interrupted and returned.
         group: the processes that train it together; the first one locks, reports and writes.
         compiled: whether the body goes through torch.compile: faster on a GPU, the same up to rounding.
@@ -93,7 +93,7 @@ def train(
             with torch.random.fork_rng(), _numerics(spec):
                 run = _Run(spec, store, data_dir, torch.device(device), group, compiled)
                 try:
-                    history = run.loop(report, should_stop)
+                    history = run.loop(on_progress, should_stop)
                 except LostProcess:  # always between two updates: what this process has is the state at W_t
                     run.commit_interrupted()
                     raise
@@ -153,7 +153,7 @@ class _Run:
         self.optimizer = build_optimizer(spec, self.model)
         weights = registry("loss").make(spec.loss).class_weights(self.data.counts)
         self.class_weights = None if weights is None else weights.to(self.device, self.dtype)
-        self.noisy = differs_in_training(self.model)
+        self.differs_in_training = differs_in_training(self.model)
         if self.group.size > 1 and any(isinstance(m, BATCH_NORM) for m in self.model.modules()):
             raise SpecError(
                 f"model '{spec.model.name}': batch normalisation needs the whole batch; train in one process"
@@ -174,7 +174,7 @@ class _Run:
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    def loop(self, report: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
+    def loop(self, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
         """Train to the end, to divergence or until `should_stop`.
 
         The order at W_t: commit, stop, probe, test, observe (a pass of its own, where the gradient's does not
@@ -213,8 +213,8 @@ class _Run:
                 del self.objective[-1]
                 return self._commit("done", step, state)
             now = time.monotonic()
-            if report is not None and step % check_every == 0 and now - reported > 0.1:
-                report(Progress(self.spec, step, loss.item()))
+            if on_progress is not None and step % check_every == 0 and now - reported > 0.1:
+                on_progress(Progress(self.spec, step, loss.item()))
                 reported = now
             self.optimizer.step()
         raise AssertionError("the last step returns")
@@ -225,7 +225,7 @@ class _Run:
         first = min(self.judged, step)
         values = torch.stack(self.objective[first:]).cpu().numpy()
         self.judged = step + 1
-        lost = np.flatnonzero(~(np.isfinite(values) & (values <= HOPELESS * initial)))
+        lost = np.flatnonzero(~(np.isfinite(values) & (values <= DIVERGED_FACTOR * initial)))
         return first + int(lost[0]) if len(lost) else None
 
     def _end_diverged(self, step: int) -> History:
@@ -257,7 +257,7 @@ class _Run:
         """Set the gradients to those of the objective at W_t; return the objective."""
         if self.group.size > 1:  # so that what a lost process or a broken step drew does not matter
             torch.manual_seed(derive_seed(self.spec.seed, f"dropout/{self.group.rank}/{step}"))
-        self.model.train(self.noisy)
+        self.model.train(self.differs_in_training)
         self.optimizer.zero_grad(set_to_none=True)
         chunks, targets = self._chunks(step)
         if self.class_weights is None:

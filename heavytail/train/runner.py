@@ -180,7 +180,7 @@ def _run_here(
                 store,
                 data_dir=options.data_dir,
                 device=options.device,
-                report=lambda p: display.progressed(p.spec, p.step, p.loss),
+                on_progress=lambda p: display.progressed(p.spec, p.step, p.loss),
                 should_stop=lambda: stop.requested,
                 compiled=options.compiled,
                 **({} if options.group is None else {"group": options.group}),
@@ -367,7 +367,7 @@ def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
         with contextlib.suppress(OSError):  # the parent is gone
             pipe.send(message)
 
-    def report(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         send(_Message("progress", step=progress.step, loss=progress.loss))
 
     def should_stop() -> bool:
@@ -385,7 +385,7 @@ def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
                 store,
                 data_dir=options.data_dir,
                 device=options.device,
-                report=report,
+                on_progress=on_progress,
                 should_stop=should_stop,
                 compiled=options.compiled,
             )
