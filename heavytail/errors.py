@@ -1,7 +1,7 @@
-"""Exceptions for problems that the user can solve.
+"""Exceptions for errors that the user can fix.
 
-Every message is one line that names the field, the value given and what is allowed. The command line prints it and
-exits with the exception's `exit_code`. A failed `assert` is always our own bug.
+Every message is one line with the field, the given value and the allowed values. The command line prints it and exits
+with the exception's `exit_code`. A failed `assert` is always a bug in heavytail.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 
 class HeavyTailError(Exception):
-    """Base of all errors that a caller can fix."""
+    """Base of all errors that the user can fix."""
 
     exit_code: ClassVar[int] = 2
 
@@ -26,29 +26,29 @@ class RefusedError(SpecError):
 
 
 class DataError(HeavyTailError):
-    """Data that are missing, unreadable or invalid."""
+    """Missing, unreadable or invalid data."""
 
 
 class StoreError(HeavyTailError):
-    """A file of results that cannot be read, locked or written."""
+    """A results file that cannot be read, locked or written."""
 
 
 class UnreadableError(StoreError):
-    """A file that cannot be read now: no permission, a device error. Its content may be whole, so keep it."""
+    """A file that cannot be read now (no permission, a device error) but may be intact, and is kept."""
 
 
 class DamagedError(UnreadableError):
-    """A file whose content is wrong: its checksum or its shape differs from what was written."""
+    """A damaged file: the checksum or shape of its content differs from the one written."""
 
 
-_LISTED = 12  # a longer list of names is not read
+_LISTED = 12  # longer lists of names are not printed
 
 
 def unknown(kind: str, name: object, known: Iterable[str], *, see: str = "") -> SpecError:
     """Return the error for an unknown name, with the nearest known one.
 
     Args:
-        kind: the noun of what is unknown.
+        kind: noun for the name, such as "optimizer".
         name: the name given.
         known: the allowed names.
         see: the command that lists the names; replaces a long list of them.
@@ -64,7 +64,7 @@ def unknown(kind: str, name: object, known: Iterable[str], *, see: str = "") -> 
 
 
 def install(extra: str) -> str:
-    """Return the remedy for a missing package: how to install one of the extras of pyproject.toml.
+    """Return the remedy for a missing package: the command that installs an extra of pyproject.toml.
 
     >>> install("lab")
     "run in the repository's folder: pip install '.[lab]'"

@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks, and JSON that is checked when it is read."""
+"""Atomic writes, file locks, and JSON checked on reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from heavytail.errors import DamagedError, SpecError, StoreError, UnreadableError
 
-_UMASK = os.umask(0)  # the only way to read it is to set it
+_UMASK = os.umask(0)  # reading the umask requires setting it
 os.umask(_UMASK)
 
 Row = Mapping[str, Any]
@@ -35,7 +35,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON can hold: arrays as lists, floats to seven digits, null for values that are not finite.
+    """Return a value as plain JSON data: arrays as lists, floats to seven digits, null for non-finite numbers.
 
     >>> plain({"x": np.array([1.0, np.nan]), "lr": 10.0**-2.5})
     {'x': [1.0, None], 'lr': 0.003162278}
@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
 
 
 def strict_json(value: Any) -> bytes:
-    """Return the file content of a value."""
+    """Return a value as the content of a JSON file."""
     return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -63,12 +63,12 @@ def read_json(file: Path, missing: Any, shape: object = object) -> Any:
 
     Args:
         file: the file.
-        missing: what to return if it does not exist.
-        shape: what it must hold (see `check_shape`); by default anything.
+        missing: value to return if the file does not exist.
+        shape: expected shape of the content (see `check_shape`); by default any.
 
     Raises:
         UnreadableError: the file cannot be read now.
-        DamagedError: it is not JSON, or its content has another shape.
+        DamagedError: the file is not JSON, or its content has another shape.
     """
     try:
         value = json.loads(file.read_bytes())
@@ -86,11 +86,10 @@ def read_json(file: Path, missing: Any, shape: object = object) -> Any:
 
 
 def check_shape(value: object, shape: object, where: str = "content") -> None:
-    """Raise ValueError unless a JSON value has a shape.
+    """Raise ValueError unless a JSON value has the given shape.
 
-    A shape is a type (`float` includes integers, no type includes booleans but `bool`), a tuple of alternatives, a list
-    of one shape for lists of any length, or a table of shapes. A table may have further keys; a key that ends in "?"
-    may be missing.
+    A shape is a type (`float` accepts integers; only `bool` accepts booleans), a tuple of alternatives, a list with one
+    shape for all items, or a table of shapes. The value may have further keys; a key that ends in "?" is optional.
 
     >>> check_shape([{"step": 3, "loss": 0.5}], [{"step": int, "loss": (float, None), "note?": str}])
     >>> check_shape([{"step": 3.5}], [{"step": int}])
@@ -136,26 +135,26 @@ def _spell(shape: object) -> str:
 
 
 def write_atomic(file: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
+    """Write a file atomically: a reader, or a crash, sees the old content or the new one, never a part.
 
-    Temporary files that killed writers of the same file left behind are removed.
+    Temporary files left by killed writers of the same file are removed.
     """
     sweep_temporaries(file.parent, file.name)
     while True:
         handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
         try:
             with os.fdopen(handle, "wb") as out:
-                _try_lock(handle)  # held while the writer lives: see sweep_temporaries
+                _try_lock(handle)  # held until the writer exits: see sweep_temporaries
                 out.write(content)
                 out.flush()
                 os.fsync(out.fileno())
-                os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are for their owner alone
+                os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are readable by their owner only
                 os.replace(temporary, file)
                 return
         except FileNotFoundError:
             if not file.parent.is_dir():
                 raise
-            # Another process took the file for a dead writer's, between its creation and its lock: write again.
+            # Between creation and lock, another process took the file for a dead writer's and deleted it: write again.
         except BaseException as error:
             if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
                 error.filename = str(file)
@@ -186,10 +185,10 @@ def _try_lock(handle: int) -> bool:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock file for this process; wait while another process holds it.
+    """Hold a lock file; wait while another process holds it.
 
-    The file stays: deleting it would let two processes hold two locks of one name. The system releases the lock when
-    the process dies.
+    The file is not deleted: then two processes could hold locks on two files of one name. The system releases the lock
+    when the process dies.
 
     Raises:
         StoreError: the file cannot be written, or its file system has no locks.

@@ -50,7 +50,7 @@ class CrossEntropy:
     def class_weights(self, counts: Tensor) -> Tensor | None:
         """Return w [C] float64 from the training counts [C] int64, or None without weighting.
 
-        A class that never occurs has no frequency to invert: its weight is 0 (the paper's release gets infinity).
+        The weight of a class that never occurs is 0 (in the paper's release it is infinite).
 
         Raises:
             DataError: the counts are not one non-negative number per class, or all are 0.

@@ -1,7 +1,7 @@
-"""Per-class sums and frequency groups: what every loss plot of the paper is made of (section 2).
+"""Per-class sums and frequency groups, from which every loss plot of the paper is made (section 2).
 
-Sums and counts travel and can be added, over batches, chunks or processes; means are formed once, at the
-edge. The mean of a class without samples is NaN, never 0.
+Sums and counts are accumulated over batches, chunks and processes; means are formed once, on reading. The mean of a
+class without samples is NaN, never 0.
 
 Shapes: M rows (samples or predicted tokens), C classes, G groups.
 """
@@ -42,7 +42,7 @@ def sum_by_group(values: NDArray[Any], index: NDArray[Any], num_groups: int) -> 
 
 @dataclass(frozen=True, eq=False)
 class FrequencyGroups:
-    """A partition of the classes by training frequency; make one with `from_counts` or `from_index`.
+    """A partition of the classes by training frequency; create one with `from_counts` or `from_index`.
 
     Attributes:
         index: group of each class, 0 for the most frequent; every group 0..G-1 has a class [C] int64.
@@ -133,7 +133,7 @@ class ClassStats:
     Attributes:
         count: rows of each class [C] int64.
         loss_sum: their losses, summed [C] float64 (nats).
-        correct: how many of them were predicted right [C] int64.
+        correct: number of rows predicted correctly [C] int64.
         p_correct_sum: probabilities of their own class, summed [C] float64.
     """
 
@@ -163,17 +163,17 @@ class ClassStats:
         *,
         ignore_index: int | None = None,
     ) -> None:
-        """Add rows, as `linear_cross_entropy` returns them, in place and without waiting for the device.
+        """Add rows, as `linear_cross_entropy` returns them, in place and without synchronizing the device.
 
         Args:
             targets: class of each row [...] int64.
             losses: loss of each row [...].
-            correct: whether each row was predicted right [...] bool.
+            correct: whether each row was predicted correctly [...] bool.
             p_correct: probability of each row's class [...].
             ignore_index: value in `targets` of rows that are left out.
 
         Raises:
-            SpecError: if the shapes differ, or targets are not integers or (on a CPU) classes; nothing is added then.
+            SpecError: the shapes differ, or targets are not integers or (on a CPU) not classes; then nothing is added.
         """
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise SpecError(f"targets: expected integers, got {targets.dtype}")
@@ -187,7 +187,9 @@ class ClassStats:
             valid = index != ignore_index
             index, one = index * valid, one * valid
             rows = [torch.where(valid, x, 0) for x in rows]
-        if index.device.type == "cpu" and index.numel():  # before anything is added; a GPU would have to be waited for
+        if (
+            index.device.type == "cpu" and index.numel()
+        ):  # before anything is added; not on a GPU, which it would synchronize
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= self.num_classes:
                 wrong = low if low < 0 else high
@@ -212,11 +214,11 @@ class ClassStats:
         return self.loss_sum / self.count
 
     def accuracy(self) -> Tensor:
-        """Return the share of each class that was predicted right, NaN where it has no rows [C] float64."""
+        """Return the accuracy on each class, NaN where it has no rows [C] float64."""
         return self.correct.double() / self.count
 
     def mean_p_correct(self) -> Tensor:
-        """Return the mean probability of the own class, NaN where it has no rows [C] float64."""
+        """Return the mean probability of the correct class, NaN where a class has no rows [C] float64."""
         return self.p_correct_sum / self.count
 
     def overall_loss(self) -> float:

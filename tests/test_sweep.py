@@ -317,8 +317,8 @@ def test_step_sizes_by_momentum(preset: Path) -> None:
         ("steps = 10", "lr = 0.1\nsteps = 10", "run.lr: the sweep sets it"),
         ("steps = 10", "seed = 1\nsteps = 10", "run.seed: the sweep sets it"),
         ("steps = 10", "optim = 'gd'\nsteps = 10", "run.optim: the sweep sets it"),
-        ("momentum = [0.0, 0.9]", "beta = [0.0, 0.9]", "two optimizers are called 'gd'; give each a label"),
-        ("momentum = [0.0, 0.9]", "label = 'x'\nmomentum = [0.0, 0.9]", "two optimizers are called 'x'"),
+        ("momentum = [0.0, 0.9]", "beta = [0.0, 0.9]", "expected different labels, got 'gd' twice; set label"),
+        ("momentum = [0.0, 0.9]", "label = 'x'\nmomentum = [0.0, 0.9]", "expected different labels, got 'x' twice"),
         (
             'name = "adam"\nlr',
             'name = "adam"\nlr = { "+m" = 1.0 }\nbeta2',

@@ -1,7 +1,7 @@
 """Presets: TOML files that describe a problem and its optimizers, at three scales and in variants.
 
-Its tables are overlaid in the order preset <- variant <- scale <- scale.variant. This module knows the tables of a
-preset, `sweep` their content. It does not import torch.
+The tables of a preset are overlaid in the order preset <- variant <- scale <- scale.variant. This module reads the
+tables; `sweep` interprets their content. It does not import torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Preset:
     """The tables of a preset at one scale, in one variant.
 
     Attributes:
-        name, title: of the preset; the title of the most specific layer.
+        name: name of the preset.
+        title: title in the most specific layer.
         run: settings of every run.
         sweep: optimizers, step sizes, seeds and probes.
     """
@@ -64,7 +65,7 @@ class Preset:
 
 
 def subtable(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a table within a table, empty if it is absent; raise SpecError if it is anything else."""
+    """Return a table within a table, empty if it is absent; raise SpecError if the value is not a table."""
     value = table.get(key, {})
     if not isinstance(value, Mapping):
         raise SpecError(f"{key}: expected a table, got {value!r}")
@@ -86,7 +87,7 @@ def _text(table: Mapping[str, Any], key: str, default: str) -> str:
 
 
 def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `top` laid over it, table by table; a table that names another component replaces it whole.
+    """Return `base` with `top` laid over it, table by table; a table that names another component replaces the old one.
 
     >>> overlay({"data": {"name": "a", "m": 1}}, {"data": {"m": 2}})
     {'data': {'name': 'a', 'm': 2}}
@@ -118,9 +119,9 @@ def preset_names() -> list[str]:
 def read_preset(preset: str | Path) -> dict[str, Any]:
     """Return the tables of a preset, by name or by the path of a .toml file.
 
-    A preset with `extends = "other"` is laid over a preset that comes with the package; those do not extend each other
-    in a circle (tested). `paper` names the figures of the paper whose settings the preset claims to have at scale
-    "paper"; it is not inherited.
+    A preset with `extends = "other"` is laid over that packaged preset; packaged presets do not extend each other in a
+    circle (tested). `paper` lists the figures of the paper whose settings the preset has at scale "paper"; it is not
+    inherited.
 
     Raises:
         DataError: the file cannot be read.

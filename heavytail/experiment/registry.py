@@ -1,4 +1,4 @@
-"""Components and registries: how a name and a few settings in a preset become an object.
+"""Components and registries: build an object from a name and settings in a preset.
 
 A *recipe* is a frozen dataclass whose fields are the settings of one component (a data set, a model, an optimizer, ...)
 and whose method builds it. To add one, write a file in the component's folder that registers a recipe: the registry
@@ -30,7 +30,7 @@ class Component:
 
     @classmethod
     def parse(cls, value: object, kind: str, default: str | None = None) -> Component:
-        """Read `"adam"`, `{"name": "adam", "beta2": 0.99}` or a Component; `default` is the name if none is given."""
+        """Read `"adam"`, `{"name": "adam", "beta2": 0.99}` or a Component; a table without a name gets `default`."""
         if isinstance(value, Component):
             return value
         if isinstance(value, str):
@@ -54,7 +54,7 @@ class Registry(Generic[R]):
     """The recipes of one kind of component.
 
     Args:
-        kind: its name in messages, and its field in a RunSpec ("data", "model", ...).
+        kind: the field of a RunSpec ("data", "model", ...); also used in messages.
         module: the package (or single module) whose files register the recipes.
     """
 
@@ -68,7 +68,7 @@ class Registry(Generic[R]):
     def register(self, name: str, *, version: int = 1) -> Callable[[type[T]], type[T]]:
         """Class decorator: register a frozen dataclass under `name`.
 
-        Raise `version` when a change makes the component compute something else: it is part of a run's key.
+        Increment `version` when a change alters the results of the component: it is part of a run's key.
         """
 
         def add(recipe: type[T]) -> type[T]:
@@ -110,8 +110,8 @@ class Registry(Generic[R]):
     def resolve(self, component: Component) -> Component:
         """Return the component with every default filled in.
 
-        A recipe whose content depends on more than its settings (a file, the Python version) has a method `pinned()`
-        that returns itself with that content named, so that a run's key changes when the content does.
+        A recipe whose data depend on more than its settings (a file, the Python version) has a method `pinned()` that
+        returns a recipe with a digest of that content, so that a run's key changes with the content.
         """
         recipe: Any = self.make(component)
         if hasattr(recipe, "pinned"):
@@ -122,8 +122,8 @@ class Registry(Generic[R]):
     def version(self, component: Component) -> int:
         """Return the version of a component, part of a run's key.
 
-        It is the one that its recipe was registered with; a recipe of which a change concerned some settings only has
-        an attribute `revision`, a number that is 0 for the others and is added.
+        It is the version under which the recipe was registered, plus the recipe's `revision` if it has one: a number
+        that is 0 except for the settings whose results a later change altered.
         """
         recipe: Any = self.make(component)
         return self._versions[component.name] + int(getattr(recipe, "revision", 0))
@@ -163,9 +163,9 @@ def type_hints(cls: type) -> dict[str, Any]:
 
 
 def check_type(value: object, hint: Any, field: str) -> Any:
-    """Return `value` converted to the type `hint`; SpecError names the field if it does not fit.
+    """Return `value` converted to the type `hint`; raise SpecError with the field if the types do not match.
 
-    Understands bool, int, float, str, Literal, Optional and tuples; an int is a valid float, a list a valid tuple.
+    Supports bool, int, float, str, Literal, Optional and tuples; an int is a valid float, a list a valid tuple.
     """
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):

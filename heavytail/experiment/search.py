@@ -1,4 +1,4 @@
-"""The search for a step size, by the paper's rule (appendix A.3): a grid, its candidates, the one selected."""
+"""The paper's step-size search (appendix A.3): a grid, its candidates, and the selected one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Grid:
     """Step sizes as powers of ten.
 
     Attributes:
-        exponents: of the sparse grid, ascending.
-        refine: half powers tried on each side of the best sparse one; None trains exactly `exponents` on all seeds.
+        exponents: decimal exponents of the sparse grid, ascending.
+        refine: number of half powers on each side of the best sparse exponent; None trains `exponents` on all seeds.
     """
 
     exponents: tuple[float, ...]
@@ -39,7 +39,7 @@ class Grid:
             where: the setting, for messages.
 
         Raises:
-            SpecError: it is none of these, or has step sizes that are not distinct and in 1e-100 to 1e100.
+            SpecError: the value has another form, or its step sizes are not distinct or not in 1e-100 to 1e100.
         """
         refine = None
         if isinstance(value, Mapping):
@@ -62,7 +62,7 @@ def _exponents(value: object) -> list[float] | None:
     match value:
         case {"decades": [low, high], **rest} if "exponents" not in rest and type(low) is type(high) is int:
             if low <= high:
-                # No longer than needed to be refused: the bounds of the exponents are checked by the caller.
+                # Cut off a too long range: the caller checks the bounds of the exponents.
                 return [_float(e) for e in range(low, min(high, low + 2 * _LARGEST + 1) + 1)]
         case {"exponents": [_, *_] as exponents, **rest} if "decades" not in rest and all(map(_is_number, exponents)):
             return list(map(_float, exponents))
@@ -120,8 +120,8 @@ class Best:
     """The selected step size of one optimizer, and why each other candidate was rejected.
 
     Attributes:
-        label: of the optimizer.
-        chosen: None if no candidate was stable.
+        label: label of the optimizer.
+        chosen: the selected candidate; None if none was stable.
         candidates: all evaluated step sizes, ascending.
         reasons: why each was selected or rejected, in the order of `candidates`.
         warning: set if the choice is the smallest or largest candidate, else None.
@@ -158,7 +158,7 @@ def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate 
     Args:
         candidate: the candidate.
         smallest: the one with the smallest loss, None if all diverged.
-        chosen: the selected one: `smallest`, or the next smaller stable step size; None if there is none.
+        chosen: the selected one, `smallest` or the next smaller stable step size; None if there is none.
     """
     for spec, outcome in zip(candidate.specs, candidate.outcomes, strict=True):
         if not math.isfinite(outcome.final_loss):
@@ -180,7 +180,7 @@ def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate 
 
 
 def _compared(loss: float, smallest: float) -> str:
-    """Return the comparison of a final loss with the smallest one, with as many digits as tell them apart."""
+    """Return the comparison of a final loss with the smallest one, with as many digits as distinguish them."""
     if loss == smallest:
         return f"final loss {loss:.4g} is equal, at a larger step size"
     digits = next(d for d in range(4, 18) if f"{loss:.{d}g}" != f"{smallest:.{d}g}")

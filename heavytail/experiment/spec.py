@@ -1,8 +1,8 @@
-"""RunSpec: everything that decides one training run, and the key it is stored under.
+"""RunSpec: the definition of one training run, and the key under which it is stored.
 
-The *trajectory* fields decide what the parameters are after t steps; they make the key. The *observation* fields say
-how long to train and what to write down; runs that differ only there share a folder, and a longer run of a stored one
-continues it. This module does not import torch (filling in the defaults of components, which a key needs, does).
+The *trajectory* fields determine the parameters after t steps; the key is their hash. The *observation* fields are the
+number of steps and the measurements to record; runs that differ only in them share a folder, and a longer run continues
+a stored shorter one. This module does not import torch, but filling in the defaults of components for a key does.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Literal
 from heavytail.errors import SpecError, unknown
 from heavytail.experiment.registry import Component, check_type, registry, type_hints
 
-# `train_stats` only observes, too, but its two ways cannot replace each other: runs that differ in it would overwrite
-# each other's history in turns if they shared a folder. Running sums belong to one `eval_every`, which joins the key.
+# `train_stats` also only observes, but runs that differ in it would overwrite each other's history in a shared folder,
+# so it is in the key. Running sums depend on `eval_every`, which is then in the key too.
 OBSERVATION = ("steps", "eval_every", "test_every", "probes")
-MOST_ROWS = 1_000_000  # records of one run: more are a mistake, and would not fit into memory
+MOST_ROWS = 1_000_000  # records of one run; more are a mistake and do not fit in memory
 COMPONENTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
 
 
@@ -35,17 +35,17 @@ class RunSpec:
         lr: constant step size.
         steps: T, number of updates; history rows run from 0 (the initial point) to T.
         batch_size: samples (sequences) of one update; None is the full batch.
-        microbatch: samples of one forward and backward pass, whose gradients are accumulated; None takes what the
-            model's recipe suggests, or else the whole batch.
+        microbatch: samples of one forward and backward pass, whose gradients are accumulated; None is the default of
+            the model's recipe, or else the whole batch.
         precision: "float32", "float64", "tf32" (GPU products only) or "bf16" (autocast).
-        seed: of the initialisation, the order of mini-batches and dropout.
-        data_seed: of the data; None takes `seed` (the release varies both together, erratum 10).
+        seed: seed of the initialisation, the order of mini-batches and dropout.
+        data_seed: seed of the data; None is `seed` (the release varies both together, erratum 10).
         eval_every: losses per class are recorded at every multiple of this step count, and at the last step.
         test_every: the same for the test split; 0 never evaluates it.
         train_stats: "exact" records the losses at W_t over the whole training split (free for full batches);
             "running" sums the losses of the mini-batches since the previous record (row 0 has the first one's), without
-            a pass of its own.
-        probes: further measurements along the way.
+            a separate pass.
+        probes: additional measurements along the run.
     """
 
     data: Component
@@ -67,7 +67,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise SpecError(f"lr: expected a positive finite number, got {self.lr}")
-        object.__setattr__(self, "lr", float(self.lr))  # 1 and 1.0 are one step size and one key
+        object.__setattr__(self, "lr", float(self.lr))  # so that 1 and 1.0 give the same key
         for name, low in (
             ("steps", 1),
             ("eval_every", 1),
@@ -120,7 +120,7 @@ class RunSpec:
 
     @cached_property
     def resolved(self) -> RunSpec:
-        """The same run with every default of every component filled in; raises SpecError on what does not exist."""
+        """The same run with all defaults of all components filled in; raises SpecError for unknown names."""
         changes: dict[str, Any] = {kind: registry(kind).resolve(getattr(self, kind)) for kind in COMPONENTS}
         changes["probes"] = tuple(registry("probe").resolve(p) for p in self.probes)
         if self.microbatch is None:
@@ -131,7 +131,7 @@ class RunSpec:
 
     @cached_property
     def key(self) -> str:
-        """Twenty hexadecimal digits that name the trajectory: a hash of its fields and the components' versions."""
+        """Twenty hexadecimal digits that identify the trajectory: a hash of its fields and the components' versions."""
         table = {k: v for k, v in self.resolved.to_dict().items() if k not in OBSERVATION}
         if self.train_stats == "running":
             table["eval_every"] = self.eval_every
@@ -141,9 +141,9 @@ class RunSpec:
 
     @cached_property
     def measured(self) -> list[dict[str, Any]]:
-        """What the probes are, with their versions, as plain JSON: what a stored run is compared with."""
+        """The probes with their versions as plain JSON, to compare with those of a stored run."""
         tables = [{**p.to_dict(), "version": registry("probe").version(p)} for p in self.resolved.probes]
-        plain: list[dict[str, Any]] = json.loads(json.dumps(tables))  # tuples are lists, as they will be read
+        plain: list[dict[str, Any]] = json.loads(json.dumps(tables))  # tuples become lists, as in a stored record
         return plain
 
     def recorded_steps(self, every: int | None = None) -> list[int]:

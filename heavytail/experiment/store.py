@@ -1,13 +1,13 @@
 """RunStore and History: one folder per trajectory, written so that a crash at any moment loses nothing committed.
 
-    runs/<key>/history-<sum>.safetensors    what was measured
-    runs/<key>/checkpoint-<sum>.safetensors where to resume
+    runs/<key>/history-<sum>.safetensors    the measurements
+    runs/<key>/checkpoint-<sum>.safetensors the state to resume from
     runs/<key>/status.json                  the record: status, spec, environment, the two files with their checksums,
                                             and its own checksum; replacing it is the one commit point
-    runs/<key>/spec.json, env.json          copies of the record's spec and environment for people
+    runs/<key>/spec.json, env.json          human-readable copies of the record's spec and environment
 
 A commit writes the array files under names made of their own checksums, renames a new status.json over the old one,
-and then deletes the files that no record names. Everything read back is checked: its checksum, then its shape. A
+and then deletes the files that no record names. Every file read is checked: its checksum, then its shape. A
 damaged run is reported and counts as not trained; training it again replaces it. This module does not import torch.
 
 Shapes: E recorded steps, C classes, G groups, T steps.
@@ -36,7 +36,7 @@ from heavytail.errors import DamagedError, StoreError, UnreadableError
 from heavytail.experiment.spec import RunSpec
 from heavytail.files import expanded, locked, read_json, sweep_temporaries, write_atomic
 
-ATTEMPT = "attempt"  # subfolder of a finished run in which a fresh attempt at it commits until it is finished too
+ATTEMPT = "attempt"  # subfolder of a finished run for the commits of a new attempt, until that is finished too
 FINISHED = ("done", "diverged")
 
 Array = NDArray[Any]
@@ -60,7 +60,7 @@ _LOG = logging.getLogger("heavytail")
 
 @dataclass
 class History:
-    """What one run measured.
+    """The measurements of one run.
 
     `arrays` holds, for each split ("train", "test"):
         <split>/step [E]            recorded steps
@@ -69,8 +69,8 @@ class History:
         <split>/correct [E, C]      correctly classified samples
         <split>/p_correct [E, C]    mean probability of the correct class
         <split>/count [C] or [E, C] samples; per row where the row sums mini-batches
-    and `group` [C] (frequency group of each class), `objective` [T] (what each step minimised), and whatever probes
-    add under probe/<name>/, with a leading axis of probe/<name>/step. `resumed` names the step and the time (UTC) of
+    and `group` [C] (frequency group of each class), `objective` [T] (the value minimised at each step), and the
+    arrays of probes under probe/<name>/, with a leading axis of probe/<name>/step. `resumed` names the step and the time (UTC) of
     every resumption.
     """
 
@@ -117,7 +117,7 @@ class History:
     def sums(self, split: str, name: str, index: Array, *, weighted: bool = True) -> tuple[Array, Array]:
         """Return sums over the classes of each group, and the sample counts, both [E, G].
 
-        A class without samples adds 0 to its group whatever its value; a value of NaN with samples makes the sum NaN.
+        A class without samples adds 0 to its group, even if its value is NaN; NaN with samples makes the sum NaN.
 
         Args:
             split: "train" or "test".
@@ -136,7 +136,7 @@ class History:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the grid search needs to know of a run."""
+    """The outcome of a run, as the step-size search uses it."""
 
     status: Status
     final_loss: float
@@ -162,7 +162,7 @@ class RunStore:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def status(self, spec: RunSpec) -> Status:
-        """Return where a run stands: done or diverged only if every step that `spec` asks for is there."""
+        """Return the status of a run: done or diverged only if every step that `spec` records is stored."""
         folder = self.folder(spec)
         try:
             record = _record(folder)
@@ -176,12 +176,12 @@ class RunStore:
         return self.current(spec.key, record)
 
     def current(self, key: str, record: Mapping[str, Any]) -> Status:
-        """Return the status in a record, but "interrupted" for a running one whose process is gone."""
+        """Return the status in a record, but "interrupted" for a running one whose process has died."""
         status: Status = record["status"]
         return "interrupted" if status == "running" and not self.locked(key) else status
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """Return the final loss and stability of a finished run, None if it is not finished or damaged."""
+        """Return the final loss and stability of a finished run; None if it is unfinished or damaged."""
         history = self.finished(spec)
         if history is None:
             return None
@@ -191,10 +191,10 @@ class RunStore:
         return Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
 
     def finished(self, spec: RunSpec) -> History | None:
-        """Return the history of a finished run, None if it is not finished; a damaged one is reported and is not.
+        """Return the history of a finished run; None if it is unfinished, or damaged (which is reported).
 
         Raises:
-            UnreadableError: a file cannot be read now, but may be whole.
+            UnreadableError: a file cannot be read now, but may be intact.
         """
         try:
             return self.load(spec)
@@ -203,7 +203,7 @@ class RunStore:
             return None
 
     def load(self, spec: RunSpec) -> History | None:
-        """Return the history of a finished run, cut to the steps that `spec` asks for; None if any is missing.
+        """Return the history of a finished run, cut to the steps that `spec` records; None if any is missing.
 
         Raises:
             DamagedError: a file has another checksum or shape than was written.
@@ -224,10 +224,10 @@ class RunStore:
         return History(spec, status, _cut(arrays, spec), _environment(folder, record), resumed=resumed)
 
     def load_partial(self, spec: RunSpec) -> tuple[History, int, dict[str, Array]] | None:
-        """Return a history, the number of updates behind it and the checkpoint to continue from, if there is one.
+        """Return a history, its number of updates and the checkpoint to continue from; None if there is none.
 
         A run can be continued if every missing step lies at or after its checkpoint. Damaged commits are reported and
-        passed over.
+        skipped.
         """
         for folder in (self.folder(spec) / ATTEMPT, self.folder(spec)):
             try:
@@ -269,7 +269,7 @@ class RunStore:
         folder = self.root / "runs" / key
         record = _record(folder)
         if record is None:
-            raise UnreadableError(f"cannot read {folder / 'status.json'}: it is gone")
+            raise UnreadableError(f"cannot read {folder / 'status.json'}: no such file")
         return record.get("spec") or read_json(folder / "spec.json", {}, {}), record
 
     def records(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -289,7 +289,7 @@ class RunStore:
             return None
 
     def _report(self, error: StoreError) -> None:
-        """Name a damaged file, once."""
+        """Warn about a damaged file, once."""
         if str(error) not in self._reported:
             self._reported.add(str(error))
             _LOG.warning("%s; the run counts as not trained", error)
@@ -305,11 +305,11 @@ class RunStore:
     ) -> None:
         """Commit a history, and the checkpoint to resume from after `step` updates, atomically.
 
-        A finished run stays what it is while a fresh attempt at it (for a new probe, say) is under way. The finished
-        attempt is merged into it: the longer of the two stays, with the rows and probes that only the other one has.
+        A finished run stays unchanged during a new attempt at it (for a new probe, say). The finished attempt is then
+        merged into it: the longer of the two is kept, with the rows and probes that only the other one has.
 
         Raises:
-            StoreError: the folder cannot be written; what was committed before stays.
+            StoreError: the folder cannot be written; the previous commit stays.
         """
         spec, folder = history.spec, self.folder(history.spec)
         stored = self._intact(folder)
@@ -341,7 +341,7 @@ class RunStore:
             shutil.rmtree(folder / ATTEMPT, ignore_errors=True)
 
     def mark_failed(self, spec: RunSpec, error: str) -> None:
-        """Record why a run failed, beside whatever it had committed; a store that cannot be written is left alone."""
+        """Record why a run failed, and keep its last commit; do nothing if the store cannot be written."""
         folder = self.folder(spec)
         stored = self._intact(folder)
         if stored is not None and stored["status"] in FINISHED:
@@ -351,7 +351,7 @@ class RunStore:
             observed: dict[str, Any] = {"train_steps": [], "test_steps": [], "probes": []}
             stored = {"step": 0, "spec": spec.resolved.to_dict(), "environment": {}, "observed": observed}
             stored |= {"history": None, "checkpoint": None}
-        with contextlib.suppress(OSError):  # such as the full disk that made it fail: the first error counts
+        with contextlib.suppress(OSError):  # a full disk, say, which also made the run fail: the first error matters
             folder.mkdir(parents=True, exist_ok=True)
             _write_record(folder, {**stored, "status": "failed", "error": error})
 
@@ -373,7 +373,7 @@ class RunStore:
         except OSError as error:
             raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
         named = {entry["file"] for entry in (record["history"], record["checkpoint"]) if entry is not None}
-        with contextlib.suppress(OSError):  # committed already: what cannot be deleted now will be with the next commit
+        with contextlib.suppress(OSError):  # already committed; the next commit deletes leftovers
             for old in folder.iterdir():
                 if _ARRAYS_NAME.fullmatch(old.name) and old.name not in named:
                     old.unlink()
@@ -384,7 +384,7 @@ class RunStore:
 
     @contextlib.contextmanager
     def lock(self, spec: RunSpec) -> Iterator[None]:
-        """Hold the run's folder for this process; wait while another one has it.
+        """Hold the lock of a run's folder; wait while another process holds it.
 
         Raises:
             StoreError: the folder cannot be written, or its file system has no locks.
@@ -393,7 +393,7 @@ class RunStore:
             yield
 
     def locked(self, key: str) -> bool:
-        """Return whether some process holds the run of this key now."""
+        """Return whether a process holds the lock of the run with this key."""
         try:
             with open(self.root / "runs" / key / "lock") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -418,14 +418,14 @@ def _record(folder: Path) -> dict[str, Any] | None:
         raise DamagedError(f"{file} is damaged: unknown status {record['status']!r}")
     for entry in (record["history"], record["checkpoint"]):
         if entry is not None and not _ARRAYS_NAME.fullmatch(entry["file"]):
-            raise DamagedError(f"{file} is damaged: {entry['file']!r} is no name of an array file")
+            raise DamagedError(f"{file} is damaged: {entry['file']!r} is not the name of an array file")
     if record["status"] in FINISHED and record["history"] is None:
         raise DamagedError(f"{file} is damaged: a finished run without a history")
     return record
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    plain = json.loads(json.dumps(record))  # tuples are lists, as they will be when it is read
+    plain = json.loads(json.dumps(record))  # tuples become lists, as when read back
     _write_json(folder / "status.json", {**plain, "sha256": _digest(plain)})
 
 
@@ -458,7 +458,7 @@ def missing_steps(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
 
 
 def _next_step(status: str, step: int) -> int | None:
-    """The first step that a run's probes have not seen; None if it diverged, as no later one will come."""
+    """The first step without probe measurements; None after divergence, which has no later step."""
     return None if status == "diverged" else step + 1 if status == "done" else step
 
 
@@ -472,7 +472,7 @@ def _modified(file: Path) -> float:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError:
-        return 0.0  # reading it will name the error
+        return 0.0  # reading the file will raise the error
 
 
 # -- merging -----------------------------------------------------------------------------------------------------------
@@ -480,7 +480,7 @@ def _modified(file: Path) -> float:
 
 @dataclass(frozen=True)
 class _Commit:
-    """A record and what it names; the record's own checkpoint stays if there is none here."""
+    """A record with its arrays; without a checkpoint here, the record keeps the one that it names."""
 
     record: Mapping[str, Any]
     arrays: dict[str, Array]
@@ -488,7 +488,7 @@ class _Commit:
 
 
 def _merge(old: _Commit, new: _Commit) -> _Commit:
-    """Return the longer of two finished attempts at one trajectory, with what only the other one measured.
+    """Return the longer of two finished attempts at one trajectory, with the measurements that only the other one has.
 
     Attempts that contradict each other on divergence are not merged: the new one replaces the old.
     """
@@ -511,7 +511,7 @@ def _merge(old: _Commit, new: _Commit) -> _Commit:
 
 
 def _measured(old: _Commit, new: _Commit) -> dict[str, tuple[_Commit, dict[str, Any]]]:
-    """For every probe, the commit that measured it, and its settings: the new one unless the old reached further."""
+    """The commit and settings of every probe: those of the new commit, unless the old one measured more steps."""
     found = {table["name"]: (old, table) for table in old.record["observed"]["probes"]}
     for table in new.record["observed"]["probes"]:
         name = table["name"]
@@ -546,7 +546,7 @@ def _per_run(name: str, value: Array) -> bool:
 
 
 def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:
-    """Keep the rows of the steps that `spec` asks for."""
+    """Keep the rows of the steps that `spec` records."""
     wanted = {"train": spec.recorded_steps(), "test": spec.recorded_steps(spec.test_every)}
     cut = {}
     for name, value in arrays.items():
@@ -570,7 +570,7 @@ _NONE = np.empty(0, np.int64)
 
 
 def _read_history(folder: Path, record: Mapping[str, Any]) -> dict[str, Array]:
-    """The arrays of a record that names a history: every one with as many rows as its steps."""
+    """The history arrays of a record; DamagedError unless each has as many rows as steps."""
     arrays = _read_arrays(folder, record["history"])
     for name, value in arrays.items():
         path = name.split("/")

@@ -1,9 +1,9 @@
 """Sweep: a problem times its optimizers, and the paper's search for the step size (section 5 of its appendix A).
 
-The search: powers of ten on the first seed; half powers around the best of them on all seeds; selected is the
-step size with the smallest *maximum over seeds of the final training loss*; a selection whose loss exceeds
-1.05 times its initial value at any recorded step falls back to the next smaller step size until it is stable. Diverged
-runs count as infinite. Nothing here trains: `propose` returns the runs that are still missing, given the finished ones.
+The search trains powers of ten on the first seed, then half powers around the best of them on all seeds. It selects the
+step size with the smallest *maximum over seeds of the final training loss*. If the loss of the selection exceeds 1.05
+times its initial value at any recorded step, the next smaller step size is selected until one is stable. Diverged runs
+have an infinite loss. Nothing here trains: `propose` returns the missing runs, given the finished ones.
 
 A sweep is read from a preset (see `preset`). This module does not import torch.
 """
@@ -24,7 +24,7 @@ from heavytail.experiment.registry import Component
 from heavytail.experiment.search import Best, Candidate, Grid, Lookup, select, warn_at_edge
 from heavytail.experiment.spec import RunSpec
 
-# A label names a folder of `sweep --out` and a line of a plot.
+# A label is the name of a folder of `sweep --out` and of a line in plots.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+-]*")
 
 
@@ -45,10 +45,10 @@ class Sweep:
         name, title: of the preset.
         scale: "paper", "small" or "quick".
         variant: name of the variant, "" for none.
-        run: the table that every run shares.
+        run: settings shared by all runs.
         arms: the optimizers.
-        seeds: the first one searches the sparse grid; all of them judge the dense one.
-        probes: measured along each selected run of the first seed, once its search is finished, and no other.
+        seeds: the sparse grid uses the first, the dense one all of them.
+        probes: measured along each selected run of the first seed once its search is finished, and along no other run.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Sweep:
 
         Raises:
             DataError: the file cannot be read.
-            SpecError: an unknown or wrong setting, in one line.
+            SpecError: a setting is unknown or invalid.
         """
         tables = Preset.load(preset, scale, variant)
         known(tables.sweep, ("seeds", "optim", "lr", "probes"), f"setting of preset {tables.name}, sweep:")
@@ -84,7 +84,7 @@ class Sweep:
             raise SpecError(f"preset '{tables.name}': expected at least one [[sweep.optim]], got none")
         seeds, probes = _seeds(tables.sweep.get("seeds", [0])), _probes(tables.sweep.get("probes", []))
         sweep = cls(tables.name, tables.title, scale, variant, tables.run, arms, seeds, probes)
-        # Refuse a bad table now, not at the first run.
+        # Raise on an invalid table now, not at the first run.
         replace(sweep.spec(arms[0], arms[0].grid.exponents[0], seeds[0]), probes=probes)
         return sweep
 
@@ -107,7 +107,7 @@ class Sweep:
         """Return the run of one optimizer, step size 10^exponent and seed."""
         name = (arm.label, exponent, seed)
         if name not in self._specs:
-            lr = float(f"{10.0**exponent:.12g}")  # 0.003 in the preset is exactly 0.003 here
+            lr = float(f"{10.0**exponent:.12g}")  # so that 0.003 in a preset is exactly 0.003
             table = {**self.run, "optim": arm.optim, "lr": lr, "seed": seed}
             self._specs[name] = RunSpec.from_dict(table)
         return self._specs[name]
@@ -130,7 +130,7 @@ class Sweep:
     def probed(self, best: Best) -> RunSpec | None:
         """Return the selected run of the first seed with the sweep's probes; None without probes or a selection.
 
-        It has the key of the selected run: training it replaces that run by itself with measurements.
+        Its key is that of the selected run: the measurements are added to that run.
         """
         if not self.probes or best.chosen is None:
             return None
@@ -141,7 +141,7 @@ class Sweep:
         return self._search(self.arm(label), lookup)[0]
 
     def _search(self, arm: Arm, lookup: Lookup) -> tuple[Best | None, list[RunSpec]]:
-        """The search as far as the finished runs allow: its result, or the runs that it needs next."""
+        """The result of a search, or the runs that it needs next, given the finished runs."""
         grid = arm.grid
         if grid.refine is None:
             judged, todo = self._judge(arm, grid.exponents, self.seeds, lookup)
@@ -175,7 +175,7 @@ class Sweep:
 
     @cached_property
     def caption(self) -> str:
-        """Phrase for captions: the scale, and whether it is the paper's."""
+        """The scale in words for captions, and whether it is the paper's."""
         return "paper's scale" if self.scale == "paper" else f"{self.scale} scale, not the paper's"
 
 
@@ -217,7 +217,9 @@ def _arms(tables: object, shared: object) -> tuple[Arm, ...]:
             if not (isinstance(label, str) and _LABEL.fullmatch(label)):
                 raise SpecError(f"sweep.optim.label: expected letters, digits, spaces and _.+-, got {label!r}")
             if any(arm.label == label for arm in arms):
-                raise SpecError(f"sweep.optim: two optimizers are called '{label}'; give each a label of its own")
+                raise SpecError(
+                    f"sweep.optim: expected different labels, got '{label}' twice; set label on one of them"
+                )
             arms.append(Arm(label, optim, _grid(rate, (label, optim.name, suffix), f"sweep.optim {label}: lr")))
     names = {name for arm in arms for name in (arm.label, arm.optim.name)}
     if isinstance(shared, Mapping) and isinstance(decades := shared.get("decades"), Mapping):

@@ -1,8 +1,8 @@
-"""What it takes to continue a run bit for bit: the step, parameters, optimizer state, generators, running sums.
+"""The state to continue a run bit for bit: step, parameters, optimizer state, generators, running sums.
 
-Arrays only, named by path, so that a checkpoint is a safetensors file and never a pickle. An array has lost the memory
-layout of its tensor, which kernels may rely on: PyTorch's fused Adam walks the memory of weights and moments side by
-side. State of the shape of its parameter is therefore copied into a tensor of that parameter's layout.
+It consists of arrays named by path, so a checkpoint is a safetensors file and never a pickle. Arrays do not hold the
+memory layout of their tensors, on which kernels may rely: PyTorch's fused Adam walks the memory of weights and moments
+side by side. State of the shape of its parameter is therefore copied into a tensor with that parameter's layout.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pack(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, running:
             arrays[f"optim/{index}/{name}"] = _host(torch.as_tensor(value))
     for index, group in enumerate(table["param_groups"]):
         for name, value in group.items():
-            if isinstance(value, bool | int | float):  # an optimizer may count in its groups
+            if isinstance(value, bool | int | float):  # some optimizers keep step counts in their groups
                 arrays[f"group/{index}/{name}"] = np.array(value)
     arrays["rng/cpu"] = torch.get_rng_state().numpy()
     if torch.cuda.is_available():
@@ -54,10 +54,10 @@ def unpack(
     optimizer: torch.optim.Optimizer,
     running: ClassStats | None,
 ) -> None:
-    """Put the state of `pack` back.
+    """Restore the state that `pack` returned.
 
     Raises:
-        StoreError: it is the state of another step than the run's record names.
+        StoreError: the state is of another step than the one in the run's record.
     """
     if "step" in arrays and int(arrays["step"]) != step:  # older checkpoints do not have it
         raise StoreError(f"status.json names step {step}, but its checkpoint is of step {int(arrays['step'])}")
@@ -83,16 +83,16 @@ def unpack(
 
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The value, in the memory layout of the parameter if it has its shape."""
+    """The value, in the memory layout of the parameter if the shapes agree."""
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _host(value: torch.Tensor) -> Array:
-    array: Array = value.detach().cpu().numpy().copy()  # not a view: the run goes on
+    array: Array = value.detach().cpu().numpy().copy()  # not a view: training changes the tensor
     return array
 
 
 def _tensor(value: Array) -> torch.Tensor:
-    return torch.from_numpy(np.array(value))  # a copy: arrays read from a file cannot be written to
+    return torch.from_numpy(np.array(value))  # a copy: arrays read from a file are read-only

@@ -1,7 +1,7 @@
-"""What runs cost before they are trained: parameters, operations, memory, and time by a short calibration.
+"""Estimate the cost of runs before training them: parameters, operations, memory, and time by a short calibration.
 
-A model is built on torch's "meta" device, which has shapes and no numbers; the operations of one sample are counted
-as it goes forward and back, and everything else is multiplication. Only matrix products and convolutions are counted.
+A model is built on torch's "meta" device, which has shapes but no numbers. The operations of one sample's forward and
+backward passes are counted and multiplied by samples and steps; only matrix products and convolutions count.
 
 Shapes: N samples, C classes, D features.
 """
@@ -26,12 +26,12 @@ from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.sweep import Arm, Sweep
 from heavytail.train.engine import gradient_pass_evaluates, load_data
 
-# Share of its time that a run spends in matrix products at full speed: about 0.3 for the smallest models on a CPU,
+# Fraction of its time that a run spends in matrix products at full speed: about 0.3 for the smallest models on a CPU,
 # 0.9 for a linear one.
 UTILISATION = 0.4
-# Of a CPU core, for `Row.seconds`: operations a second, overhead of a run and of a step.
+# One CPU core, for `Row.seconds`: operations per second, and the overhead of a run and of a step.
 CORE_SPEED, RUN_SECONDS, STEP_SECONDS = 3e10, 0.5, 1e-3
-# Dense peak in operations a second, from the makers' data sheets: float32, TF32, bfloat16.
+# Dense peak in operations per second, from the vendors' data sheets: float32, TF32, bfloat16.
 GPUS = {
     "a100": (19.5e12, 156e12, 312e12),
     "h100": (67e12, 494e12, 989e12),
@@ -42,15 +42,15 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run.
+    """Cost of one run.
 
     Attributes:
-        parameters: numbers in the model, frozen ones included.
-        trained: those of them that are not frozen.
-        operations: floating-point operations of all its matrix products and convolutions.
+        parameters: number of parameters, frozen ones included.
+        trained: number of parameters that are not frozen.
+        operations: floating-point operations of all matrix products and convolutions.
         working: bytes held at once by parameters, gradients, activations and data.
-        state: bytes that the optimizer keeps.
-        nominal: whether the data are not here, and their size is what their recipe knows of it.
+        state: bytes of optimizer state.
+        nominal: whether the data are not available, so that their size is the one in their recipe.
     """
 
     parameters: int
@@ -68,7 +68,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """The search of one optimizer: how many runs at most, and what one of them costs."""
+    """Cost of the search of one optimizer: the maximum number of runs, and the cost of one of them."""
 
     sweep: Sweep
     arm: Arm
@@ -78,12 +78,12 @@ class Row:
 
     @property
     def operations(self) -> float:
-        """Of all runs together."""
+        """FLOPs of all runs."""
         return self.runs * self.cost.operations
 
     @property
     def seconds(self) -> float:
-        """A rough time of all runs on one CPU core, overheads included, to compare searches with each other."""
+        """Rough time of all runs on one CPU core, overheads included, for comparing searches."""
         steps = RUN_SECONDS + self.spec.steps * STEP_SECONDS
         return self.runs * steps + self.operations / CORE_SPEED
 
@@ -93,17 +93,17 @@ class Row:
         return _hours(self.operations, peak)
 
     def hours(self, speed: float) -> float:
-        """Return the hours that all runs take on a machine whose products do `speed` operations a second."""
+        """Return the hours that all runs take on a machine of `speed` operations per second."""
         return _hours(self.operations, speed)
 
 
 def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
-    """Yield what the search of each optimizer of a sweep costs.
+    """Yield the cost of the search of each optimizer of a sweep.
 
     Raises:
-        DataError: data are not here, and their recipe does not know their size without them.
+        DataError: the data are not available, and their recipe does not give their size.
     """
-    shared: Cost | None = None  # only what the optimizer keeps differs
+    shared: Cost | None = None  # only the optimizer state differs
     for arm in sweep.arms:
         spec = sweep.spec(arm, arm.grid.exponents[0], sweep.seeds[0])
         shared = shared or cost(spec, data_dir)
@@ -114,8 +114,8 @@ def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
 def num_runs(sweep: Sweep, arm: Arm) -> int:
     """Return how many runs the search of an optimizer takes if none diverges and its dense grid is stable.
 
-    The sparse grid has one seed; the dense one has all, and on the first its powers of ten have been run by then. With
-    probes the selected run is trained once more, to be measured.
+    The sparse grid is run on one seed, the dense one on all; on the first seed its powers of ten are done already. With
+    probes, the selected run is trained once more to be measured.
     """
     grid, seeds = arm.grid, len(sweep.seeds)
     if grid.refine is None:
@@ -125,7 +125,7 @@ def num_runs(sweep: Sweep, arm: Arm) -> int:
 
 
 def cost(spec: RunSpec, data_dir: Path) -> Cost:
-    """Return what one run costs."""
+    """Return the cost of one run."""
     spec = spec.resolved
     data, N, N_test, nominal = _data(spec, data_dir)
     with torch.device("meta"):
@@ -144,8 +144,8 @@ def cost(spec: RunSpec, data_dir: Path) -> Cost:
         both = counter.get_total_flops()
     head = 2 * len(features) * model.head.weight.numel()
     evaluates = gradient_pass_evaluates(spec, model, data.train)
-    step = both + (2 if frozen else 3) * head  # a sample, forward and back
-    look = forward + head  # a sample, evaluated
+    step = both + (2 if frozen else 3) * head  # per sample, forward and backward
+    look = forward + head  # per sample, evaluation
 
     kept = frozen and evaluates  # features are computed once
     operations = spec.steps * (spec.batch_size or N) * float(step - forward if kept else step)
@@ -156,7 +156,7 @@ def cost(spec: RunSpec, data_dir: Path) -> Cost:
 
     together = spec.microbatch or spec.batch_size or N
     sample = sum(t.numel() * t.element_size() for t in (batch.inputs, batch.targets))
-    working = _bytes(parameters) + 2 * _bytes(trained)  # the new gradients, and their sum
+    working = _bytes(parameters) + 2 * _bytes(trained)  # new gradients, and their sum
     kept_bytes = saved.bytes + _bytes([features]) * int(features.requires_grad)  # and the gradient of the features
     held = together if data.train.inputs.is_meta else N + N_test  # images are decoded batch by batch
     working += together * kept_bytes + held * sample
@@ -165,7 +165,7 @@ def cost(spec: RunSpec, data_dir: Path) -> Cost:
 
 
 def speed(seconds: float = 0.3, size: int = 1024) -> float:
-    """Return the operations a second of this machine's matrix products in float32, all cores together."""
+    """Return the operations per second of this machine's float32 matrix products on all cores."""
     a, b = torch.ones(size, size), torch.ones(size, size)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -176,12 +176,12 @@ def speed(seconds: float = 0.3, size: int = 1024) -> float:
 
 
 class _Saved:
-    """Counts the bytes that a forward pass keeps for the backward pass, parameters aside."""
+    """Counts the bytes that a forward pass saves for the backward pass, without parameters."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self.bytes = 0
         self._seen = {p.untyped_storage()._cdata for p in parameters}
-        self._kept: list[Any] = []  # so that no storage's address is used twice
+        self._kept: list[Any] = []  # keeps storages alive, so that no address is reused
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -193,7 +193,7 @@ class _Saved:
 
 
 def _data(spec: RunSpec, data_dir: Path) -> tuple[Data, int, int, bool]:
-    """Data, N of both splits; a stand-in of one sample and nominal N where the data are not here."""
+    """Data and N of both splits; a stand-in of one sample and the nominal N if the data are not available."""
     try:
         data = load_data(spec, data_dir)
     except DataError:
@@ -205,10 +205,9 @@ def _data(spec: RunSpec, data_dir: Path) -> tuple[Data, int, int, bool]:
 
 
 def _state(spec: RunSpec, trained: int) -> float:
-    """Bytes that the optimizer of a resolved run keeps of so many trained numbers.
+    """Bytes of optimizer state for `trained` parameters of a resolved run.
 
-    Measured by one step on a matrix, as a share of its bytes; what is kept of a whole tensor, such as a step count, is
-    left out.
+    Measured per entry, by one step on a small matrix; state per tensor, such as a step count, is left out.
     """
     matrix = nn.Parameter(torch.ones(8, 8))
     optimizer = registry("optim").make(spec.optim).build([matrix], spec.lr)

@@ -1,16 +1,16 @@
-"""Several processes train one run: data parallel over torch.distributed, one GPU or CPU process each.
+"""Data-parallel training of one run over torch.distributed, one process per GPU or CPU.
 
     torchrun --nproc-per-node N -m heavytail run ...
 
-Each process takes its share of the micro-batches of a step, and their sums - gradients, losses, statistics per class -
-are added up before anything is done with them. That is not DistributedDataParallel: the engine's gradients are
-already divided by the whole batch's weight, so that they add and need no averaging, whatever the loss weights and
-however unequal the shares; one exchange a step follows all of its accumulation, not each backward pass; nothing wraps
-the model and hides its `features` and `head`. DDP would overlap the exchange with the last backward pass; with
-accumulation over many micro-batches there is little to win.
+Each process takes its share of the micro-batches of a step; one all-reduce then sums gradients, losses and statistics
+per class. This differs from DistributedDataParallel in three ways. The engine's gradients are already divided by the
+weight of the whole batch, so they are summed, not averaged, for any loss weights and unequal shares. There is one
+exchange per step, after all accumulation, not one per backward pass. The model is not wrapped, so `features` and `head`
+stay accessible. DDP would overlap the exchange with the last backward pass, which gains little when many micro-batches
+are accumulated.
 
-After every exchange all processes hold the same numbers. Hence the first one can write for all of them, and if another
-is killed, what it writes is the state before the broken step.
+After every exchange all processes hold the same numbers. Rank 0 therefore writes for all, and if another process is
+killed, rank 0 commits the state before the broken step.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def joined(options: Options) -> Iterator[Options]:
-    """Join the processes that torchrun started, if it did; yield the options as they are then.
+    """Join the process group that torchrun started, if any; yield the options of this process.
 
     Args:
-        options: how to run. On GPUs each process takes the one of its local rank.
+        options: how to run. Each process uses the GPU of its local rank.
 
     Raises:
-        SpecError: more than one worker was asked for, too.
+        SpecError: `workers` is above 1 under torchrun.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -47,8 +47,8 @@ def joined(options: Options) -> Iterator[Options]:
         return
     if options.workers not in (None, 1):
         raise SpecError(f"--workers: expected 1 under torchrun, got {options.workers}")
-    # Its functions have the default group of the moment of import as a default value. The first optimizer imports it:
-    # if there is a group by then, they keep it, and its threads abort the process when the interpreter ends.
+    # The functions of this module bind the default group at import as a default value. The first optimizer imports the
+    # module; a group that exists by then stays referenced, and its threads abort the process at interpreter exit.
     import torch.distributed.nn.functional
 
     device, backend = options.device, "gloo"
@@ -57,4 +57,4 @@ def joined(options: Options) -> Iterator[Options]:
         torch.cuda.set_device(device)
     exchange(lambda: dist.init_process_group(backend))
     yield replace(options, device=device, workers=1, group=Group(dist.get_rank(), size))
-    dist.destroy_process_group()  # not after an error: the others may be gone
+    dist.destroy_process_group()  # not after an error: the other processes may have died

@@ -1,10 +1,10 @@
 """The engine: one training loop for full batches and mini-batches (paper, section 2 and appendix A).
 
-Row t of a history holds the losses at W_t. For a full batch they come from the very pass that makes the gradient of
-step t, so observing costs nothing; where dropout, batch normalisation or random transforms make that pass differ from
+Row t of a history holds the losses at W_t. For a full batch they come from the pass that computes the gradient of
+step t, so recording costs nothing; where dropout, batch normalisation or random transforms make that pass differ from
 evaluation, and for mini-batches, a separate pass in eval mode measures them, through the deterministic transform (or,
-with train_stats = "running", the mini-batches' own losses are summed between records). The head never forms the logits
-of more than a chunk of rows.
+with train_stats = "running", the losses of the mini-batches are summed between records). The head forms the logits of
+one chunk of rows at a time.
 
 Shapes: N samples, C classes, D features, M predictions, E recorded steps, T steps.
 """
@@ -38,18 +38,18 @@ from heavytail.train import checkpoint
 from heavytail.train.environment import environment
 from heavytail.train.group import ALONE, Group, LostProcess
 
-# An objective this many times the initial loss ends the run: softmax regression itself never overflows. Initial is the
-# recorded loss of the whole split at step 0, or log C if that is larger.
+# A run has diverged if its objective exceeds the initial loss by this factor: softmax regression never overflows. The
+# initial loss is the recorded loss of the whole split at step 0, or log C if that is larger.
 DIVERGED_FACTOR = 100.0
 COMMIT_SECONDS = 30.0
-KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued, only below this size
+KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued later, only below this size
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-CACHED_FEATURES = 2**31  # features of a frozen body are kept, rather than recomputed every step, below this many bytes
+CACHED_FEATURES = 2**31  # features of a frozen body are cached below this many bytes, not recomputed at every step
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: passed to the `on_progress` callback a few times a second."""
+    """Step and loss of a run; passed to the `on_progress` callback a few times a second."""
 
     spec: RunSpec
     step: int
@@ -67,22 +67,22 @@ def train(
     group: Group = ALONE,
     compiled: bool = False,
 ) -> History:
-    """Run what the store does not have of `spec` yet, and return the history.
+    """Train the steps of `spec` that the store does not have yet, and return the history.
 
-    Waits while another process trains the same run, and then finds it done. Divergence is a status of the history.
+    Waits while another process trains the same run, and then reads its result. Divergence is a status of the history.
 
     Args:
         spec: the run.
         store: where its history and checkpoints are committed.
         data_dir: where public data sets are.
-        device: of torch.
+        device: torch device.
         on_progress: called a few times a second.
-        should_stop: asked before every step; once true, the run is committed as interrupted and returned.
-        group: the processes that train it together; the first one locks, reports and writes.
+        should_stop: called before every step; once true, the run is committed as interrupted and returned.
+        group: the processes that train it together; rank 0 holds the lock and writes.
         compiled: whether the body goes through torch.compile: faster on a GPU, the same up to rounding.
 
     Raises:
-        LostProcess: another process of the group is gone; the run is committed as interrupted.
+        LostProcess: another process of the group has died; the run is committed as interrupted.
     """
     with store.lock(spec) if group.rank == 0 else nullcontext():
         group.wait()  # for the lock
@@ -94,10 +94,10 @@ def train(
                 run = _Run(spec, store, data_dir, torch.device(device), group, compiled)
                 try:
                     history = run.loop(on_progress, should_stop)
-                except LostProcess:  # always between two updates: what this process has is the state at W_t
+                except LostProcess:  # always between two updates, so the state is that at W_t
                     run.commit_interrupted()
                     raise
-                group.wait()  # for what the first process wrote
+                group.wait()  # until rank 0 has written
                 return history
         except LostProcess:
             raise
@@ -136,7 +136,7 @@ class _Run:
         self._resume()
 
     def _check_data(self) -> None:
-        """Raise SpecError where the run asks for what the data do not have."""
+        """Raise SpecError if the batch is larger than the data, or there is no test split to evaluate."""
         spec, samples = self.spec, len(self.data.train)
         if spec.batch_size is not None and spec.batch_size > samples:
             raise SpecError(f"batch_size: expected at most {samples} samples, got {spec.batch_size}")
@@ -145,7 +145,7 @@ class _Run:
             raise SpecError(f"test_every: expected 0, as {missing}, got {spec.test_every}")
 
     def _make_model(self, compiled: bool) -> None:
-        """Make the model at its initial point, its optimizer and the class weights of its objective."""
+        """Build the model at its initial point, its optimizer and the class weights of its objective."""
         spec = self.spec
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         self.model = build_model(spec, self.data).to(self.device, self.dtype)
@@ -163,7 +163,7 @@ class _Run:
             self.body = torch.compile(self.body)
 
     def _make_splits(self) -> None:
-        """Move the splits to the device, and decide how they are walked."""
+        """Move the splits to the device, and choose the micro-batch size."""
         spec, data = self.spec, self.data
         self.train_split = data.train.to(self.device, self.dtype)
         self.test_split = None if data.test is None else data.test.to(self.device, self.dtype)
@@ -177,15 +177,15 @@ class _Run:
     def loop(self, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
         """Train to the end, to divergence or until `should_stop`.
 
-        The order at W_t: commit, stop, probe, test, observe (a pass of its own, where the gradient's does not
-        evaluate), gradient, record, judge, step. All that is committed is the state before the gradient of step t, so
-        that a resumed run repeats that pass from the same generators. The last step is judged by the same pass as every
-        other one; what that pass changes in the model's buffers is not committed.
+        The order at W_t: commit, stop, probe, test, evaluate (if the gradient pass does not), gradient, record, check
+        for divergence, step. Commits hold the state before the gradient of step t, so that a resumed run repeats that
+        pass from the same generators. The last step is checked by the same pass as every other one; the changes of that
+        pass to the model's buffers are not committed.
         """
         spec = self.spec
         recorded, known = set(spec.recorded_steps()), set(self._steps("train"))
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
-        check_every = 1 if self.device.type == "cpu" else 20  # reading a loss waits for the device
+        check_every = 1 if self.device.type == "cpu" else 20  # reading a loss synchronizes the device
         committed = reported = now = time.monotonic()
         for step in range(self.start, spec.steps + 1):
             self.step = step
@@ -220,7 +220,7 @@ class _Run:
         raise AssertionError("the last step returns")
 
     def _first_lost(self, step: int) -> int | None:
-        """The first step, of those not judged yet, whose objective is not finite or hopelessly above the start."""
+        """The first unchecked step at which the objective has diverged (see DIVERGED_FACTOR)."""
         initial = max(float(self.rows["train/loss"][0]), math.log(self.data.num_classes))
         first = min(self.judged, step)
         values = torch.stack(self.objective[first:]).cpu().numpy()
@@ -229,7 +229,7 @@ class _Run:
         return first + int(lost[0]) if len(lost) else None
 
     def _end_diverged(self, step: int) -> History:
-        """Commit the run as diverged at `step`, without what was measured after it."""
+        """Commit the run as diverged at `step`, without later measurements."""
         ends = {name: [i for i, s in enumerate(v) if int(s) <= step] for name, v in self.rows.items() if _is_step(name)}
         for name, values in self.rows.items():
             self.rows[name] = [values[i] for i in ends[f"{name.rpartition('/')[0]}/step"]]
@@ -237,11 +237,11 @@ class _Run:
         return self._commit("diverged", step, None)
 
     def _observe(self, step: int, last: bool, known: bool) -> ClassStats | None:
-        """Return the sums for the gradient pass of this step to fill in, if it can; else record the row now."""
+        """Return sums for the gradient pass of this step to fill in; None if the row was recorded here."""
         if self.running is not None and step > 0:
             if not known:
                 self._record("train", step, self.running)
-            if not last:  # a longer run, continued from here, may go on with this sum
+            if not last:  # a longer run that continues from here continues this sum
                 self.running = ClassStats.zeros(self.data.num_classes, self.device)
             return None
         if known:
@@ -255,7 +255,7 @@ class _Run:
 
     def _gradient(self, step: int, stats: ClassStats | None) -> Tensor:
         """Set the gradients to those of the objective at W_t; return the objective."""
-        if self.group.size > 1:  # so that what a lost process or a broken step drew does not matter
+        if self.group.size > 1:  # a lost process or a broken step leaves no trace in later random numbers
             torch.manual_seed(derive_seed(self.spec.seed, f"dropout/{self.group.rank}/{step}"))
         self.model.train(self.differs_in_training)
         self.optimizer.zero_grad(set_to_none=True)
@@ -277,7 +277,7 @@ class _Run:
         return total
 
     def _add_up(self, total: Tensor, sums: ClassStats | None, part: ClassStats | None) -> None:
-        """Replace gradients and objective by their sums over the processes, and add those of the statistics."""
+        """Replace gradients and objective by their sums over the processes; add the summed statistics to `sums`."""
         gradients = []
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -295,7 +295,7 @@ class _Run:
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device).flatten()
         with self._autocast():
             features = self.body(inputs)
-            out = linear_cross_entropy(  # its products are in bfloat16, too
+            out = linear_cross_entropy(  # under autocast its products are in bfloat16
                 features,
                 self.head.weight,
                 self.head.bias,
@@ -334,7 +334,7 @@ class _Run:
         return [chosen[c] for c in _cut(size, self.microbatch)], targets[chosen.to(targets.device)]
 
     def _keep_features(self) -> None:
-        """Replace the inputs by the features of a body that does not train: the problem becomes a linear one."""
+        """Replace the inputs by the features of a frozen body: the problem becomes a linear one."""
         size = self.train_split.targets.numel() * self.head.in_features * self.head.weight.element_size()
         if size > CACHED_FEATURES:
             return
@@ -348,7 +348,7 @@ class _Run:
                     parts = [self.body(b.inputs) for b in split.batches(_cut(len(split), self.microbatch))]
                     setattr(self, name, Split(torch.cat(parts), split.targets.flatten()))
         self.body = _identity
-        self.microbatch = self.group.portion(len(self.train_split), None)  # it bounded the memory of the body
+        self.microbatch = self.group.portion(len(self.train_split), None)  # its limit was for the memory of the body
 
     # -- measurements --------------------------------------------------------------------------------------------
 
@@ -356,7 +356,7 @@ class _Run:
         return [int(s) for s in self.rows.get(f"{split}/step", [])]
 
     def _record(self, split: str, step: int, stats: ClassStats) -> None:
-        count = stats.count.cpu().numpy().copy()  # running sums go on
+        count = stats.count.cpu().numpy().copy()  # running sums change later
         row = {
             "step": np.int64(step),
             "loss": np.float64(stats.overall_loss()),
@@ -370,7 +370,7 @@ class _Run:
 
     def _probe(self, step: int) -> None:
         due = {n: p for n, (p, steps) in self.probes.items() if step in steps and step not in self._steps(f"probe/{n}")}
-        if not due or self.group.rank > 0:  # what is measured changes nothing: one process is enough
+        if not due or self.group.rank > 0:  # measuring changes nothing, so one process is enough
             return
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng():
@@ -392,7 +392,7 @@ class _Run:
         self._commit("interrupted", self.step, self._state())
 
     def _state(self, *, finished: bool = False) -> dict[str, Array] | None:
-        """Return what it takes to continue from here; None in all processes but one, and for a large finished run."""
+        """Return the state to continue from; None except on rank 0, and for a large finished run."""
         if self.group.rank > 0 or (finished and checkpoint.size(self.model, self.optimizer) > KEEP_BYTES):
             return None
         return checkpoint.pack(self.step, self.model, self.optimizer, self.running)
@@ -400,7 +400,7 @@ class _Run:
     def _commit(self, status: Status, step: int, state: dict[str, Array] | None) -> History:
         arrays: dict[str, Array] = {name: np.stack(values) for name, values in self.rows.items()}
         for split in ("train", "test"):
-            # Exact passes see the same samples every time: one row of counts says it all.
+            # Exact passes see the same samples every time: one row of counts is enough.
             if f"{split}/count" in arrays and not (split == "train" and self.running is not None):
                 arrays[f"{split}/count"] = arrays[f"{split}/count"][0]
         arrays["group"] = self.data.groups().index
@@ -458,7 +458,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _refused(recipe: Any, named: list[tuple[str, nn.Parameter]]) -> str:
-    """The first parameter that an optimizer refuses when it is alone."""
+    """The first parameter that an optimizer refuses on its own."""
     for name, parameter in named:
         try:
             recipe.build([parameter], 1.0)
@@ -468,7 +468,7 @@ def _refused(recipe: Any, named: list[tuple[str, nn.Parameter]]) -> str:
 
 
 def load_data(spec: RunSpec, data_dir: Path) -> Data:
-    """Return the data of a run; the last two data sets are kept, for runs that differ in step size only."""
+    """Return the data of a run; the last two data sets are cached, as most runs differ only in step size."""
     spec = spec.resolved
     assert spec.data_seed is not None
     part = json.dumps(spec.data.to_dict(), sort_keys=True)
@@ -484,7 +484,7 @@ def build_model(spec: RunSpec, data: Data) -> nn.Module:
 
 
 class _numerics:  # noqa: N801 - a context manager
-    """Set what torch keeps globally for one run, and put it back."""
+    """Set torch's global precision and denormal flags for one run, and restore them."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._precision = "high" if spec.precision == "tf32" else "highest"
@@ -493,7 +493,7 @@ class _numerics:  # noqa: N801 - a context manager
         self._before = torch.get_float32_matmul_precision()
         self._flushed = _flushes_denormal()
         torch.set_float32_matmul_precision(self._precision)
-        torch.set_flush_denormal(True)  # a diverging run is full of denormals, several times slower each
+        torch.set_flush_denormal(True)  # diverging runs are full of denormals, several times slower each
 
     def __exit__(self, *_: object) -> None:
         torch.set_float32_matmul_precision(self._before)
@@ -501,7 +501,7 @@ class _numerics:  # noqa: N801 - a context manager
 
 
 def _flushes_denormal() -> bool:
-    """Whether torch flushes denormals to zero; it has no function that returns it."""
+    """Whether torch flushes denormals to zero; torch has no getter for this."""
     smallest = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
     return bool(smallest * 0.5 == 0)
 
@@ -534,8 +534,8 @@ def differs_in_training(model: nn.Module) -> bool:
 
 
 def gradient_pass_evaluates(spec: RunSpec, model: nn.Module, train: Split) -> bool:
-    """Whether the pass that makes a gradient gives the losses of evaluation, too.
+    """Whether the losses of the gradient pass are those of evaluation.
 
-    It does for a full batch without dropout, batch normalisation and random transforms.
+    They are for a full batch without dropout, batch normalisation and random transforms.
     """
     return spec.batch_size is None and not differs_in_training(model) and not train.augmented

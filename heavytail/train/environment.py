@@ -1,4 +1,4 @@
-"""What a measured number may depend on besides its spec: versions, machine, threads."""
+"""Versions, machine and threads: the conditions besides its spec on which a measured number may depend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from heavytail import __version__
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Return a table to be stored beside numbers."""
+    """Return the environment as a table to store with measured numbers."""
     return {
         "heavytail": __version__,
         "torch": torch.__version__,

@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 class LostProcess(HeavyTailError):
-    """Another process of the run has ended; the message says how to go on."""
+    """Another process of the run has died; the message names the command that continues the run."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train one run together; alone, everything here is free.
+    """The processes that train one run together; with one process, every method is a no-op.
 
     Attributes:
         rank: number of this process; 0 writes.
@@ -40,17 +40,17 @@ class Group:
         return chunks[self.rank :: self.size]
 
     def portion(self, total: int, most: int | None) -> int | None:
-        """Return the micro-batch size, at most `most`, at which every process has a part of `total` samples."""
+        """Return the largest micro-batch size, at most `most`, with which every process has some of `total` samples."""
         if self.size == 1:
             return most
         portion = math.ceil(total / self.size)
         return portion if most is None else min(portion, most)
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by their sums over all processes, with one exchange for each type of number.
+        """Replace tensors by their sums over all processes, with one all-reduce per dtype.
 
         Raises:
-            LostProcess: a process is gone.
+            LostProcess: a process has died.
         """
         if self.size == 1:
             return
@@ -67,12 +67,12 @@ class Group:
         """Return whether the flag is set in any process."""
         if self.size == 1:
             return flag
-        count = torch.tensor(int(flag))  # on the CPU: asking must not wait for a GPU
+        count = torch.tensor(int(flag))  # on the CPU, so that the GPU is not synchronized
         exchange(lambda: dist.all_reduce(count))
         return bool(count.item())
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once every process has called this (a barrier)."""
         self.any(False)
 
 

@@ -17,10 +17,10 @@ class Options:
 
     Attributes:
         data_dir: where public data sets are.
-        device: of torch.
-        workers: processes; None takes one per core on a CPU (small problems gain more from it than from threads), and
-            one on a GPU.
-        compiled: whether models go through torch.compile.
+        device: torch device.
+        workers: training processes; None is one per core on a CPU (small problems gain more from processes than from
+            threads), and one on a GPU.
+        compiled: whether to use torch.compile for models.
         group: the processes that train every run together, if torchrun started several.
     """
 
@@ -32,7 +32,7 @@ class Options:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process has rank 0, which writes and prints."""
         return self.group is None or self.group.rank == 0
 
     def num_workers(self) -> int:

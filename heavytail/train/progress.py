@@ -1,4 +1,4 @@
-"""What the user sees while runs are trained: bars on a terminal, a line now and then elsewhere."""
+"""Progress display of training: bars on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE_SECONDS = 20.0
 
 
 class Bars:
-    """A bar for every run in progress, with its loss and steps per second, and a count of the finished ones."""
+    """A bar per run in progress, with its loss and steps per second, and a count of finished runs."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -38,12 +38,12 @@ class Bars:
         self._progress.stop()
 
     def expect(self, runs: int) -> None:
-        """Take so many runs for the total."""
+        """Set the total number of runs."""
         self._expected = runs
         self._progress.update(self._all, total=runs)
 
     def note(self, text: str) -> None:
-        """Show a text beside the number of finished runs."""
+        """Show a text next to the number of finished runs."""
         self._progress.update(self._all, note=text)
 
     def announce(self, text: str) -> None:
@@ -70,7 +70,7 @@ class Bars:
 
 
 class Lines:
-    """For logs: a line every few seconds with the number of finished runs and the step of a current one."""
+    """For logs: a line every 20 seconds with the number of finished runs and the step of a current one."""
 
     def __init__(self) -> None:
         self._finished, self._expected, self._note, self._last = 0, 0, "", time.monotonic()
@@ -83,7 +83,7 @@ class Lines:
             print(f"{self._finished} runs trained", file=sys.stderr, flush=True)
 
     def expect(self, runs: int) -> None:
-        """Take so many runs for the total."""
+        """Set the total number of runs."""
         self._expected = runs
 
     def note(self, text: str) -> None:
@@ -95,7 +95,7 @@ class Lines:
         print(text, file=sys.stderr, flush=True)
 
     def started(self, spec: RunSpec) -> None:
-        """Print nothing: a line will follow with its first steps."""
+        """Print nothing: `progressed` prints the first line."""
 
     def progressed(self, spec: RunSpec, step: int, loss: float) -> None:
         """Print the step of a long run."""
@@ -117,7 +117,7 @@ class Lines:
 
 
 class Silence(Lines):
-    """For all but the first of several processes that train together."""
+    """Prints nothing: the display of every rank but 0."""
 
     def __exit__(self, *_: object) -> None:
         """Print nothing."""

@@ -1,9 +1,9 @@
-"""The runner: work through as many runs as a search asks for, several at a time, and survive being stopped.
+"""The runner: train all runs of a search, several at a time; an interrupted search can be continued.
 
-`propose` is asked again after every finished run, so that the dense grid of one optimizer starts while the sparse grid
-of another is still running. With one worker everything happens in this process; with more, each worker is a process of
-its own (spawned, so that it shares no torch state) with its share of the cores. Ctrl-C lets every run commit where it
-is. A worker that dies takes only its current run with it, which another worker continues, once.
+`propose` is called again after every finished run, so that the dense grid of one optimizer starts while the sparse grid
+of another is still running. With one worker, runs are trained in this process; with more, each worker is a spawned
+process (which shares no torch state) with its share of the cores. On Ctrl-C every run commits its current step. If a
+worker dies, only its current run is lost; another worker continues it, once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that could not be trained, and why: missing data, out of memory, a dead worker process."""
+    """A run that could not be trained, and the reason: missing data, out of memory, a dead worker process."""
 
     spec: RunSpec
     reason: str
@@ -59,7 +59,7 @@ class Failure:
 
 
 class _Ledger:
-    """What has failed so far; runs on data that could not be loaded are not tried again one by one."""
+    """The failures so far. Data that could not be loaded fail all runs on them, which are not tried one by one."""
 
     def __init__(self) -> None:
         self._failed: dict[str, Failure] = {}
@@ -67,7 +67,7 @@ class _Ledger:
         self._retried: set[str] = set()
 
     def may_retry(self, spec: RunSpec) -> bool:
-        """Whether a run whose worker died is tried again: once, as it may have been out of memory for a moment."""
+        """Whether to retry a run whose worker died: once, as the cause may be a temporary lack of memory."""
         first = spec.key not in self._retried
         self._retried.add(spec.key)
         return first
@@ -79,7 +79,7 @@ class _Ledger:
             self._failed[spec.key] = Failure(spec, f"{spec.describe()}: {reason}")
 
     def open(self, specs: list[RunSpec], active: set[str] | None = None) -> list[RunSpec]:
-        """Those of the runs that are worth starting, each once."""
+        """The runs that have not failed and are not active, without duplicates."""
         skip = {*self._failed, *(active or ())}
         return list({s.key: s for s in specs if _data_of(s) not in self._no_data and s.key not in skip}.values())
 
@@ -92,10 +92,10 @@ def _data_of(spec: RunSpec) -> str:
 
 
 def run_all(propose: Propose, store: RunStore, options: Options, display: Display) -> list[Failure]:
-    """Train until `propose` asks for nothing more; return the runs that could not be trained.
+    """Train until `propose` returns no more runs; return the runs that could not be trained.
 
     Args:
-        propose: the runs that are needed next and not finished, whether or not they are being trained already.
+        propose: returns the unfinished runs that are needed next, including those in progress.
         store: where runs are committed.
         options: device, data folder, number of workers.
         display: receives progress events.
@@ -116,15 +116,15 @@ def run_all(propose: Propose, store: RunStore, options: Options, display: Displa
 
 
 def search(sweeps: Sequence[Sweep], store: RunStore, options: Options, display: Display) -> list[Failure]:
-    """Train whatever the step-size searches of these sweeps ask for; return what could not be trained."""
+    """Train all runs of the step-size searches of these sweeps; return the runs that could not be trained."""
     lookup = remember(store)
     return run_all(lambda: [s for sweep in sweeps for s in sweep.propose(lookup)], store, options, display)
 
 
 def remember(store: RunStore) -> Lookup:
-    """Return a lookup of outcomes that reads, and checks, each finished run once.
+    """Return a lookup of outcomes that reads and checks each finished run once.
 
-    A run that cannot be read counts as not finished, so that the search asks for it and its training names the error.
+    A run that cannot be read counts as not finished, so that the search proposes it and training reports the error.
     """
     known: dict[tuple[str, int, str], Outcome] = {}
 
@@ -152,7 +152,7 @@ class _Stop:
     def __enter__(self) -> _Stop:
         try:
             self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's
+        except ValueError:  # not the main thread, where signal handlers cannot be set
             self._before = {}
         return self
 
@@ -193,7 +193,7 @@ def _run_here(
             display.finished(spec, "failed")
         except HeavyTailError:
             raise
-        except Exception as error:  # one run out of memory must not end a night of others
+        except Exception as error:  # a run out of memory must not stop the others
             ledger.note(spec, f"{type(error).__name__}: {error}")
             display.finished(spec, "failed")
         else:
@@ -204,9 +204,9 @@ def _run_here(
 
 @dataclass
 class _Worker:
-    """A process, our end of its pipe, and its current run.
+    """A process, the parent's end of its pipe, and its current run.
 
-    Nothing else is shared between processes: a worker killed inside a lock or a queue would block all others.
+    Processes share only pipes: a worker killed while it holds a lock or a queue would block all others.
     """
 
     process: SpawnProcess
@@ -215,7 +215,7 @@ class _Worker:
 
     def send(self, spec: RunSpec) -> None:
         self.spec = spec
-        with contextlib.suppress(OSError):  # it died while idle: reading from it will show that
+        with contextlib.suppress(OSError):  # it died while idle; `receive` reports that
             self.pipe.send(spec)
 
     def receive(self) -> _Message:
@@ -227,7 +227,7 @@ class _Worker:
             return _Message("died", f"its worker process died (exit code {self.process.exitcode})")
 
     def stop(self, *, patience: float = 0.0) -> None:
-        """End the process; one without a run has nothing to lose, and torch takes its time to exit."""
+        """Wait up to `patience` seconds for the process to exit, then kill it."""
         self.pipe.close()
         self.process.join(patience)
         self.process.kill()
@@ -236,7 +236,7 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _Message:
-    """A worker's report on its current run."""
+    """A worker's message about its current run."""
 
     kind: Literal["progress", "finished", "no data", "failed", "fatal", "died"]
     text: str = ""
@@ -263,10 +263,10 @@ def _run_in_workers(
 
 
 class _Pool:
-    """The worker processes: runs go out to idle ones, messages come in from busy ones.
+    """The worker processes: sends runs to idle ones, receives messages from busy ones.
 
     Attributes:
-        fatal: the error that ends all work, such as a wrong setting; None while there is none.
+        fatal: the error that stops all work, such as an invalid setting; None if there was none.
     """
 
     def __init__(self, propose: Propose, store: RunStore, options: Options, display: Display, ledger: _Ledger) -> None:
@@ -282,7 +282,7 @@ class _Pool:
         return {worker.spec.key for worker in self._workers if worker.spec is not None}
 
     def hand_out(self) -> None:
-        """Give every idle worker a run, starting workers as needed."""
+        """Send a run to every idle worker, starting workers as needed."""
         active = self.active()
         todo = self._ledger.open(self._propose(), active)
         while len(self._workers) < min(self._options.num_workers(), len(active) + len(todo)):
@@ -293,20 +293,20 @@ class _Pool:
                 worker.send(todo.pop(0))
 
     def listen(self, *, timeout: float) -> bool:
-        """Take one message from every worker that has sent one; return whether a run has ended."""
+        """Receive one message from every worker that has sent one; return whether a run has ended."""
         ready = wait([worker.pipe for worker in self._workers], timeout)
         ended = [self._receive(worker) for worker in list(self._workers) if worker.pipe in ready]
         return any(ended)
 
     def ask_to_stop(self) -> None:
-        """Ask every worker, once, to commit its run and end."""
+        """Send SIGTERM to every worker, once: it commits its run and exits."""
         if not self._asked:
             self._asked = True
             for worker in self._workers:
                 worker.process.terminate()
 
     def stop(self) -> None:
-        """End every worker; a busy one has ten seconds to commit its run."""
+        """Stop every worker; a busy one has ten seconds to commit its run, an idle one has nothing to lose."""
         for worker in self._workers:
             worker.process.terminate()
         for worker in self._workers:
@@ -318,18 +318,18 @@ class _Pool:
         arguments = (theirs, threads, self._store.root, self._options)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
         process.start()
-        theirs.close()  # the worker's copy is then the only one, and closes with it
+        theirs.close()  # then only the worker holds this end, and it closes when the worker dies
         self._workers.append(_Worker(process, ours))
 
     def _receive(self, worker: _Worker) -> bool:
-        """Take one message; return whether it is the end of a run."""
+        """Receive one message; return whether its run has ended."""
         message, spec = worker.receive(), worker.spec
         if message.kind == "progress":
             assert spec is not None
             self._display.progressed(spec, message.step, message.loss)
             return False
         worker.spec = None
-        if message.kind == "died" or message.text == "interrupted":  # it was asked to end, and has committed
+        if message.kind == "died" or message.text == "interrupted":  # after SIGTERM it has committed and exits
             self._workers.remove(worker)
             worker.stop()
         if spec is None:
@@ -343,7 +343,7 @@ class _Pool:
             _LOG.warning("%s: %s; trying once more", spec.describe(), message.text)
             status = "interrupted"
         else:
-            if message.kind == "died":  # the worker itself could not
+            if message.kind == "died":  # a dead worker cannot write the reason itself
                 self._store.mark_failed(spec, message.text)
             self._ledger.note(spec, message.text, data=message.kind == "no data")
         self._display.finished(spec, status)
@@ -351,10 +351,10 @@ class _Pool:
 
 
 def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
-    """Train the runs that come through the pipe, and report how each ended."""
+    """Worker process: train the runs received over the pipe, and send the outcome of each."""
     stopped = []
     _LOG.setLevel(logging.ERROR)  # the parent reports damaged runs
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     signal.signal(signal.SIGTERM, lambda signum, frame: stopped.append(signum))
     parent = os.getppid()
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -364,14 +364,14 @@ def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
     from heavytail.train.engine import Progress, train
 
     def send(message: _Message) -> None:
-        with contextlib.suppress(OSError):  # the parent is gone
+        with contextlib.suppress(OSError):  # the parent died
             pipe.send(message)
 
     def on_progress(progress: Progress) -> None:
         send(_Message("progress", step=progress.step, loss=progress.loss))
 
     def should_stop() -> bool:
-        return bool(stopped) or os.getppid() != parent  # do not train for nobody
+        return bool(stopped) or os.getppid() != parent  # stop if the parent died
 
     store = RunStore(root)
     while not stopped:
