@@ -1,24 +1,24 @@
-"""The softmax head as an instrument: loss, gradients, row results and curvature in one pass over the rows.
+"""The fused softmax head: loss, gradients, per-row results and curvature in one pass over the rows.
 
-Every model of the paper ends in a linear classifier, and everything the paper measures is a function of its
+Every model of the paper ends in a linear classifier, and all of the paper's measurements are functions of its
 features h, weight W, bias b and targets y (sections 3 and 4): with p_i = softmax(W h_i + b) and
 l_i = -log p_i[y_i],
 
     loss = sum_i w[y_i] l_i / normalizer,    grad W_k = sum_i w[y_i] (p_ik - 1[y_i = k]) h_i / normalizer,
     n Tr H_kk = sum_i p_ik (1 - p_ik) ||h_i||^2, the Hessian trace of row k of the plain loss.
 
-The forward pass takes some hundred rows at a time and forms their share of the gradients while their logits
-are in cache: logits never exist whole, and the backward pass has nothing left to compute. What else makes
-it fast, and exact:
+The forward pass processes some hundred rows at a time and computes their part of the gradients while their
+logits are in cache: the full logits never exist, and the backward pass has nothing left to compute. Speed and
+accuracy also depend on three details:
 
-* Exponentials stay unnormalised; a row's factor w / (normalizer Z) goes to the smaller side of each
+* Exponentials are not normalised; a row's factor w / (normalizer Z) multiplies the smaller factor of each
   product.
-* The target's own exponential stays out of its row's sum. With `rest` the sum of the others, 1 - p[y] =
-  rest / Z, and l = log1p(rest) for a target that leads its row: both stay exact on samples that are almost
-  fitted, where 1 - softmax and log_softmax round to 0.
-* Shifted logits are clamped from below, at -60 in float32. exp(-95) is a denormal number, which takes a
-  hundred times as long to form as exp(-60), and so does every product it enters. A probability below
-  exp(-60) = 1e-26 changes no sum of order one, and the loss is taken from logits that are not clamped.
+* The target's exponential is left out of its row's sum. With `rest` the sum of the others, 1 - p[y] =
+  rest / Z, and l = log1p(rest) for a target with the largest logit: both are accurate on samples that are
+  almost fitted, where 1 - softmax and log_softmax round to 0.
+* Shifted logits are clamped from below, at -60 in float32. exp(-95) is a denormal number, a hundred times
+  slower to compute than exp(-60), as is every product with it. A probability below exp(-60) = 1e-26 changes
+  no sum of order one, and the loss uses the logits before clamping.
 
 Shapes: M rows (samples or predicted tokens), C classes, D features, R rows of one chunk.
 """
@@ -40,7 +40,7 @@ _EXPONENT_FLOOR = {torch.float32: -60.0, torch.float64: -500.0}
 
 
 class Curvature(NamedTuple):
-    """Sums over rows that are n times the Hessian traces of each class; unweighted, without ignored rows.
+    """Sums over rows, n times the Hessian trace of each class; unweighted, without ignored rows.
 
     Attributes:
         weight: sum_i p_ik (1 - p_ik) ||h_i||^2, for the block of W_k [C].
@@ -52,14 +52,14 @@ class Curvature(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """What one pass over the head yields. Only `loss` is differentiable; ignored rows hold 0, False and 0.
+    """Results of one pass over the head. Only `loss` is differentiable; ignored rows hold 0, False and 0.
 
     Attributes:
         loss: weighted sum of the losses over the normalizer [] (nats).
         losses: loss of each row, without its weight [M] (nats).
         correct: whether no logit exceeds the target's, so that ties count as correct [M] bool.
         p_correct: probability of the target [M].
-        curvature: sums behind the Hessian traces; None unless asked for.
+        curvature: sums for the Hessian traces; None unless requested.
     """
 
     loss: Tensor
@@ -84,31 +84,31 @@ def linear_cross_entropy(
 ) -> HeadOutput:
     """Compute the cross-entropy of a linear softmax head with its gradients and, on request, its curvature.
 
-    Gradients are formed here, for those of features, weight and bias that require one, and handed out by
-    `backward`. They are first derivatives only, and asking for the curvature does not change a bit of them.
-    Under autocast, or with half-precision inputs, products run in that type and everything else in float32.
+    The gradients of those of features, weight and bias that require one are computed here and returned by
+    `backward`. They are first derivatives only, and requesting the curvature does not change a bit of them.
+    Under autocast, or with half-precision inputs, products are in that dtype and everything else in float32.
 
     Args:
         features: inputs of the head [M, D].
         weight: W [C, D].
         bias: b [C], or None.
-        targets: class of each row [M] int64. Classes out of range are found on the CPU; on a GPU, where
-            looking would wait for the device at every call, they surface as a device-side assertion.
+        targets: class of each row [M] int64. Classes out of range raise SpecError on the CPU; on a GPU, where
+            the check would synchronize the device at every call, they cause a device-side assertion.
         class_weights: weight of each class in `loss` [C], constants; by default all 1.
         row_weights: weight of each row in `loss` [M], constants of any sign, such as masks and advantages, times that
             of its class; by default all 1. A row of weight 0 has no gradient, whatever its features are.
         normalizer: divisor of the weighted sum; by default the summed weights of these rows, so that `loss`
-            is a mean (NaN over no rows). Accumulating over micro-batches, pass the whole batch's.
-        ignore_index: value in `targets` of rows that count nowhere, whatever their features are. Without any other
-            row, all gradients are 0, and the mean over no rows is NaN.
-        curvature: whether to return the sums of `Curvature`.
-        chunk_rows: rows in a chunk; by default chosen for shape and device.
+            is a mean (NaN over no rows). When accumulating over micro-batches, pass that of the whole batch.
+        ignore_index: value in `targets` of rows that are ignored, whatever their features are. If all rows are
+            ignored, all gradients are 0 and the mean over no rows is NaN.
+        curvature: whether to return `Curvature`.
+        chunk_rows: rows per chunk; by default chosen for shape and device.
 
     Returns:
         Loss, per-row results and curvature.
 
     Raises:
-        SpecError: if a shape, type or class does not fit; on a backward pass with `create_graph=True`.
+        SpecError: a shape, dtype or class is invalid; on a backward pass with `create_graph=True`.
 
     >>> out = linear_cross_entropy(torch.ones(2, 3), torch.zeros(4, 3), None, torch.tensor([0, 3]))
     >>> round(out.loss.item(), 4)  # log 4
@@ -130,7 +130,7 @@ def linear_cross_entropy(
 
 
 class _Rows(NamedTuple):
-    """What is known of the rows before their logits."""
+    """Targets, weights and factors of the rows."""
 
     targets: Tensor  # [M, 1], a class even where ignored
     weight: Tensor  # [M, 1], w[y], 0 where ignored
@@ -163,10 +163,10 @@ def _prepare_rows(
         weight = torch.where(valid, weight, 0.0)
     if normalizer is None:
         normalizer = weight.sum()
-    counts = weight != 0  # without a row that counts the normalizer is 0, and 0 / 0 must not reach a gradient
+    counts = weight != 0  # without a counted row the normalizer is 0, and 0 / 0 must not reach a gradient
     if dtype == _working(dtype):
         return _Rows(y, weight, normalizer, torch.where(counts, weight / normalizer, 0.0), None, valid)
-    # Float16 cannot hold 1/M; the rows' factors stay near 1, and the rest meets the loss scale in backward.
+    # Float16 cannot hold 1/M: the rows' factors stay near 1, and backward applies the rest with the loss scale.
     largest = class_weights.amax().float()
     if row_weights is not None:
         largest = weight.abs().amax().clamp(min=torch.finfo(weight.dtype).tiny) if len(weight) else largest
@@ -183,7 +183,7 @@ def _one_pass(
     curvature: bool,
     chunk: int,
 ) -> HeadOutput:
-    """Walk the chunks; fill `gradients`, return the rest. Products are in the weight's type."""
+    """Process all chunks; fill `gradients`, return the other results. Products are in the weight's dtype."""
     M, C = len(features), len(weight)
     working = _working(weight.dtype)
     buffer = weight.new_empty(min(chunk, M), C, dtype=working)
@@ -195,7 +195,7 @@ def _one_pass(
         h, y = features[part].to(weight.dtype), rows.targets[part]
         valid = None if rows.valid is None else rows.valid[part]
         if valid is not None:
-            h = torch.where(valid, h, 0.0)  # padding may hold anything, NaN included
+            h = torch.where(valid, h, 0.0)  # padding may hold any value, NaN included
         logits = buffer[: len(h)]
         if weight.dtype == working:
             torch.mm(h, weight.t(), out=logits)
@@ -228,7 +228,7 @@ def _one_pass(
 
 
 class _GradientSums:
-    """sum_i factor_i grad l_i with respect to features, weight and bias, for those that need it."""
+    """sum_i factor_i grad l_i with respect to features, weight and bias, for those that require a gradient."""
 
     def __init__(self, features: Tensor, weight: Tensor, needs: list[bool], chunk: int) -> None:
         (M, D), C = features.shape, len(weight)
@@ -240,14 +240,14 @@ class _GradientSums:
         self.features = weight.new_empty(M, D) if needs[0] else None
         self.matrix = (zeros if self.half or M == 0 else empty)(C, D) if needs[1] else None
         self.bias = zeros(C) if needs[2] else None
-        # Scale the side with fewer numbers, R x C or R x D; half precision cannot hold bare exponentials.
+        # Scale the smaller side, R x C or R x D; half precision cannot hold unscaled exponentials.
         rows = min(chunk, M)
         on_residual = self.half or D > C
         self.scaled_residual = weight.new_empty(rows, C) if self.needed and on_residual else None
         self.scaled_features = empty(rows, D) if needs[1] and not on_residual else None
 
     def add(self, residual: Tensor, scale: Tensor, h: Tensor, start: int) -> None:
-        """Add the rows from `start`, whose gradients in the logits are residual [R, C] times scale [R, 1]."""
+        """Add the rows from `start` on, whose gradients in the logits are residual [R, C] times scale [R, 1]."""
         R = len(h)
         if self.bias is not None:
             self.bias.addmv_(residual.t(), scale[:, 0])
@@ -278,8 +278,8 @@ class _CurvatureSums:
     ) -> None:
         """Add a chunk; `others` [R, C], the exponentials with the target's at 0, is overwritten.
 
-        p - p^2 cancels where p is near 1: the terms of the target and of the class with the largest logit, which alone
-        can be, are products p (1 - p) with 1 - p summed from the other classes.
+        p - p^2 cancels where p is near 1, as it can be for the target and the class with the largest logit. Their terms
+        are products p (1 - p) with 1 - p summed over the other classes.
         """
         s = torch.linalg.vector_norm(h, dim=1, keepdim=True, dtype=rest.dtype).square_()
         if len(self.sums) == 2:
@@ -289,7 +289,7 @@ class _CurvatureSums:
         total = rest + own
         self.sums.index_add_(1, y[:, 0], (s * (own / total) * (rest / total)).t())
         top, leader = others.max(1, keepdim=True)
-        top = torch.where(leads, 0.0, top)  # a target that leads its row is there already
+        top = torch.where(leads, 0.0, top)  # a target with the largest logit is already added
         others.scatter_(1, leader, torch.where(leads, others.gather(1, leader), 0.0))
         below = others.sum(1, keepdim=True) + own
         self.sums.index_add_(1, leader[:, 0], (s * (top / total) * (below / total)).t())
@@ -301,12 +301,12 @@ class _CurvatureSums:
 
 
 class _KnownGradients(torch.autograd.Function):
-    """A scalar whose gradients are there already: backward only scales them."""
+    """A scalar whose gradients are already computed: backward only scales them."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, unit: Tensor | None, sums: _GradientSums, *inputs: Tensor | None) -> Tensor:
-        # Saved, not just kept: autograd lets go of them before it hands them out, so that a parameter adopts
-        # its gradient without a copy; with a retained graph, which still needs them, it copies.
+        # Saved for backward, not attributes: autograd releases them before it returns them, so that a parameter
+        # takes its gradient without a copy; with a retained graph, which still needs them, it copies.
         ctx.save_for_backward(unit, sums.features, sums.matrix, sums.bias)
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         return loss.clone()
@@ -317,7 +317,7 @@ class _KnownGradients(torch.autograd.Function):
             raise SpecError("create_graph: expected False, linear_cross_entropy is differentiable once, got True")
         unit, *gradients = ctx.saved_tensors
         scale = grad_outputs[0] if unit is None else grad_outputs[0] * unit
-        # The scale is nearly always 1, and skipping it saves a pass; on a GPU, to know is to wait for it.
+        # The scale is nearly always 1, and skipping it saves a pass; on a GPU the check would synchronize.
         if scale.device.type != "cpu" or scale.item() != 1.0:
             gradients = [None if g is None else g * scale for g in gradients]
         cast = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]

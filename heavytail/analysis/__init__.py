@@ -1,8 +1,8 @@
-"""What the paper measures about curvature: blocks of the head, entries of its Hessian, traces of the whole network.
+"""Theory in closed form, curvature of the head, and statistics of the classes.
 
-blocks       gradient norm and Hessian trace of every class's row, one pass
-entries      entries of the Hessian between chosen classes and inputs; the matrix of block traces
-features     the class means and second moments that proposition 2 predicts from
-hutchinson   the trace of any block of any network, estimated
-correlation  how closely two quantities of the classes follow a power law of each other
+theory       Theorem 3, Proposition 2 and the quadratic of figure 6
+curvature    gradient norm, Hessian trace and Hessian entries of the rows of a head, in one pass
+correlation  correlation of two quantities of the classes on log-log axes
+zipf         Zipf's exponent of class counts
+bigram, unigram, associative   models of three later papers, in closed form or iterated
 """

@@ -1,4 +1,4 @@
-"""Linear associative memory: what one step of an optimizer stores, and what many do (arXiv 2509.26030).
+"""Linear associative memory: recall after one step of an optimizer, and after many (arXiv 2509.26030).
 
 K items with orthonormal input embeddings e_k and output embeddings u_k, the columns of E and U [K, K], are stored in
 one matrix W: item k is recalled with probability p_k = softmax(U^T W e_k)_k. Item k occurs with frequency f_k, and the
@@ -9,10 +9,10 @@ column k, and the descent direction is
 
 An update of W becomes one of Z: gradient descent adds lr G, and Muon lr polar(G), with polar(A B C^T) = A C^T over the
 singular values that are not zero, as U and E are orthogonal. Sign descent takes signs of the entries of W, not of Z,
-and adds lr U^T sign(U G E^T) E: it alone depends on the embeddings. In the class basis, U = E = I, sign(G) is the same
-for every column and every item is learned alike; in a rotated one the signs are close to random.
+and adds lr U^T sign(U G E^T) E: only sign descent depends on the embeddings. In the class basis, U = E = I, sign(G) is
+the same for every column and all items are learned at one rate; in a rotated one the signs are almost random.
 
-Muon is exact here: no Newton-Schulz iteration, which leaves singular values within about 0.3 of 1.
+Muon uses the exact polar factor, not the Newton-Schulz iteration, which leaves singular values within about 0.3 of 1.
 
 Shapes: K items, G frequency groups, T steps.
 """
@@ -41,13 +41,13 @@ class Embeddings:
 
     @classmethod
     def random(cls, num_items: int, seed: int) -> Embeddings:
-        """Return embeddings that are uniformly distributed rotations."""
+        """Return uniformly distributed random rotations."""
         rng = np.random.default_rng(seed)
         return cls(_rotation(num_items, rng), _rotation(num_items, rng))
 
 
 def two_levels(num_items: int, head: float = 0.2, mass: float = 0.8) -> FloatArray:
-    """Return the frequencies of the paper's analysis [K]: a share `head` of the items has a share `mass` of the data.
+    """Return the frequencies of the paper's analysis [K]: a fraction `head` of items has a fraction `mass` of data.
 
     >>> two_levels(5).round(2).tolist()
     [0.8, 0.05, 0.05, 0.05, 0.05]
@@ -71,7 +71,7 @@ def by_groups(num_groups: int) -> tuple[FloatArray, NDArray[np.int64]]:
 
 
 def recall(logits: FloatArray) -> FloatArray:
-    """Return the probability of the right answer to each item [K], of logits Z [K, K] whose columns are items."""
+    """Return the probability of the correct answer for each item [K], from logits Z [K, K] whose columns are items."""
     return np.diagonal(_softmax(logits)).copy()
 
 
@@ -84,10 +84,10 @@ def direction(
         optimizer: "gd", "sign" or "muon".
         logits: Z, in the coordinates of the items.
         frequency: f [K].
-        embeddings: of the items; the class basis by default. Only sign descent depends on them.
+        embeddings: embeddings of the items; the class basis by default. Only sign descent depends on them.
 
     Raises:
-        SpecError: there is no such optimizer.
+        SpecError: the optimizer is unknown.
     """
     descent: FloatArray = (np.eye(len(frequency)) - _softmax(logits)) * frequency
     match optimizer:
@@ -146,7 +146,7 @@ def first_step_size(
 def one_step(
     optimizer: str, frequency: ArrayLike, best: float = 0.9, embeddings: Embeddings | None = None
 ) -> FloatArray:
-    """Return the recall of every item [K] after one step from W = 0 of the size that recalls the best with `best`.
+    """Return the recall of every item [K] after one step from W = 0 of size `first_step_size`.
 
     >>> one_step("sign", [0.6, 0.3, 0.1]).round(6).tolist()
     [0.9, 0.9, 0.9]
@@ -182,7 +182,7 @@ def _softmax(logits: FloatArray) -> FloatArray:
 
 
 def _rotation(n: int, rng: np.random.Generator) -> FloatArray:
-    """Orthogonal matrix of the Haar distribution: Q of a QR decomposition with the signs of R's diagonal put right."""
+    """Orthogonal matrix of the Haar distribution: Q of a QR decomposition with R's diagonal positive."""
     q, r = np.linalg.qr(rng.standard_normal((n, n)))
     rotation: FloatArray = q * np.sign(np.diagonal(r))
     return rotation

@@ -4,22 +4,22 @@ One weight w_ij for each pair of tokens predicts the frequency of token j after 
 
     f(W) = 1/2 sum_i pi_i sum_j (w_ij - q_ij)^2,        q_ij = pi_{j|i},        W_0 = 0.
 
-The Hessian is diagonal, so every weight moves alone and all iterates have a closed form. With the relative loss
+The Hessian is diagonal, so every weight moves independently and all iterates have a closed form. With the relative loss
 r(t) = f(W_t) / f(W_0) and m_i = pi_i sum_j q_ij^2:
 
     gradient descent, step size 1/pi_1   q - w(t) = q (1 - pi_i/pi_1)^t,
                                          r(t) = sum_i m_i (1 - pi_i/pi_1)^{2t} / sum_i m_i;
     sign descent, step size s            w(t) = s t until it passes q at step n = ceil(q/s), then it alternates between
-                                         n s and (n-1) s for ever.
+                                         n s and (n-1) s.
 
-Sign descent is therefore judged on the mean loss of two successive steps, at the step size that is best for that number
-of steps. A weight that has arrived contributes (e^2 + (s-e)^2)/2 with e = n s - q. Targets of zero never move.
+Sign descent is therefore judged on the mean loss of two successive steps, at the best step size for that number of
+steps. A weight that has arrived contributes (e^2 + (s-e)^2)/2 with e = n s - q. Targets of zero never move.
 
 On d tokens with pi_i ~ i^-a, and every row of q a reordering of j^-a, the sums over j cancel. At a = 1 every decade of
-i carries the same share of the loss and gradient descent has removed those below 2t, so that r is about
-1 - log(2t)/log(d), and the steps to r = eps grow as d^(1-eps). For a > 1 a finite number of rows carries the loss, and
-the steps do not grow. Sign descent must bring d weights of each row within s of their targets, at a cost of about
-d s^2/2, and walk to the largest target in T = max(q)/s steps: T grows as sqrt(d) for every a >= 1.
+i has the same share of the loss, and gradient descent has removed the rows below 2t, so that r is about 1 -
+log(2t)/log(d), and the steps to r = eps grow as d^(1-eps). For a > 1 a finite number of rows has most of the loss, and
+the steps do not grow. Sign descent must bring d weights of each row within s of their targets, at a cost of about d
+s^2/2, and walk to the largest target in T = max(q)/s steps: T grows as sqrt(d) for every a >= 1.
 
 Shapes: d tokens, K pairs.
 """
@@ -45,7 +45,7 @@ TRIED = np.geomspace(0.02, 1.5, 56)
 
 @dataclass(frozen=True)
 class Bigrams:
-    """What decides both optimizers' loss.
+    """A bigram model, reduced to the quantities on which both losses depend.
 
     Attributes:
         frequency: pi_i [d].
@@ -67,11 +67,11 @@ class Bigrams:
 
     @classmethod
     def count(cls, first: ArrayLike, second: ArrayLike, size: int) -> Bigrams:
-        """Return the bigrams of a text, of its `size` most frequent tokens alone.
+        """Return the bigrams of the `size` most frequent tokens of a text.
 
         Args:
-            first, second: a token and the one after it, for each place of the text [N].
-            size: d; pairs with any other token are left out. Of equally frequent tokens the smaller number counts.
+            first, second: a token and the next one, for each position of the text [N].
+            size: d; pairs with any other token are left out. Ties in frequency are broken by the smaller token number.
 
         Raises:
             DataError: no pair is left.
@@ -125,7 +125,7 @@ class Bigrams:
         return float((weight @ error + rest) / self._tails[2][0])
 
     def best_sign_loss(self, t: int) -> float:
-        """Return the smallest `sign_loss` after t >= 1 steps over the step sizes that are tried."""
+        """Return the smallest `sign_loss` after t >= 1 steps over the step sizes TRIED."""
         return min(self.sign_loss(float(x * self.target[0] / t), t) for x in TRIED)
 
     def gd_steps(self, eps: float) -> int:
@@ -137,16 +137,16 @@ class Bigrams:
         return _fewest_steps(self.gd_loss, eps)
 
     def sign_steps(self, eps: float) -> int:
-        """Return a number of steps T after which sign descent can have a relative loss of eps, but not after T - 1.
+        """Return a T such that sign descent reaches a relative loss of eps in T steps, but not in T - 1.
 
-        The loss is that of `best_sign_loss`. It decreases with T, except for losses of a few percent on small models,
-        where a step size that happens to hit many targets can gain a few digits.
+        The loss is `best_sign_loss`. It decreases with T, except at losses of a few percent on small models, where a
+        step size that happens to hit many targets lowers it slightly.
         """
         return _fewest_steps(self.best_sign_loss, eps)
 
     @cached_property
     def _tails(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Sums of weight, weight q and weight q^2 over the targets from each place on, [K + 1] each."""
+        """Sums of weight, weight q and weight q^2 over the targets from each index on, [K + 1] each."""
         powers = (self.weight * self.target**k for k in range(3))
         zero, one, two = (np.append(np.cumsum(values[::-1])[::-1], 0.0) for values in powers)
         return zero, one, two
@@ -162,7 +162,7 @@ def scaling(sizes: ArrayLike, steps: ArrayLike) -> float:
 
 
 def _fewest_steps(loss: Callable[[int], float], eps: float) -> int:
-    """Smallest t >= 1 with loss(t) <= eps, for a loss that decreases."""
+    """Smallest t >= 1 with loss(t) <= eps, for a decreasing loss."""
     if not 0 < eps < 1:
         raise SpecError(f"eps: expected a relative loss in (0, 1), got {eps!r}")
     high = 1

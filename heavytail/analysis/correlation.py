@@ -20,7 +20,7 @@ from heavytail.errors import SpecError
 
 
 class Interval(NamedTuple):
-    """A number and its confidence interval; NaN where it is not defined."""
+    """A number and its confidence interval; NaN if undefined."""
 
     value: float
     low: float
@@ -32,13 +32,13 @@ UNDEFINED = Interval(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Correlation:
-    """The relation of y to x over some classes.
+    """Correlation and slope of y on x over the classes.
 
     Attributes:
-        pearson: of log y and log x.
-        spearman: of y and x, ties sharing their mean rank.
-        slope: of log y on log x: y ~ x^slope.
-        num: classes used.
+        pearson: correlation of log y and log x.
+        spearman: rank correlation of y and x; ties share their mean rank.
+        slope: slope of log y on log x: y ~ x^slope.
+        num: number of classes used.
     """
 
     pearson: Interval
@@ -51,9 +51,9 @@ def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confid
     """Return the correlation and the slope of log y on log x.
 
     Args:
-        x, y: one number for each class [C].
+        x, y: one number per class [C].
         where: classes to use [C] bool; all by default.
-        confidence: of the intervals, in (0, 1).
+        confidence: level of the intervals, in (0, 1).
 
     Raises:
         SpecError: the shapes differ, or the confidence is out of range.
@@ -69,7 +69,7 @@ def loglog(x: ArrayLike, y: ArrayLike, where: ArrayLike | None = None, *, confid
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     chosen = np.ones(x.shape, bool) if where is None else np.asarray(where, dtype=bool)
     if not (x.ndim == 1 and x.shape == y.shape == chosen.shape):
-        raise SpecError(f"x, y, where: expected one number a class, got shapes {x.shape}, {y.shape}, {chosen.shape}")
+        raise SpecError(f"x, y, where: expected one number per class, got shapes {x.shape}, {y.shape}, {chosen.shape}")
     with np.errstate(divide="ignore", invalid="ignore"):
         u, v = np.log(x), np.log(y)
     finite = chosen & np.isfinite(u) & np.isfinite(v)
@@ -121,5 +121,5 @@ def _fisher(r: float, width: float, variance: float, num: int) -> Interval:
 
 
 def _constant(values: NDArray[np.float64]) -> bool:
-    """Whether values are equal up to rounding, whose correlation would be that of the rounding."""
+    """Whether values are equal up to rounding: their correlation would be that of rounding errors."""
     return bool(np.ptp(values) <= 8 * np.finfo(np.float64).eps * max(1.0, np.abs(values).max()))

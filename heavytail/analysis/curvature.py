@@ -1,23 +1,23 @@
-"""What one pass over the head's inputs says about curvature (section 3, appendix H.1).
+"""Curvature of the head from one pass over its inputs (section 3, appendix H.1).
 
 blocks     gradient norm and Hessian trace of every class's row (figures 7 and 23 to 27)
 entries    the Hessian beyond its traces: chosen entries (figures 8, 28) and the matrix of block traces
-features   class means and second moments of the inputs, from which proposition 2 predicts the blocks
+features   class means and second moments of the inputs, the terms of proposition 2
 
 Blocks. With features h_i, probabilities p_i and targets y_i of n samples, row k of the head has
 
     grad_k = (1/n) sum_i (p_ik - 1[y_i = k]) h_i,        Tr H_kk = (1/n) sum_i p_ik (1 - p_ik) ||h_i||^2,
 
-and with its bias, whose input is 1, one more entry of the gradient and ||h_i||^2 + 1 for ||h_i||^2. Both come out of
-the kernel that trains the head, chunk by chunk: what is kept is one gradient [C, D] and sums over classes, whatever n.
+With its bias, whose input is 1, the gradient has one more entry, and ||h_i||^2 + 1 replaces ||h_i||^2. The kernel that
+trains the head computes both chunk by chunk, so memory is one gradient [C, D] and sums over classes, for any n.
 
 Entries. Between input a of row k and input b of row j the Hessian of the mean loss is
 
     H_(k,a),(j,b) = (1/n) sum_i p_ik (1[j = k] - p_ij) h_ia h_ib.
 
 Because the probabilities of a sample sum to 1, sum_j H_kj = 0, and every block off the diagonal has a trace <= 0:
-Tr H_kk *equals* sum_{j != k} |Tr H_kj|. The matrix of block traces is diagonally dominant whatever the weights and
-the data are, and only just. What depends on the problem is how a diagonal block compares with one other block.
+Tr H_kk *equals* sum_{j != k} |Tr H_kj|. The matrix of block traces is weakly diagonally dominant for any weights and
+data, and never strictly. The ratio of a diagonal block to any single other block does depend on the problem.
 
 Shapes: C classes, D features, M rows of one pair, R rows of a chunk, K chosen classes, J chosen inputs.
 """
@@ -43,14 +43,14 @@ Pairs = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class HeadBlocks:
-    """What one pass says about each class; all [C], float64, on the device of the head.
+    """Gradient norm, Hessian trace and probabilities of each class; all [C] float64, on the device of the head.
 
     Attributes:
         count: samples of the class.
         grad_norm: norm of the gradient of the mean loss in the class's row.
         trace: trace of the Hessian of the mean loss in that row.
         p_correct: mean probability of the class over its own samples, NaN without any.
-        p_spread: standard deviation of the same.
+        p_spread: standard deviation of that probability.
         p_mean: mean probability of the class over all samples.
     """
 
@@ -66,7 +66,7 @@ def head_blocks(pairs: Pairs, weight: Tensor, bias: Tensor | None = None, *, inc
     """Measure gradient norm, Hessian trace and probabilities of every class.
 
     Args:
-        pairs: (features [M, D], targets [M] int64), once each. Give a type and the pass runs in it.
+        pairs: (features [M, D], targets [M] int64), each batch once; the pass runs in the dtype of the features.
         weight: W [C, D], not changed.
         bias: b [C], or None.
         include_bias: whether a class's block is (W_k, b_k) rather than W_k.
@@ -80,7 +80,7 @@ def head_blocks(pairs: Pairs, weight: Tensor, bias: Tensor | None = None, *, inc
     [0.25, 0.25]
     """
     num_classes = len(weight)
-    # b gets a gradient even where the head has none: plus pi_k it is the mean probability of class k.
+    # b has a gradient even if the head has no bias: plus pi_k it is the mean probability of class k.
     shift = weight.new_zeros(num_classes) if bias is None else bias.detach().clone()
     W, b = weight.detach().requires_grad_(), shift.requires_grad_()
     sums = torch.zeros(4, num_classes, dtype=torch.float64, device=weight.device)
@@ -128,10 +128,11 @@ def sample_classes(counts: ArrayLike, num: int, sampling: Sampling = "log-unifor
     Args:
         counts: samples of each class [C].
         num: K; all classes if there are fewer.
-        sampling: "log-uniform" shows as many of the ten most frequent as of the next ninety, "uniform" hardly any.
+        sampling: "log-uniform" takes as many of the ten most frequent classes as of the next ninety, "uniform" almost
+            none of them.
 
     Returns:
-        K different classes, most frequent first [K].
+        K distinct classes, most frequent first [K].
 
     >>> sample_classes([1, 9, 5, 3, 2, 7], 3, "uniform").tolist()
     [1, 2, 0]
@@ -142,7 +143,7 @@ def sample_classes(counts: ArrayLike, num: int, sampling: Sampling = "log-unifor
     num, C = min(num, len(counts)), len(counts)
     places = np.geomspace(1, C, num) - 1 if sampling == "log-uniform" else np.linspace(0, C - 1, num)
     ranks = np.rint(places).astype(np.int64)
-    for i in range(1, num):  # ranks that round to the same: take the next free one
+    for i in range(1, num):  # of ranks that round to the same number, move the second to the next free one
         ranks[i] = max(ranks[i], ranks[i - 1] + 1)
     for i in range(num - 1, -1, -1):
         ranks[i] = min(ranks[i], C - num + i)
@@ -153,11 +154,11 @@ def hessian_entries(pairs: Pairs, weight: Tensor, bias: Tensor | None, classes: 
     """Return the Hessian of the mean loss between chosen inputs of chosen rows, off-diagonal blocks included.
 
     Args:
-        pairs: (features [M, D], targets [M]); the targets do not matter.
+        pairs: (features [M, D], targets [M]); the targets are not used.
         weight: W [C, D].
         bias: b [C], or None.
         classes: [K].
-        inputs: [J], numbers of features.
+        inputs: indices of features [J].
 
     Returns:
         [K J, K J] float64; entry (k J + a, j J + b) is between input a of class k and input b of class j.
@@ -182,7 +183,7 @@ def block_trace_matrix(pairs: Pairs, weight: Tensor, bias: Tensor | None = None)
     """Return Tr H_kj for every pair of classes, [C, C] float64: 32 MiB for the 2 047 classes of m = 11.
 
     Args:
-        pairs: (features [M, D], targets [M]); the targets do not matter.
+        pairs: (features [M, D], targets [M]); the targets are not used.
         weight: W [C, D].
         bias: b [C], or None.
 
@@ -203,7 +204,7 @@ def block_trace_matrix(pairs: Pairs, weight: Tensor, bias: Tensor | None = None)
 
 
 def dominance(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how each diagonal entry of a square matrix compares with the others of its row.
+    """Return the ratio of each diagonal entry of a square matrix to the others of its row.
 
     Returns:
         |H_kk| / sum_{j != k} |H_kj| [C], at least 1 where the row is diagonally dominant, and

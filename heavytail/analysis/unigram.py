@@ -1,6 +1,6 @@
 """The softmax unigram model: normalised gradient descent against sign descent (arXiv 2512.00763).
 
-One logit for each of c tokens and no input at all:
+One logit for each of c tokens, without inputs:
 
     f(w) = -sum_k pi_k log p_k,   p = softmax(w),   f(w) - min f = KL(pi || p),   grad f = p - pi,   w_0 = 0.
 
@@ -9,12 +9,14 @@ Both methods are steepest descent with steps of a fixed length lr, in the norms 
     normalised GD   w - lr g / ||g||_2        sign descent   w - lr sign(g).
 
 With smoothness L and the distance D from w_0 to the minimisers in the method's own norm, steepest descent needs of
-order L D^2 / eps steps. Adding a constant to w changes nothing, so that for pi_k ~ 1/k the nearest minimiser is at
+order L D^2 / eps steps. The loss is invariant to adding a constant to w, so that for pi_k ~ 1/k the nearest minimiser
+is at distance
 
     D_2^2 = sum_k (log pi_k - mean)^2, about c,        D_inf = (max log pi_k - min log pi_k)/2 = log(c)/2.
 
 The Hessian is diag(p) - p p^T: L_2 <= 1/2, and L_inf <= 1 (the variance of a number in [-1, 1]). The ratio of the
-bounds grows as c / (log c)^2: sign descent gains with the vocabulary, as one length serves c coordinates at once.
+bounds grows as c / (log c)^2: the advantage of sign descent grows with the vocabulary, as one step moves all c
+coordinates by its full length.
 
 Shapes: c tokens.
 """
@@ -32,19 +34,19 @@ OPTIMIZERS = ("normalized-gd", "sign")
 
 
 def steps_to(pi: ArrayLike, optimizer: str, lr: float, eps: float, most: int) -> int | None:
-    """Return the first step whose excess loss, the mean with the next step's, is at most eps; None after `most` steps.
+    """Return the first step at which the mean excess loss of it and the next is at most eps; None after `most` steps.
 
-    A step of fixed length ends in an oscillation between two points; the mean is not lucky with either.
+    Steps of fixed length end in an oscillation between two points; the mean does not depend on which is reached.
 
     Args:
         pi: frequency of each token [c], positive, summing to 1.
         optimizer: "normalized-gd" or "sign".
         lr: length of a step.
-        eps: in nats.
-        most: steps to try.
+        eps: target excess loss in nats.
+        most: maximum number of steps.
 
     Raises:
-        SpecError: there is no such optimizer.
+        SpecError: the optimizer is unknown.
     """
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
@@ -71,13 +73,13 @@ def steps_to(pi: ArrayLike, optimizer: str, lr: float, eps: float, most: int) ->
 
 
 def fewest_steps(pi: ArrayLike, optimizer: str, eps: float, rates: ArrayLike, most: int = 10**6) -> tuple[int, float]:
-    """Return the fewest steps to an excess loss of eps over step sizes, and the step size that takes them.
+    """Return the fewest steps to an excess loss of eps over step sizes, and the step size that needs them.
 
     Raises:
-        ValueError: no step size arrives within `most` steps.
+        ValueError: no step size reaches it within `most` steps.
     """
     budget = 16
-    while budget < most * 4:  # a step size that never arrives costs no more than a few times the best one
+    while budget < most * 4:  # so that a step size that never arrives costs only a few times the best one
         best: tuple[int, float] | None = None
         for lr in np.asarray(rates, np.float64):
             limit = min(budget, most) if best is None else best[0] - 1
@@ -91,7 +93,7 @@ def fewest_steps(pi: ArrayLike, optimizer: str, eps: float, rates: ArrayLike, mo
 
 
 def bound(pi: ArrayLike, optimizer: str) -> float:
-    """Return L D^2 in the optimizer's norm: the bound on its steps is this over eps, up to a constant.
+    """Return L D^2 in the optimizer's norm; the bound on its steps is this divided by eps, up to a constant.
 
     >>> [round(bound([0.8, 0.2], name), 6) for name in OPTIMIZERS]  # (log 4)^2 / 4 for both
     [0.480453, 0.480453]

@@ -1,9 +1,9 @@
-"""Zipf's law, n_k ~ 1/k^s for the k-th most frequent class: its exponent s, and whether it fits (figure 9).
+"""Zipf's law, n_k ~ 1/k^s for the k-th most frequent class: its exponent s, and a test of the fit (figure 9).
 
-Ranks come from the same samples as the counts. Rare classes are then sorted by their noise and unseen ones are missing,
-which biases a fit over all ranks by many times its interval. `estimate` therefore uses only the ranks of classes with
+Ranks come from the same samples as the counts. Rare classes are then sorted by noise and unseen ones are missing, which
+biases a fit over all ranks by many times its interval. `estimate` therefore uses only the ranks of classes with
 at least sqrt(N)/4 samples; docs/zipf.md has the coverage study behind this rule. Real text follows no power law
-exactly: the fit is compared with two laws of one parameter more, and an exponent has an interval only if neither they
+exactly: the fit is compared with two laws with one more parameter, and an exponent has an interval only if neither they
 nor the residuals reject it.
 
     Zipf             p_k ~ k^-s
@@ -24,8 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from heavytail.errors import DataError
 
 LOW, HIGH = 10, 1_000  # ranks of figure 9: the first few classes and the rarest follow laws of their own
-LEAST = 30  # samples of a fitted class, at least
-FEWEST = 5  # ranks of a fit, at least
+LEAST = 30  # minimum samples of a fitted class
+FEWEST = 5  # minimum number of fitted ranks
 REJECTED = 7.88  # twice the gain in log likelihood: one parameter more, 0.5 %
 
 Array = NDArray[np.float64]
@@ -35,7 +35,7 @@ class Zipf(NamedTuple):
     """Zipf's exponent over given ranks.
 
     Attributes:
-        slope: of log count on log rank by least squares; Zipf's law with exponent s has slope -s.
+        slope: slope of log count on log rank by least squares; Zipf's law with exponent s has slope -s.
         exponent: s by maximum likelihood.
         low, high: the ends of its 95 % confidence interval, for ranks that are known and samples that are independent
             of each other but need not follow Zipf's law exactly (the "sandwich" variance).
@@ -48,14 +48,14 @@ class Zipf(NamedTuple):
 
 
 class Law(NamedTuple):
-    """Zipf's exponent over the ranks that are certain enough, and how well the law fits.
+    """Zipf's exponent over the ranks with enough samples, and the quality of the fit.
 
     Attributes:
         exponent: s by maximum likelihood; NaN if fewer than FEWEST ranks can be fitted.
         low, high: the ends of its 95 % confidence interval, NaN where Zipf's law is rejected.
         first, last: the fitted ranks, counted from 1; `last` is 0 where there are too few.
-        share: share of the samples in them.
-        least: samples that a class needed to be fitted.
+        share: fraction of the samples in these ranks.
+        least: minimum samples of a fitted class.
         misfit: Pearson's chi-square per degree of freedom of Zipf's law, Zipf-Mandelbrot and the log-normal; about 1
             or less where a law fits.
         gain: twice the gain in log likelihood of Zipf-Mandelbrot and of the log-normal over Zipf's law.
@@ -75,7 +75,7 @@ class Law(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether Zipf's law is fitted and not rejected."""
+        """Whether Zipf's law was fitted and not rejected."""
         return math.isfinite(self.low)
 
 
@@ -86,15 +86,15 @@ _NOTHING = Law(_NAN, _NAN, _NAN, 1, 0, _NAN, _NAN, (_NAN, _NAN, _NAN), (_NAN, _N
 def fit(counts: ArrayLike, low: int = LOW, high: int = HIGH) -> Zipf:
     """Fit Zipf's law to the samples of the classes ranked `low` to `high`.
 
-    With p_k(s) = k^-s / sum_j j^-s over these ranks, the likelihood is largest where the mean of log k under p(s) is
-    that of the samples; its variance under p(s) is the Fisher information of one sample.
+    With p_k(s) = k^-s / sum_j j^-s over these ranks, the likelihood is largest if the mean of log k under p(s) is that
+    of the samples; its variance under p(s) is the Fisher information of one sample.
 
     Args:
         counts: samples of each class [C], the most frequent class first.
         low, high: the first and the last rank, counted from 1.
 
     Raises:
-        DataError: there are fewer than `high` classes with a sample.
+        DataError: fewer than `high` classes have samples.
 
     >>> fit([round(1e9 / k**1.1) for k in range(1, 1001)]).exponent.__round__(6)
     1.1
@@ -136,7 +136,7 @@ def estimate(counts: ArrayLike, low: int = 1, high: int | None = None) -> Law:
     zipf, *others = (float(n_k @ values) for values in log_p)
     gain = tuple(max(0.0, 2 * (other - zipf)) for other in others)
     misfit = tuple(_chi_square(n_k, values, parameters) for values, parameters in zip(log_p, (1, 2, 2), strict=True))
-    # Sorting makes counts smoother than noise, so that chi-square alone rejects less often than it should.
+    # Sorting makes counts smoother than noise, so that chi-square alone rejects too rarely.
     rejected = max(gain) > REJECTED or misfit[0] > 1 + 3 * math.sqrt(2 / (len(n_k) - 2))
     half = math.nan if rejected else 1.96 * error
     share = float(n_k.sum() / total)
@@ -150,7 +150,7 @@ def _exponent(n_k: Array, log_k: Array) -> tuple[float, float]:
     total = n_k.sum()
     mean = n_k @ log_k / total
     exponent = float(brentq(lambda s: _moments(s, log_k)[0] - mean, -20.0, 200.0, xtol=1e-12))
-    spread = float(n_k @ (log_k - mean) ** 2 / total)  # of the samples, where Fisher's information has the model's
+    spread = float(n_k @ (log_k - mean) ** 2 / total)  # of the samples, not of the model as in Fisher's information
     return exponent, math.sqrt(spread / total) / _moments(exponent, log_k)[1]
 
 
