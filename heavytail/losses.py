@@ -18,7 +18,7 @@ from heavytail.experiment.registry import Registry
 
 
 class LossRecipe(Protocol):
-    """What every recipe of this kind has.
+    """Interface of loss recipes.
 
     Attributes:
         small: settings for the contract tests; those that give the classes different weights.

@@ -70,8 +70,8 @@ class History:
         <split>/p_correct [E, C]    mean probability of the correct class
         <split>/count [C] or [E, C] samples; per row where the row sums mini-batches
     and `group` [C] (frequency group of each class), `objective` [T] (the value minimised at each step), and the
-    arrays of probes under probe/<name>/, with a leading axis of probe/<name>/step. `resumed` lists the step and the time
-    (UTC) of every resumption.
+    arrays of probes under probe/<name>/, with a leading axis of probe/<name>/step. `resumed` lists the step and
+    the time (UTC) of every resumption.
     """
 
     spec: RunSpec

@@ -188,7 +188,7 @@ def _run_here(
         except DataError as error:
             ledger.note(spec, str(error), data=True)
             display.finished(spec, "failed")
-        except (RefusedError, UnreadableError) as error:  # a fault of one run: others may be sound
+        except (RefusedError, UnreadableError) as error:  # errors of this run only
             ledger.note(spec, str(error))
             display.finished(spec, "failed")
         except HeavyTailError:
