@@ -8,10 +8,10 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from tempfile import NamedTemporaryFile
+from typing import IO, Any
 
 import numpy as np
 
@@ -139,35 +139,64 @@ def write_atomic(file: Path, content: bytes) -> None:
 
     Temporary files left by killed writers of the same file are removed.
     """
+    with _temporary(file) as stream:
+        stream.write(content)
+        _complete(stream)
+        os.replace(stream.name, file)
+
+
+@contextlib.contextmanager
+def first_writer(file: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears whole or not at all; if another process was first, its file stays.
+
+    Temporary files left by killed writers of the same file are removed.
+    """
+    with _temporary(file) as stream:
+        yield stream
+        _complete(stream)
+        with contextlib.suppress(FileExistsError):
+            os.link(stream.name, file)
+
+
+@contextlib.contextmanager
+def _temporary(file: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `file`, locked until its writer exits; delete it in the end."""
     sweep_temporaries(file.parent, file.name)
+    stream = _locked_temporary(file)
+    try:
+        with stream:
+            yield stream
+    except OSError as error:
+        if error.filename is None:  # a full disk names no file
+            error.filename = str(file)
+        raise
+    finally:
+        Path(stream.name).unlink(missing_ok=True)
+
+
+def _locked_temporary(file: Path) -> IO[bytes]:
     while True:
-        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                _try_lock(handle)  # held until the writer exits: see sweep_temporaries
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
-                os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's files are readable by their owner only
-                os.replace(temporary, file)
-                return
-        except FileNotFoundError:
-            if not file.parent.is_dir():
-                raise
-            # Between creation and lock, another process took the file for a dead writer's and deleted it: write again.
-        except BaseException as error:
-            if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
-                error.filename = str(file)
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        stream = NamedTemporaryFile(prefix=f".{file.name}.", dir=file.parent, delete=False)  # noqa: SIM115
+        with contextlib.suppress(OSError):  # no locks on this file system: no process sweeps there
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
+        if os.fstat(stream.fileno()).st_nlink:
+            return stream
+        stream.close()  # before it was locked, another process took it for a dead writer's and deleted it
+
+
+def _complete(stream: IO[bytes]) -> None:
+    """Flush a temporary file to disk, with the permissions of the user's other files."""
+    stream.flush()
+    os.fchmod(stream.fileno(), 0o666 & ~_UMASK)  # temporary files are readable by their owner only
+    os.fsync(stream.fileno())
 
 
 def sweep_temporaries(folder: Path, name: str) -> None:
-    """Delete the temporary files of `write_atomic` for one file whose writers are dead.
+    """Delete the temporary files of one file whose writers are dead.
 
     A writer holds a lock on its temporary file, which the system releases when the writer dies.
     """
-    own = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as mkstemp names them
+    own = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as tempfile names them
     with contextlib.suppress(OSError):
         for left in [Path(entry) for entry in os.scandir(folder) if own.fullmatch(entry.name)]:
             with contextlib.suppress(OSError), open(left, "rb") as handle:

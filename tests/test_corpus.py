@@ -21,7 +21,8 @@ from heavytail.data.text.tokenizer import LearnedTokenizer, WordTokenizer, learn
 from heavytail.data.text.vocabulary import basic_english, build_vocabulary
 from heavytail.errors import DataError, SpecError
 from heavytail.experiment.registry import Component, registry
-from tests.problems import output
+from heavytail.files import first_writer
+from tests.problems import output, python
 
 LINES = [
     "The quick brown fox can't jump over 13 lazy dogs; it won't.\n",
@@ -233,11 +234,47 @@ def test_a_short_text_says_what_is_missing(content: str, tmp_path: Path) -> None
 def test_the_first_writer_wins(tmp_path: Path) -> None:
     """A file that another process has written meanwhile stays, whole, and nothing else is left behind."""
     target = tmp_path / "tokenizer.json"
-    with corpus._first(target) as stream:
+    with first_writer(target) as stream:
         stream.write(b"late")
         target.write_bytes(b"early")
     assert target.read_bytes() == b"early"
     assert list(tmp_path.iterdir()) == [target]
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from heavytail.files import first_writer
+with first_writer(Path(sys.argv[1])) as stream:
+    stream.write(b"half")
+    stream.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["tokens", "json"])
+def test_what_killed_writers_left_is_removed(suffix: str, tmp_path: Path) -> None:
+    """Temporary files of a writer killed by SIGKILL go with the next writing of that file, those of a live one stay."""
+    text = write(tmp_path / "text", "".join(LINES))
+    _, whole = tokenise(text, [text], "words", None, tmp_path / "cache")
+    (stored,) = (tmp_path / "cache").rglob(f"{text.digest[:20]}.{suffix}")
+    stored.unlink()
+    with python(WRITING, stored) as dead, python(WRITING, stored) as alive:
+        for writer in (dead, alive):
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "writing\n"
+        assert len(list(stored.parent.glob(f".{stored.name}.*"))) == 2
+        dead.kill()
+        dead.communicate()
+        _, again = tokenise(text, [text], "words", None, tmp_path / "cache")
+        assert len(list(stored.parent.glob(f".{stored.name}.*"))) == 1
+        alive.kill()
+        alive.communicate()
+    assert torch.equal(again[0], whole[0])
+    stored.unlink()
+    tokenise(text, [text], "words", None, tmp_path / "cache")
+    assert list(stored.parent.glob(".*")) == []
 
 
 def test_the_cache_is_where_one_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

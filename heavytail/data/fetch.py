@@ -17,7 +17,7 @@ import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
@@ -211,19 +211,22 @@ def _scratch(data_dir: Path) -> Iterator[Path]:
 
     Folders that killed downloads left behind are removed first: the lock of a process is released when it dies.
     """
-    for left in data_dir.glob(".fetch-*"):
-        with suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    with TemporaryDirectory(prefix=".fetch-", dir=data_dir) as scratch, _locked(Path(scratch)):
-        yield Path(scratch)
+    with ExitStack() as stack:
+        with _locked(data_dir):  # no other process sweeps between the creation of the folder and its lock
+            for left in data_dir.glob(".fetch-*"):
+                with suppress(OSError), _locked(left, fcntl.LOCK_NB):
+                    shutil.rmtree(left)
+            scratch = Path(stack.enter_context(TemporaryDirectory(prefix=".fetch-", dir=data_dir)))
+            stack.enter_context(_locked(scratch))
+        yield scratch
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; OSError if another process has it."""
+def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
+    """Hold the lock of a folder; with LOCK_NB, OSError if another process has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
         yield
     finally:
         os.close(descriptor)

@@ -13,12 +13,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +25,7 @@ from heavytail.data.text import tokenizer as tokenizers
 from heavytail.data.text.tokenizer import Kind, Tokenizer
 from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError
+from heavytail.files import first_writer
 
 FORMAT = 1  # part of every name: raise it when the same text would be tokenised differently
 PLAIN = readers.Format("text")
@@ -145,10 +143,10 @@ def tokenise(
         if content is None:
             learned = tokenizers.learn(kind, _shown(known, f"learning {kind} tokenizer"), size)
             content = learned.to_json().encode()
-            with _first(stored) as stream:
+            with first_writer(stored) as stream:
                 stream.write(content)
             content = stored.read_bytes()  # of the process that was first
-            with _first(stored.with_suffix(".sha256")) as stream:
+            with first_writer(stored.with_suffix(".sha256")) as stream:
                 stream.write(hashlib.sha256(content).hexdigest().encode())
         tokenizer, digest = tokenizers.load(stored), hashlib.sha256(content).hexdigest()
         return tokenizer, [_tokens(text, tokenizer, digest, folder / text.digest[:20]) for text in texts]
@@ -209,12 +207,12 @@ def _tokens(text: Text, tokenizer: Tokenizer, digest: str, stem: Path) -> torch.
         data.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
         written = hashlib.sha256()
-        with _first(data) as stream:
+        with first_writer(data) as stream:
             for batch in _batches(_shown(text, "tokenising")):
                 numbers = tokenizer.encode(batch).astype("<i8").tobytes()
                 written.update(numbers)
                 stream.write(numbers)
-        with _first(note) as stream:
+        with first_writer(note) as stream:
             stream.write(json.dumps({"sha256": written.hexdigest(), "tokenizer": digest}).encode())
         stored = _verified(data, note, digest)
     if stored is None:
@@ -247,17 +245,6 @@ def _verified(data: Path, note: Path, tokenizer: str) -> torch.Tensor | None:
     if size == 0:  # which cannot be mapped
         return torch.empty(0, dtype=torch.int64)
     return torch.from_numpy(np.memmap(data, "<i8", mode="c"))  # "c": torch wants to be allowed to write
-
-
-@contextmanager
-def _first(path: Path) -> Iterator[Any]:
-    """Write a file that appears whole or not at all; where another process was first, its file stays."""
-    with NamedTemporaryFile(dir=path.parent, prefix=".new-") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-        with suppress(FileExistsError):
-            os.link(stream.name, path)
 
 
 def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
