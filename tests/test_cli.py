@@ -13,7 +13,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -338,6 +338,49 @@ def test_a_bug_is_one_line_and_a_log(
     assert log.parent == tmp_path
     assert "Traceback" in log.read_text()
     assert type(error).__name__ in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "message"),
+    [("broken optimizer", 70, "bug in heavytail: ZeroDivisionError: "), ("no memory", 2, "out of memory: ")],
+)
+def test_a_run_that_raises(
+    what: str,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that ends by an exception of ours exits with 70 and a traceback; one out of memory, with 2 and a line."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    optim.REGISTRY.names()
+    monkeypatch.setitem(optim.REGISTRY._recipes, "test-broken", BrokenOptimizer)
+    monkeypatch.setitem(optim.REGISTRY._versions, "test-broken", 1)
+    command = [*RUN, "--out", str(tmp_path / "out")]
+    if what == "no memory":
+        large = ["--data", "simple-imbalanced", "--set", f"data.num_classes={2**23}", "--set", f"data.samples={2**23}"]
+        command = [*command[:1], *large, *command[5:]]
+    else:
+        command[command.index("gd")] = "test-broken"
+    assert main(command) == code
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"heavytail: {message}")
+    if code == 70:
+        log = Path(re.search(r"traceback in (\S+);", line)[1])
+        assert "in step\n" in log.read_text()
+
+
+@dataclass(frozen=True)
+class BrokenOptimizer:
+    """An optimizer whose first step raises."""
+
+    def build(self, params: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        class Broken(torch.optim.SGD):
+            def step(self, closure: object = None) -> None:
+                raise ZeroDivisionError("by the step size")
+
+        return Broken(params, lr)
 
 
 def raiser(error: BaseException) -> Callable[[object], int]:

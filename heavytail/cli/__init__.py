@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # panics of Rust extensions are no Exceptions
-        return _crash(error)
+        return _fail(2, f"out of memory: {error}") if _out_of_memory(error) else _crash(error)
 
 
 def commands() -> dict[str, Command]:
@@ -98,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 def _fail(code: int, message: str) -> int:
     print(f"heavytail: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch could not allocate memory, on a GPU or on the CPU; neither is a MemoryError."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _crash(error: BaseException) -> int:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     with joined(options(args, 1)) as chosen, display(quiet=not chosen.first) as progress:
         failures = run_all(lambda: [] if lookup(spec) else [spec], store, chosen, progress)
     if failures:
-        raise HeavyTailError(failures[0].reason)
+        raise failures[0].error or HeavyTailError(failures[0].reason)
     if not chosen.first:
         return 0
     history = store.load(spec)

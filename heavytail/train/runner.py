@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -51,11 +52,19 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that could not be trained, and the reason: missing data, out of memory, a dead worker process."""
+    """A run that could not be trained, and the reason: missing data, out of memory, a dead worker process.
+
+    Attributes:
+        spec: the run.
+        reason: one line.
+        no_data: whether its data could not be loaded.
+        error: the exception, if it is no HeavyTailError and was raised in this process.
+    """
 
     spec: RunSpec
     reason: str
     no_data: bool = False
+    error: Exception | None = None
 
 
 class _Ledger:
@@ -72,11 +81,11 @@ class _Ledger:
         self._retried.add(spec.key)
         return first
 
-    def note(self, spec: RunSpec, reason: str, *, data: bool = False) -> None:
+    def note(self, spec: RunSpec, reason: str, *, data: bool = False, error: Exception | None = None) -> None:
         if data:
             self._no_data[_data_of(spec)] = Failure(spec, reason, no_data=True)
         else:
-            self._failed[spec.key] = Failure(spec, f"{spec.describe()}: {reason}")
+            self._failed[spec.key] = Failure(spec, f"{spec.describe()}: {reason}", error=error)
 
     def open(self, specs: list[RunSpec], active: set[str] | None = None) -> list[RunSpec]:
         """The runs that have not failed and are not active, without duplicates."""
@@ -194,7 +203,8 @@ def _run_here(
         except HeavyTailError:
             raise
         except Exception as error:  # a run out of memory must not stop the others
-            ledger.note(spec, f"{type(error).__name__}: {error}")
+            traceback.clear_frames(error.__traceback__)  # which hold the model and its data
+            ledger.note(spec, f"{type(error).__name__}: {error}", error=error)
             display.finished(spec, "failed")
         else:
             display.finished(spec, history.status)
