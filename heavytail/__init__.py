@@ -1,4 +1,4 @@
-"""heavytail: why Adam outperforms gradient descent on language models, as something to run, check and use.
+"""heavytail: reproduce, check and measure why Adam outperforms gradient descent on language models.
 
 Public names are imported on first use, so that `import heavytail` and `heavytail --help` stay fast.
 """

@@ -1,7 +1,7 @@
-"""The command line: one file per command, and `main`, which runs the one that the user names.
+"""The command line: one file per command, and `main`, which runs a command.
 
-A file of this folder whose name does not start with an underscore is a command of the same name; `_command.Command`
-describes what such a file must define. Each imports what it needs only when it runs, so that --help is immediate.
+A file in this folder without a leading underscore is a command of the same name; it implements `_command.Command`.
+Commands import their dependencies when they run, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; argparse's own errors and --help raise SystemExit."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be valid text
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parser().parse_args(argv)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.exit_code, str(error))
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
-    except BrokenPipeError:  # the reader of our output, such as `head`, closed it
+    except BrokenPipeError:  # the reader of the output, such as `head`, closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -106,7 +106,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _crash(error: BaseException) -> int:
-    """Report a bug of ours in one line, and write its traceback to a file that the line names."""
+    """Report a bug in heavytail in one line, with the path of a file that has the traceback."""
     try:
         handle, log = tempfile.mkstemp(prefix="heavytail-", suffix=".log")
         with os.fdopen(handle, "w") as file:

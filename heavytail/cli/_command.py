@@ -1,4 +1,4 @@
-"""What the commands share: their protocol, the parser, common options, output folders, the required packages."""
+"""Shared parts of the commands: protocol, parser, common options, output folders, required packages."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SCALES = ("paper", "small", "quick")
 
 
 class Command(Protocol):
-    """What a command's module defines. Its docstring is the description, the first line the summary.
+    """Interface of a command's module. Its docstring is the description, the first line the summary.
 
-    A command whose docstring begins with "Deprecated" works, but is not listed.
+    A command whose docstring begins with "Deprecated" is not listed.
     """
 
     EXAMPLE: str
     """One complete command line, shown by --help; tests run it."""
     DURATION: str
-    """Measured time and machine of the example, empty if it trains nothing."""
+    """Measured time and machine of the example; empty if it does not train."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"heavytail: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Report unknown flags here: a subcommand's parser knows which of its own are near."""
+        """Report unknown flags here, where the subcommand's own flags can be suggested."""
         namespace, rest = super().parse_known_args(*args, **kwargs)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -137,7 +137,7 @@ def options(args: argparse.Namespace, workers: int | None = None) -> Options:
 
 
 def writable(folder: Path) -> Path:
-    """Create an output folder before hours of training, which must not end in a failure to write."""
+    """Create an output folder before training, so that hours of training do not end in a failure to write."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

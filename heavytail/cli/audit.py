@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         num_groups=args.groups,
     )
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes are not limited to the terminal's characters
+    if isinstance(sys.stdout, io.TextIOWrapper):  # class names may have characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     print(result)
     if out is not None:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         if args.action == "fetch" and (args.names or dataset.published or "HEAVYTAIL_MIRROR" in os.environ):
             try:
                 fetch.fetch(name, folder)
-            except DataError as error:  # the other data sets are fetched all the same
+            except DataError as error:  # still fetch the other data sets
                 print(f"heavytail: {error}", file=sys.stderr)
                 failed += 1
             states = fetch.status(name, folder)

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     scale_argument(parser)
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/SCALE)")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 if a claim that was checked does not hold")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a checked claim is not reproduced")
     parser.add_argument("--open", action="store_true", help="open the report in a browser as soon as it exists")
     parser.add_argument("--dry-run", action="store_true", help="train nothing; list the runs and their cost")
     parser.add_argument(
@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is missing, draw, check the claims, write the report."""
+    """Train missing runs, draw figures, check claims, write the report."""
     from heavytail.report.reproduce import reproduce
     from heavytail.results.figure import all_figures, figure
     from heavytail.train.distributed import joined
@@ -113,7 +113,7 @@ def _print_costs(figures: Sequence[Figure], args: argparse.Namespace) -> int:
                     f"{name:38} {row.arm.label:16} {row.runs:4} {row.spec.steps:6} {row.cost.parameters:11,} "
                     f"{row.operations:10.2g} {row.cost.memory / 2**30:5.1f} GB "
                     f"{_hours(row.hours(speed)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
-                    + ("  (data not here)" if row.cost.nominal else "")
+                    + ("  (data not available)" if row.cost.nominal else "")
                 )
                 total += row.operations
                 hours += row.gpu_hours(args.gpu)

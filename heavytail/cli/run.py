@@ -1,6 +1,6 @@
 """Train one run and write its losses per class and per frequency group.
 
-A finished run is stored: the same command trains nothing the second time, and continues after an interruption.
+Runs are stored: repeating the command of a finished run trains nothing; that of an interrupted run continues it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     spec = RunSpec.from_dict(_with_settings(table, args.set))
     out, store = writable(args.out), run_store(args)
     lookup = remember(store)
-    spec.resolved  # noqa: B018 - refuse unknown names before anything starts
+    spec.resolved  # noqa: B018 - raise on unknown names before training
     with joined(options(args, 1)) as chosen, display(quiet=not chosen.first) as progress:
         failures = run_all(lambda: [] if lookup(spec) else [spec], store, chosen, progress)
     if failures:

@@ -1,7 +1,7 @@
 """Models: a recipe per name. Each model is a body followed by a linear head.
 
 A model is a plain nn.Module with a method `features(inputs) -> [M, D]` and an attribute `head: nn.Linear` (D -> C), so
-that everything measured about the head works for every model. M = B for one label a sample, B*L for sequences.
+that measurements of the head work for every model. M = B for one label per sample, B*L for sequences.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class HeadedModel(Protocol):
     head: nn.Linear
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return what the head sees, [M, D]."""
+        """Return the inputs of the head, [M, D]."""
 
 
 class ModelRecipe(Protocol):
-    """What every recipe in this folder has.
+    """Interface of model recipes.
 
     Attributes:
-        inputs: what the model reads: vectors [N, D], images [N, channels, height, width] or tokens [N, L].
-        small: settings with which it trains in milliseconds; the contract tests use them, on images of 8 x 8 pixels.
+        inputs: kind of inputs: vectors [N, D], images [N, channels, height, width] or tokens [N, L].
+        small: settings for training in milliseconds, used by the contract tests on images of 8 x 8 pixels.
     """
 
     inputs: ClassVar[Literal["vectors", "images", "tokens"]]
@@ -46,10 +46,9 @@ REGISTRY: Registry[ModelRecipe] = Registry("model", __name__)
 
 
 def convolution_layout(channels: Iterable[int]) -> torch.memory_format:
-    """Return the memory format of a convolutional body whose layers have so many output channels.
+    """Return the memory format of a convolutional body whose layers have these numbers of output channels.
 
-    Channels last is the layout that convolution kernels work in: a tenth faster on one CPU core, and the one that GPUs
-    want. Below 8 channels the AVX2 kernels of oneDNN 3.12 (PyTorch 2.13) write past the end of a buffer in it: see
+    Channels last is the native layout of convolution kernels: 10 % faster on one CPU core, and recommended on GPUs. Below 8 channels the AVX2 kernels of oneDNN 3.12 (PyTorch 2.13) write past the end of a buffer in it: see
     docs/log.md, 2026-11-25.
     """
     return torch.channels_last if min(channels) >= 8 else torch.contiguous_format

@@ -1,7 +1,7 @@
 """ResNet18, with batch or layer normalisation (table 1, figures 3, 11, 22, 25; K. He et al. 2016).
 
-Four stages of two residual blocks, each stage after the first halving the image and doubling the channels, then the
-mean over positions. Paper: ImageNet at 224 pixels; figure 11 has layer instead of batch normalisation.
+Four stages of two residual blocks, then the mean over positions. Each stage after the first halves the image size and
+doubles the channels. Paper: ImageNet at 224 pixels; figure 11 has layer instead of batch normalisation.
 
 B batch, C classes, D features.
 """
@@ -49,14 +49,14 @@ class Block(nn.Module):
 class ResNet18(nn.Module):
     """Stem, stages and the head on the mean over positions.
 
-    Convolutions start at N(0, 2 / fan_out), normalisations at the identity, the head at PyTorch's default.
+    Initialisation: convolutions N(0, 2 / fan_out), normalisations the identity, the head PyTorch's default.
 
     Args:
-        channels: of the image.
+        channels: channels of the image.
         width: channels of the first stage; D = 8 * width.
         num_classes: C.
-        norm: makes the normalisation of so many channels.
-        small_stem: start with a 3x3 convolution, instead of a 7x7 one of stride 2 and a max-pooling of stride 2.
+        norm: builds the normalisation for a number of channels.
+        small_stem: use a 3x3 convolution instead of a 7x7 one with stride 2 and max-pooling with stride 2.
     """
 
     def __init__(self, channels: int, width: int, num_classes: int, *, norm: Norm, small_stem: bool = False) -> None:
@@ -92,7 +92,7 @@ class ResNet18(nn.Module):
 @REGISTRY.register("resnet18")
 @dataclass(frozen=True)
 class ResNet18Recipe:
-    """ResNet18: 11 689 512 parameters with 1 000 classes, whichever the normalisation.
+    """ResNet18: 11 689 512 parameters with 1 000 classes, for either normalisation.
 
     Attributes:
         width: channels of the first stage.

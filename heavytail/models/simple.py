@@ -41,8 +41,8 @@ class LinearRecipe:
     """Softmax regression with D C + C parameters.
 
     Attributes:
-        init: "default" draws weights and bias as PyTorch does, U(-1/sqrt(D), 1/sqrt(D)); "zero" starts where the theory
-            starts (proposition 2, theorem 3).
+        init: "default" draws weights and bias as PyTorch does, U(-1/sqrt(D), 1/sqrt(D)); "zero" is the initial
+            point of the theory (proposition 2, theorem 3).
         bias: whether each class has a bias.
     """
 
@@ -59,7 +59,7 @@ class LinearRecipe:
 
 
 class CNN(nn.Module):
-    """Stages of [5x5 convolution, ReLU, 2x2 max-pooling], then the head on what is left.
+    """Stages of [5x5 convolution, ReLU, 2x2 max-pooling], then the head on the flattened result.
 
     Args:
         channels: channels of the image, then of each stage.
@@ -69,7 +69,7 @@ class CNN(nn.Module):
 
     def __init__(self, channels: Sequence[int], size: tuple[int, int], num_classes: int) -> None:
         super().__init__()
-        # ReLU and pooling commute bit for bit, gradients included; this way round it sees a quarter of the values.
+        # ReLU and pooling commute bit for bit, gradients included; after pooling, ReLU has a quarter of the values.
         stages = [
             nn.Sequential(nn.Conv2d(before, after, kernel_size=5, padding=2), nn.MaxPool2d(2), nn.ReLU(inplace=True))
             for before, after in pairwise(channels)
@@ -98,8 +98,8 @@ class CNNRecipe:
 
     channels: tuple[int, ...] = (32, 100)
 
-    # Images of one forward and backward pass where a run does not say; their activations stay near the processor. 6 400
-    # at once take 2.7 times as long, and 2.5 GB.
+    # Default micro-batch: its activations fit in cache. A pass over 6 400 images at once takes 2.7 times as long, and
+    # 2.5 GB.
     microbatch: ClassVar[int] = 256
     inputs: ClassVar[Literal["images"]] = "images"
     small: ClassVar[dict[str, Any]] = {"channels": [8, 9]}

@@ -3,8 +3,9 @@
     x_0 = sqrt(D) E[tokens] + positions,   x_{i+1} = x_i + f_i(x_i),   features = x_last,
 
 where the branches f_i alternate between causal attention and a two-layer MLP. Layer normalisation comes after the sum
-("post"), or at the start of each branch and once at the end ("pre"), or nowhere ("none"). The names registered here
-differ in their defaults, in nothing else.
+("post"), or at the start of each branch and once at the end ("pre"), or nowhere ("none"). The registered
+names differ only in their defaults.
+
 Shapes: B batch, L sequence, D features (the width), C classes (the vocabulary), M = B*L predictions.
 """
 
@@ -46,13 +47,13 @@ class TransformerRecipe:
         heads: attention heads of a layer.
         mlp: hidden units of a layer's MLP; 0 for no MLP.
         norm: where LayerNorm is: "post" after the sum, "pre" at the start of the branch, or "none".
-        activation: of the MLP; "gelu" is the tanh form that GPT-2 uses.
+        activation: activation of the MLP; "gelu" is the tanh form of GPT-2.
         dropout: rate on the embedding, on the MLP's hidden units and on the output of every branch.
         attention_dropout: rate on the attention probabilities.
         init: "paper": N(0, 0.02) for embedding, head and MLP, N(1, 0.02) for the scales of norms, attention as PyTorch
             does (Glorot for queries, keys, values). "gpt2": N(0, 0.02 sqrt(2)) for all matrices, divided by
             sqrt(2 depth) where a branch ends, scales 1. Biases start at 0 in both. The second number is a deviation.
-        train: "all", or "head" to leave everything before the head as it was drawn (fig. 5).
+        train: "all", or "head" to freeze everything before the head at initialisation (fig. 5).
     """
 
     width: int = 1200
@@ -94,7 +95,7 @@ class TransformerRecipe:
 @REGISTRY.register("simplified-transformer")
 @dataclass(frozen=True)
 class SimplifiedTransformerRecipe(TransformerRecipe):
-    """One attention block with a residual connection and nothing else (fig. 5): 5 764 800 in the body."""
+    """One attention block with a residual connection and nothing else (fig. 5): 5 764 800 parameters in the body."""
 
     mlp: int = 0
     norm: Norm = "none"
@@ -105,7 +106,7 @@ class SimplifiedTransformerRecipe(TransformerRecipe):
 @REGISTRY.register("gpt2")
 @dataclass(frozen=True)
 class GPT2Recipe(TransformerRecipe):
-    """GPT2-Small with fixed positions and a head of its own (fig. 1): 85 056 000 in the body, as the original's."""
+    """GPT2-Small with fixed positions and an untied head (fig. 1): 85 056 000 parameters in the body, as the original."""
 
     width: int = 768
     depth: int = 12
@@ -120,11 +121,11 @@ class GPT2Recipe(TransformerRecipe):
 
 
 class Transformer(nn.Module):
-    """Embedding, body and linear head, as the recipe says.
+    """Embedding, body and linear head.
 
     Args:
-        config: the sizes and choices.
-        num_classes: C, for tokens in and classes out.
+        config: the recipe.
+        num_classes: C, the size of the vocabulary.
     """
 
     def __init__(self, config: TransformerRecipe, num_classes: int) -> None:
@@ -145,7 +146,7 @@ class Transformer(nn.Module):
             self.head.requires_grad_(True)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return what the head sees of tokens [B, L] int64: [B*L, D], sequence by sequence."""
+        """Return the inputs of the head [B*L, D] for tokens [B, L] int64, sequence by sequence."""
         width = self.embedding.embedding_dim
         tokens = self.embedding(inputs) * math.sqrt(width)  # [B, L, D]
         positions = sinusoidal_positions(inputs.shape[1], width, tokens.dtype, tokens.device)
@@ -154,7 +155,7 @@ class Transformer(nn.Module):
 
 
 class Residual(nn.Module):
-    """A branch around which the input is carried: x + f(x), with a norm before f, after the sum, or none."""
+    """A residual branch, x + f(x), with a norm before f, after the sum, or none."""
 
     def __init__(self, branch: nn.Module, config: TransformerRecipe) -> None:
         super().__init__()
@@ -194,7 +195,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, activation, linear, at every position by itself."""
+    """Linear, activation, linear, at each position separately."""
 
     def __init__(self, config: TransformerRecipe) -> None:
         super().__init__()
@@ -211,11 +212,11 @@ class MLP(nn.Module):
 
 @lru_cache(maxsize=4)
 def sinusoidal_positions(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the fixed positions [L, D] of Vaswani et al. (2017), worked out in float64.
+    """Return the fixed positions [L, D] of Vaswani et al. (2017), computed in float64.
 
     Column 2i holds sin(t / 10000^(2i/D)) of position t, column 2i + 1 the cosine.
     """
-    with torch.inference_mode(False):  # the table outlives this call: it must be an ordinary tensor
+    with torch.inference_mode(False):  # the table is cached, so it must not be an inference tensor
         time = torch.arange(length, dtype=torch.float64)[:, None]
         rate = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         table = torch.stack([(time * rate).sin(), (time * rate).cos()], dim=-1).flatten(1)

@@ -1,7 +1,7 @@
 """SimpleViT: a vision transformer without class token, dropout or learnt positions (figures 12, 13; Beyer et al. 2022).
 
-The image is cut into patches of P x P pixels, each a token; a fixed two-dimensional sinusoidal code says where it was.
-Pre-norm encoder blocks, a last LayerNorm, the mean over tokens, the head.
+The image is cut into patches of P x P pixels, each a token, with fixed two-dimensional sinusoidal positions.
+Pre-norm encoder blocks, a final LayerNorm, the mean over tokens, and the head follow.
 
 B batch, C classes, D features (the width), L patches.
 """
@@ -62,12 +62,12 @@ class SimpleViT(nn.Module):
     """Patches, positions, encoder blocks, and the head on the mean token; PyTorch's default initialisation.
 
     Args:
-        channels: of the image.
+        channels: channels of the image.
         size: (height, width) of the image in pixels.
-        patch: pixels a side of a patch, P.
-        width: of a token, D.
+        patch: side of a patch in pixels, P.
+        width: width of a token, D.
         depth: number of encoder blocks.
-        heads: of each attention.
+        heads: attention heads of each block.
         mlp: width of each block's hidden layer.
         num_classes: C.
     """
@@ -104,13 +104,13 @@ class SimpleViT(nn.Module):
 @REGISTRY.register("simple-vit")
 @dataclass(frozen=True)
 class SimpleViTRecipe:
-    """SimpleViT; the defaults are ViT-S/16, on 224 pixels and 1 000 classes 21 974 632 parameters.
+    """SimpleViT; the defaults are ViT-S/16, with 21 974 632 parameters on 224 pixels and 1 000 classes.
 
     Attributes:
-        patch: pixels a side of a patch; has to divide the image.
-        width: of a token; a multiple of 4 (for the positions) and of `heads`.
+        patch: side of a patch in pixels; must divide the image size.
+        width: width of a token; a multiple of 4 (for the positions) and of `heads`.
         depth: number of encoder blocks.
-        heads: of each attention.
+        heads: attention heads of each block.
         mlp: width of each block's hidden layer.
     """
 

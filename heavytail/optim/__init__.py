@@ -12,10 +12,10 @@ from heavytail.experiment.registry import Registry
 
 
 class OptimRecipe(Protocol):
-    """What every recipe in this folder has.
+    """Interface of optimizer recipes.
 
     Attributes:
-        small: settings for the contract tests; those that keep state between steps.
+        small: settings for the contract tests, with which the optimizer keeps state between steps.
     """
 
     small: ClassVar[dict[str, Any]]

@@ -4,8 +4,8 @@ One update rule, heavy ball, and three directions d_t make the paper's six non-a
 
     m_t = beta m_{t-1} + d_t,   x_{t+1} = x_t - lr m_t,   d_t = g  |  g / ||g||_2  |  sign(g),
 
-where ||g||_2 runs over all parameters at once, so that normalising changes the length of a step, not where it points.
-With this momentum (PyTorch's, no 1 - beta) a steady direction travels lr/(1 - beta) a step.
+where ||g||_2 is over all parameters together, so that normalising changes the length of a step but not its direction.
+With this momentum (PyTorch's, no 1 - beta) a constant direction moves lr/(1 - beta) per step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def normalized(grads: Gradients) -> Gradients:
     """Return d = g / ||g||_2 with the norm over all tensors together; a zero gradient gives a zero direction."""
     scaled = list(torch._foreach_mul(grads, _power_of_two(grads)))
     norm = get_total_norm(scaled)
-    # Only an exact 0 is replaced: a NaN must stay a NaN, or a diverged run would look like one that stands still.
+    # Only an exact 0 is replaced: a NaN must stay a NaN, or a diverged run would look stationary.
     torch._foreach_div_(scaled, torch.where(norm == 0, 1.0, norm))
     return scaled
 
@@ -45,7 +45,7 @@ def normalized(grads: Gradients) -> Gradients:
 def _power_of_two(grads: Gradients) -> Tensor:
     """Return the power of two [] that brings the largest entry near 1, so that no square overflows or underflows.
 
-    Multiplying by it rounds nothing: it changes no bit of a direction whose squares are in range.
+    Multiplying by it does not round, and changes no bit of a direction whose squares are in range.
     """
     largest = get_total_norm(grads, math.inf)
     largest = largest.float() if largest.dtype.itemsize < 4 else largest
@@ -55,15 +55,14 @@ def _power_of_two(grads: Gradients) -> Tensor:
 
 
 def sign(grads: Gradients) -> Gradients:
-    """Return d = sign(g) entry by entry; 0 has sign 0, and so does NaN, as torch.sign has it."""
+    """Return d = sign(g) entry by entry; 0 and NaN have sign 0, as in torch.sign."""
     return torch._foreach_sign(grads)
 
 
 class HeavyBall(Optimizer):
     """Momentum along any direction: m = beta m + d(g), x = x - lr m.
 
-    The norm of a gradient never leaves its device, gradients are left as they were found, and without momentum nothing
-    is stored.
+    The norm of a gradient stays on its device, gradients are not changed, and without momentum no state is stored.
 
     Args:
         params: parameters, or parameter groups; each may set its own `lr` and `momentum`.
@@ -72,7 +71,7 @@ class HeavyBall(Optimizer):
         direction: maps the gradients of all groups together to as many tensors of the same shapes.
 
     Raises:
-        SpecError: `lr` or `momentum` is out of range, also that of a group; in `step`, for sparse gradients.
+        SpecError: `lr` or `momentum`, also of a group, is out of range; in `step`, gradients are sparse.
     """
 
     def __init__(
@@ -86,14 +85,14 @@ class HeavyBall(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, whose settings are checked as the defaults are."""
+        """Add a parameter group; its settings are checked like the defaults."""
         settings = self.defaults | param_group
         check_step_size(settings["lr"])
         check_decay("optim.momentum", settings["momentum"])
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy needs; the base class would leave the direction behind."""
+        """Return the state for a copy; the base class would leave out the direction."""
         return {**super().__getstate__(), "direction": self.direction}
 
     @overload
@@ -102,7 +101,7 @@ class HeavyBall(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step; parameters without a gradient stay where they are."""
+        """Take one step; parameters without a gradient are not changed."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,7 +1,7 @@
 """Parameters of a model by their role: head, embedding, norm, hidden.
 
-Optimizers for hidden matrices alone (Muon), and experiments on which layers need an adaptive method, train each role
-with an optimizer of its own.
+Optimizers for hidden matrices only (Muon), and experiments on which layers need an adaptive method, train each role
+with a different optimizer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def roles(model: nn.Module) -> dict[Role, list[Parameter]]:
 
     The head is `model.head`, biases included; embeddings are look-up tables; norms are scales and shifts of
     normalisation layers. Everything else is hidden, biases included. A parameter that two layers share (tied
-    embeddings) has the role that stands first in ROLES.
+    embeddings) has the first of their roles in ROLES.
 
     Raises:
         SpecError: the model has no head.

@@ -43,10 +43,10 @@ def class_histogram(panel: Panel, run: Selected) -> None:
 
 
 def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
-    """Plot samples per class against the class's rank, both logarithmic, each frequency group in its colour.
+    """Plot samples per class against the class's rank, both logarithmic, coloured by frequency group.
 
     Args:
-        panel: to draw in.
+        panel: the panel.
         counts: samples of each class [C].
         group: frequency group of each class [C].
     """
@@ -55,7 +55,7 @@ def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
     rank = np.arange(1, len(counts) + 1)
     seen = counts > 0
     floor = counts[seen].min() / 2
-    # half a rank on each side, so that a single class is visible
+    # half a rank on each side makes a single class visible
     edges = np.append(rank[seen] - 0.5, rank[seen][-1] + 0.5)
     for g, colour in enumerate(group_colours(int(groups.max()) + 1)):
         mine = seen & (groups == g)
@@ -71,7 +71,7 @@ def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = 
     """Draw the overall loss of several optimizers over steps: the median over seeds, shaded from minimum to maximum.
 
     Args:
-        panel: to draw in.
+        panel: the panel.
         runs: the optimizers.
         until: last step shown; None for all.
         momentum: whether names include "+m" or "-m"; lines without momentum are then dashed.
@@ -124,7 +124,7 @@ def final_group_losses(panel: Panel, runs: Sequence[Selected]) -> None:
 
 
 def step_size_search(panel: Panel, searches: Sequence[Best]) -> None:
-    """Draw the final loss of every step size, maximum over seeds; ringed: selected; crosses on top: diverged."""
+    """Draw the final loss of every step size (maximum over seeds), with the selected one ringed and diverged ones as crosses."""
     for best in searches:
         rates = np.array([c.lr for c in best.candidates])
         losses = np.array([c.loss for c in best.candidates])

@@ -1,7 +1,7 @@
 """The style of all figures, and a picture that records every number plotted in it.
 
-Colours are those of Okabe and Ito, distinct for every common kind of colour vision; groups run from light (most
-frequent) to dark (rarest), which survives a black-and-white print. The global state of pyplot is not changed.
+Colours are those of Okabe and Ito, distinct for all common kinds of colour vision; groups run from light (most
+frequent) to dark (rarest), which stays legible in black and white. The global state of pyplot is not changed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import ArrayLike
 
 COLOURS = {"gd": "#0072B2", "adam": "#D55E00", "normalized-gd": "#009E73", "sign": "#CC79A7", "muon": "#E69F00"}
 NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "sign descent", "muon": "Muon"}
-# For other optimizers: colours that differ from those above and from each other for every common kind of colour vision
+# Colours of other optimizers, distinct from those above and from each other for all common kinds of colour vision
 # (Okabe and Ito's light blue, then Paul Tol's "muted" set).
 OTHERS = ("#56B4E9", "#332288", "#882255", "#999933", "#117733", "#661100")
 _assigned: dict[str, str] = {}  # other optimizer -> its colour in this process
 INK = "#3a3a3a"
 TABLE_FONT = 7.0
-TABLE_WRAP = 34  # characters of a line of a table's cell
+TABLE_WRAP = 34  # characters per line of a table cell
 _RC: Any = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -94,8 +94,7 @@ def optimizer_name(label: str, *, stochastic: bool = False, momentum: bool = Fal
 def optimizer_colour(label: str) -> str:
     """Return the colour of an optimizer, the same with and without momentum.
 
-    An optimizer that is not in COLOURS gets one of OTHERS, by its name; two of them share one only if there are more
-    than OTHERS has.
+    An optimizer that is not in COLOURS gets one of OTHERS by its name; two share a colour only if OTHERS has too few.
     """
     base = split_label(label)[0]
     if base in COLOURS:
@@ -116,7 +115,7 @@ def group_colours(num_groups: int) -> list[Any]:
 
 
 class TextTable:
-    """A table of text as it is laid out, in points: long cells are broken, each column is as wide as its widest line.
+    """The layout of a text table, in points: long cells are wrapped, and each column fits its widest line.
 
     Args:
         header: names of the columns.
@@ -140,7 +139,7 @@ class TextTable:
 
 
 def _broken(cell: str) -> str:
-    """A cell in lines, broken after commas only."""
+    """A cell wrapped into lines, only after commas and semicolons."""
     bound = re.sub(r"(?<![,;]) ", "\N{NO-BREAK SPACE}", cell)
     return "\n".join(wrap(bound, TABLE_WRAP, break_on_hyphens=False))
 
@@ -181,13 +180,13 @@ class Panel:
         self.axes.axhline(y, color="black", linestyle=(0, (4, 3)), linewidth=0.9, zorder=1.5)
 
     def image(self, values: ArrayLike, label: str, **style: Any) -> None:
-        """Show a matrix [R, R], first row on top, each number as one square of colour."""
+        """Show a matrix [R, R], first row on top, each number as a coloured square."""
         self._add_series("image", label, values=values)
         self.axes.imshow(values, interpolation="nearest", **style)
         self.axes.grid(False)
 
     def table(self, table: TextTable) -> None:
-        """Print a table, its header above a line."""
+        """Draw a table, with a line below its header."""
         self._add_series("table", "", header=table.header, rows=table.rows)
         height = sum(table.heights)
         self.axes.set(xlim=(0, sum(table.widths)), ylim=(height, 0))
@@ -202,14 +201,14 @@ class Panel:
             self.axes.axhline(y, color=INK, linewidth=thick, clip_on=False)
 
     def corner(self, text: str) -> None:
-        """Write measured numbers into the lower right corner."""
+        """Write measured numbers in the lower right corner."""
         self.record["notes"].append(text)
         box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0}
         place = {"transform": self.axes.transAxes, "ha": "right", "va": "bottom"}
         self.axes.text(0.98, 0.03, text, color=INK, fontsize=6.5, bbox=box, **place)
 
     def note(self, text: str) -> None:
-        """Write a remark into the middle of the panel, below earlier ones."""
+        """Write a remark in the middle of the panel, below earlier ones."""
         height = 0.5 - 0.12 * len(self.record["notes"])
         self.record["notes"].append(text)
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
@@ -235,7 +234,7 @@ class Picture:
         self.panels: dict[tuple[int, int], Panel] = {}
 
     def panel(self, row: int, column: int | slice, title: str, xlabel: str, ylabel: str) -> Panel:
-        """Add the panel at a place of the grid, or over several of its columns."""
+        """Add a panel in one cell of the grid, or across several columns."""
         place = (row, column.start if isinstance(column, slice) else column)
         assert place not in self.panels, f"panel {place} is taken"
         axes = self.figure.add_subplot(self._grid[row, column])
@@ -248,7 +247,7 @@ class Picture:
         return [self.panels[place].record for place in sorted(self.panels)]
 
     def share_y(self, panels: Iterable[Panel], top: float) -> None:
-        """Give panels one range of y, cut off at `top`: so that a short spike does not compress the rest."""
+        """Set a common y range, cut off at `top` so that a short spike does not compress the rest."""
         shared = list(panels)
         limits = [panel.axes.get_ylim() for panel in shared]
         for panel in shared:

@@ -1,8 +1,8 @@
-"""Probes: further measurements at chosen steps of a run, which never change its trajectory.
+"""Probes: additional measurements at chosen steps of a run, which never change its trajectory.
 
 A probe is a recipe with `steps(total)` and `measure(view)`. The engine calls `measure` at W_t in eval mode, without
-gradients, and puts torch's generators back afterwards, so that a run with a probe equals the run without it, bit for
-bit. The steps must not depend on `total` other than by ending there: a run may be read at fewer steps than it has.
+gradients, and restores torch's generators afterwards, so that a run with a probe equals the run without it, bit for
+bit. `total` may only cut off the steps, not change them: a run may be read at fewer steps than it has.
 
 Shapes: C classes, D features, M predictions.
 """
@@ -22,12 +22,12 @@ from heavytail.experiment.registry import Registry
 
 @dataclass(frozen=True)
 class StepView:
-    """What a probe sees of a run at one step.
+    """The state of a run at one step, as probes read it.
 
     Attributes:
         step: t; the model holds W_t.
-        model: in eval mode.
-        data: the data set, its training counts and groups included.
+        model: the model, in eval mode.
+        data: the data set, with its training counts and groups.
         pairs: iterates over (features [m, D], targets [m]) of the whole training split, once per call.
     """
 
@@ -45,13 +45,13 @@ class StepView:
 
 
 class ViewPairs(Protocol):
-    """Calls yield the head's inputs and targets of the training split, chunk by chunk."""
+    """A call yields the head's inputs and targets on the training split, chunk by chunk."""
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class Probe(Protocol):
-    """What every probe has.
+    """Interface of probes.
 
     Attributes:
         small: settings for the contract tests, which have a run of 10 steps, 7 classes and 32 features.

@@ -1,6 +1,6 @@
-"""Probes of the head along a run: gradient and Hessian blocks, entries of the Hessian, what proposition 2 needs.
+"""Probes of the head along a run: gradient and Hessian blocks, entries of the Hessian, terms of proposition 2.
 
-Each is measured over the whole training split, at steps `at` and at every multiple of `every`.
+All are measured over the whole training split, at steps `at` and at every multiple of `every`.
 
 Shapes: C classes, D features, K chosen classes, J chosen inputs.
 """
@@ -30,16 +30,16 @@ from heavytail.probes import REGISTRY, StepView
 
 Arrays = dict[str, NDArray]  # type: ignore[type-arg]
 
-FIGURE_STEPS = (0, 1, 5, 10, 50, 100)  # of figure 7
+FIGURE_STEPS = (0, 1, 5, 10, 50, 100)  # the steps of figure 7
 
 
 @dataclass(frozen=True)
 class _AtSteps:
-    """When to measure.
+    """The steps to measure at.
 
     Attributes:
-        at: steps; those after the end of the run are not measured.
-        every: also every multiple of this number of steps; 0 for no more.
+        at: single steps; those after the end of the run are not measured.
+        every: also measure at every multiple of this number of steps; 0 adds none.
     """
 
     at: tuple[int, ...] = FIGURE_STEPS
@@ -60,10 +60,10 @@ class _AtSteps:
 @REGISTRY.register("head-blocks", version=2)
 @dataclass(frozen=True)
 class HeadBlocksProbe(_AtSteps):
-    """The numbers of `HeadBlocks`, [C] each, at weights `scale` W_t (figs 7, 23-26).
+    """`HeadBlocks` at weights `scale` W_t, [C] each (figs 7, 23-26).
 
     Attributes:
-        scale: multiplies the head's weights and biases; 1 for the run's own, -1 for their mirror image (fig 27).
+        scale: factor of the head's weights and biases: 1 for the run's own, -1 for their mirror image (fig 27).
         include_bias: whether a class's block includes its bias.
     """
 
@@ -81,7 +81,7 @@ class HeadBlocksProbe(_AtSteps):
 @REGISTRY.register("mirrored-head-blocks", version=2)
 @dataclass(frozen=True)
 class MirroredHeadBlocksProbe(HeadBlocksProbe):
-    """Head blocks along -W_t, where nothing has been learnt (fig 27)."""
+    """Head blocks along -W_t, at which nothing is learned (fig 27)."""
 
     scale: float = -1.0
 
@@ -89,11 +89,11 @@ class MirroredHeadBlocksProbe(HeadBlocksProbe):
 @REGISTRY.register("hessian-entries")
 @dataclass(frozen=True)
 class HessianEntriesProbe(_AtSteps):
-    """Entries of the head's Hessian for some classes and inputs, and how its diagonal blocks compare (figs 8, 28).
+    """Entries of the head's Hessian for some classes and inputs, and the dominance of its diagonal blocks (figs 8, 28).
 
     Attributes:
-        classes: K, sampled once evenly over the logarithm of the frequency rank and once evenly over the rank.
-        inputs: J, evenly spaced over the features.
+        classes: K, the number of classes of two samples: evenly spaced in the logarithm of the rank, and in the rank.
+        inputs: J, the number of evenly spaced features.
     """
 
     classes: int = 40
@@ -110,28 +110,28 @@ class HessianEntriesProbe(_AtSteps):
     def measure(self, view: StepView) -> Arrays:
         """Return `log_uniform` and `uniform` [K J, K J] float32, `diagonal_share` and `largest_other` [C].
 
-        The last two are those of `dominance` for the matrix of block traces.
+        The last two are `dominance` of the matrix of block traces.
         """
         weight, bias = view.head.weight, view.head.bias
         D = view.head.in_features
         inputs = np.unique(np.linspace(0, D - 1, min(self.inputs, D)).astype(np.int64))
         counts = view.data.counts.numpy()
-        found = {}
+        arrays = {}
         for name, sampling in (("log_uniform", "log-uniform"), ("uniform", "uniform")):
             classes = sample_classes(counts, self.classes, sampling)  # type: ignore[arg-type]
             entries = hessian_entries(view.pairs(), weight, bias, classes, inputs)
-            found[name] = entries.cpu().numpy().astype(np.float32)
+            arrays[name] = entries.cpu().numpy().astype(np.float32)
         share, largest = dominance(block_trace_matrix(view.pairs(), weight, bias))
-        return {**found, "diagonal_share": share.cpu().numpy(), "largest_other": largest.cpu().numpy()}
+        return {**arrays, "diagonal_share": share.cpu().numpy(), "largest_other": largest.cpu().numpy()}
 
 
 @REGISTRY.register("proposition-2")
 @dataclass(frozen=True)
 class PropositionTwoProbe(_AtSteps):
-    """What eq. 1 and eq. 2 predict the blocks from, and the blocks at W = 0 in float64, for eq. 1."""
+    """The terms of eq. 1 and eq. 2, and the blocks at W = 0 in float64 to compare with eq. 1."""
 
     def measure(self, view: StepView) -> Arrays:
-        """Return moments of the classes' features, and eq. 1 beside the measurement that it predicts.
+        """Return moments of the classes' features, and eq. 1 with the measurements that it predicts.
 
         mean_norm [C] is ||xbar^k||, sq_norm [C] the class's mean of ||x||^2, radius [] the largest ||x||; predicted_
         and zero_ grad_norm and trace [C] are those of W = 0, without bias.

@@ -4,9 +4,9 @@
     OUT/figures/figNN-search.png            plots of those searches
     OUT/claims.json                         every claim with its measured number, threshold and verdict
     OUT/timing.json                         start, duration and trained runs of each `reproduce` into OUT
-    OUT/report.html                         all of it in one file (written by `page`)
+    OUT/report.html                         all of the above in one file (written by `page`)
 
-Every file is written atomically, JSON is strict, and what is read back is checked field by field.
+Every file is written atomically, JSON is strict, and files are checked field by field on reading.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
         figure: the figure.
         results: finished runs.
         out: folder of the reproduction.
-        missing: why runs could not be finished (no data, out of memory), if known.
+        missing: the reason for unfinished runs (no data, out of memory), if known.
     """
     assert FIGURE_ID.fullmatch(figure.id), f"{figure.id!r} is not a file name"
     folder = out / "figures"
@@ -109,14 +109,14 @@ def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:
 
 
 def add_timing(out: Path, row: Row) -> None:
-    """Append one `reproduce` to OUT/timing.json; the first of several trains, the others reuse its runs."""
+    """Append a row for one `reproduce` to OUT/timing.json; later ones reuse stored runs."""
     with locked(out / LOCK):
         rows = _read(out / "timing.json", [dict]) or []
         write_atomic(out / "timing.json", strict_json([*rows, row]))
 
 
 def read_claims(out: Path) -> list[Row]:
-    """Return the rows of OUT/claims.json, none where there is no such file; DamagedError if it is damaged."""
+    """Return the rows of OUT/claims.json, empty if there is no such file; DamagedError if it is damaged."""
     return _read(out / "claims.json", [_CLAIM]) or []
 
 

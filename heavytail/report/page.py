@@ -1,6 +1,6 @@
-"""A page in one HTML file that loads nothing: the report of a reproduction, made from its other files alone.
+"""HTML pages in a single file: the report of a reproduction, generated from its other files.
 
-A page is a title and sections of pictures and tables, as plain data; `page.html.j2` lays them out and escapes every
+A page is a title and sections of images and tables, as plain data; `page.html.j2` renders them and escapes every
 string. The monitor's page (`monitor.page`) uses the same sections.
 """
 
@@ -63,13 +63,13 @@ class Section:
 
     Attributes:
         heading, note: its first lines.
-        id: what links on the page call it.
+        id: anchor for links on the page.
         image: content of a PNG file; empty for none.
         caption: text below the image.
-        missing: why there is no image.
+        missing: the reason for a missing image.
         tables: shown below the image.
         warning: a line in red below the tables.
-        summary, details, details_image: heading, tables and PNG of a part that the reader opens.
+        summary, details, details_image: heading, tables and PNG of a collapsed part.
     """
 
     heading: str = ""
@@ -100,7 +100,7 @@ def render(
         sections: in reading order.
         note: a line below the title.
         tally: verdict -> number of claims, shown large.
-        reload: seconds after which an open page reads itself again, None for never.
+        reload: seconds after which an open page reloads, None for never.
     """
     page = _template().render(title=title, sections=sections, note=note, tally=tally, reload=reload)
     return page.encode()
@@ -114,7 +114,9 @@ def _template() -> jinja2.Template:
 
 
 def write_report(out: Path, *, title: str = "heavytail: figures and claims", reload: int | None = None) -> Path:
-    """Write OUT/report.html from the other files under OUT, and return its path; it reloads itself if asked to.
+    """Write OUT/report.html from the other files under OUT, and return its path.
+
+    With `reload`, an open page reloads after that many seconds.
 
     Raises:
         StoreError: a file under OUT is damaged.

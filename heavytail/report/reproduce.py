@@ -1,8 +1,8 @@
-"""From figures to claims: train the runs that are missing, draw each figure as soon as its runs are finished.
+"""Reproduce figures: train the missing runs, draw each figure once its runs are finished, check its claims.
 
-The one place where figures and training meet; neither imports the other. Figures that need no training are drawn first,
-the others in the order in which they can be finished soonest, and after each of them claims.json and report.html are
-written anew, so that stopping at any moment leaves everything that is complete.
+This is the only module that uses both figures and training; neither imports the other. Figures that need no training
+are drawn first, the others in the order in which they can be finished soonest. After each figure, claims.json and
+report.html are rewritten, so that an interruption leaves all complete figures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from heavytail.train.cost import Row
 
 SECONDS = 10  # between two reloads of the page while runs are trained
-HEADLINE = "fig04"  # the thesis in one picture, from runs that ten other figures share
+HEADLINE = "fig04"  # the main result, from runs that ten other figures share
 
 
 def reproduce(
@@ -44,24 +44,23 @@ def reproduce(
     display: Progress,
     on_page: Callable[[Path], object] = lambda page: None,
 ) -> list[Claim]:
-    """Make figures under `out`, each as soon as its runs are finished, and return the claims of all.
+    """Write figures under `out`, each as soon as its runs are finished, and return all their claims.
 
     A figure whose data are not available, or one of whose runs failed, is not drawn; its claims are "not run", with the
-    reason. A figure that cannot be drawn because of an error does not keep the others from being drawn: the error is
-    raised at the end. Of several processes that train together the first one makes the figures; the others return no
-    claims.
+    reason. If drawing a figure raises an error, the others are still drawn and the error is raised at the end. Under
+    torchrun, rank 0 draws the figures; other ranks return no claims.
 
     Args:
-        figures: to make.
+        figures: the figures.
         store: the stored runs.
         out: folder of the results, made if needed.
-        scale: of the presets.
+        scale: scale of the presets.
         options: how to train.
         display: receives progress events.
-        on_page: called with the path of report.html once it is there; the page reloads itself until all is done.
+        on_page: called with the path of report.html once it exists; the page reloads itself until all is done.
 
     Raises:
-        Interrupted: after Ctrl-C or SIGTERM; the message counts the figures that are complete, and names the others.
+        Interrupted: after Ctrl-C or SIGTERM; the message has the number of complete figures and the ids of the others.
     """
     results = Results(store, scale, data_dir=options.data_dir)
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -123,7 +122,7 @@ class _Work:
         self.lookup = remember(self.store)
 
     def propose(self) -> list[RunSpec]:
-        """Draw what is complete; return the runs that the other figures need next, the soonest figure's first."""
+        """Draw complete figures; return the runs that the others need next, in the order of `pending`."""
         self.draw_complete()
         return [spec for figure in self.pending for spec in self._missing(figure)]
 
@@ -134,7 +133,7 @@ class _Work:
                 self._draw(figure)
 
     def draw_rest(self, failures: list[Failure]) -> None:
-        """Make what can be made of the figures whose runs failed; raise the error of a figure, if there was one."""
+        """Write the figures whose runs failed, with the reason; raise the error of a figure, if there was one."""
         for figure in list(self.pending):
             reasons = (_failed(self.sweeps[ref], failures) for ref in figure.sweeps)
             self._draw(figure, missing=next(filter(None, reasons), None))
@@ -164,7 +163,7 @@ class _Work:
         self.display.announce(f"{len(self.pending)} to draw after training, in this order: {names}")
 
     def used(self) -> set[str]:
-        """The keys of the finished runs that the searches look at."""
+        """The keys of the finished runs that the searches read."""
         keys = set()
 
         def lookup(spec: RunSpec) -> Outcome | None:
@@ -186,7 +185,7 @@ class _Work:
             return
         try:
             claims = write_figure(figure, self.results, self.out, missing=missing)
-        except Exception as error:  # a figure with a bug must not hide the others; raised once they are drawn
+        except Exception as error:  # a bug in a figure must not hide the others; raised after they are drawn
             error.add_note(f"while drawing {figure.id}")
             self.error = self.error or error
             return
@@ -206,7 +205,7 @@ class _Work:
         sweeps = {ref: self.results.sweep(ref) for ref in refs}
         costs: dict[tuple[str, str, str], Row] = {}
         for ref in sorted(refs, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)):
-            with suppress(DataError):  # data that are not available are found out at once
+            with suppress(DataError):  # missing data are reported by the first run
                 for row in cost.rows(sweeps[ref], self.options.data_dir):
                     costs[ref.preset, ref.variant, row.arm.label] = row
         return costs
@@ -223,7 +222,7 @@ class Progress(Display, Protocol):
 
 
 class _Tally:
-    """Passes progress events on, keeps the keys of the runs that were trained, and estimates the time left."""
+    """Forwards progress events, collects the keys of trained runs, and estimates the remaining time."""
 
     def __init__(self, display: Progress) -> None:
         self._display = display
@@ -235,7 +234,7 @@ class _Tally:
         self._clock = time.perf_counter()
 
     def plan(self, rows: Sequence[Row], options: Options) -> None:
-        """Expect the runs of these searches."""
+        """Announce the number of runs of these searches, and their estimated time."""
         runs = sum(row.runs for row in rows)
         self._seconds = {_problem(row.spec): row.seconds / row.runs for row in rows}
         self._total, self._clock = sum(row.seconds for row in rows), time.perf_counter()
@@ -278,7 +277,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _failed(sweep: Sweep, failures: list[Failure]) -> str | None:
-    """Why a sweep could not be finished, if it could not."""
+    """The reason for an unfinished sweep; None if no failure concerns it."""
     ours = RunSpec.from_dict({**sweep.run, "optim": sweep.arms[0].optim, "lr": 1.0})
     shared = ("model", "loss", "batch_size", "precision")
     for failure in failures:

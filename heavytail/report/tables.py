@@ -1,6 +1,6 @@
 """A run's history as tables: long-form parquet files that any data-frame library reads.
 
-history.parquet  step, split, class, loss, count, correct: one row per recorded step, split and class that has samples
+history.parquet  step, split, class, loss, count, correct: one row per recorded step, split and class with samples
 groups.parquet   step, split, group, loss, count, correct: the same per frequency group, 1 = most frequent
 
 Losses are means in nats.

@@ -1,1 +1,1 @@
-"""Results: what figures read and what they claim."""
+"""Results: finished runs as figures read them, figures, and their claims."""

@@ -1,7 +1,7 @@
 """Claims of the figures: predicates over measured numbers, with thresholds fixed before any run.
 
-`claim` declares a rule; checking it against results gives a Claim with the measured number and a verdict. The families
-that several figures share are here: the gap between GD and Adam, the direction of the step, and balanced against
+`claim` declares a rule; checking it against results gives a Claim with the measured number and a verdict. Families of
+claims shared by several figures are here: the gap between GD and Adam, the direction of the step, and balanced versus
 heavy-tailed data. Losses are those at the selected step sizes, medians over seeds, in nats; "rarest" is the
 last frequency group, "initial" the same quantity at step 0.
 
@@ -34,10 +34,10 @@ class Claim:
         claim: short name, unique within the figure.
         statement: the measured quantity, in words.
         measured: its value; None if the runs are missing.
-        comparison: how it compares with the threshold; "within" includes both ends.
+        comparison: comparison with the threshold; "within" includes both ends.
         threshold: a number, or (low, high) for "within".
         scale: the scale it was measured at.
-        reason: why it was not run, or why there is no finite number.
+        reason: why the claim was not run, or why its number is not finite.
     """
 
     figure: str
@@ -57,7 +57,7 @@ class Claim:
         return "reproduced" if _holds(self.measured, self.comparison, self.threshold) else "not reproduced"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a row of claims.json: a number that is not finite is null, and `reason` names it."""
+        """Return a row of claims.json: a number that is not finite is null, and `reason` names its value."""
         finite = self.measured is not None and math.isfinite(self.measured)
         reason = self.reason
         if self.measured is not None and not finite:
@@ -78,11 +78,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class ClaimRule:
-    """The declaration of a claim: its threshold, and how its number is measured.
+    """The declaration of a claim: its threshold and its measurement.
 
     Attributes:
         id, statement, comparison, threshold: as in Claim.
-        measure: the number, from results.
+        measure: computes the number from results.
     """
 
     id: str

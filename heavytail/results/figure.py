@@ -20,7 +20,7 @@ class Picture(Protocol):
 
     @property
     def plotted(self) -> list[dict[str, Any]]:
-        """All that is plotted, panel by panel."""
+        """All plotted numbers, panel by panel."""
 
     def render(self, kind: Literal["png", "pdf"]) -> bytes:
         """Return the content of an image file."""
@@ -32,12 +32,12 @@ class Figure:
 
     Attributes:
         id: "fig04".
-        title: a few words.
-        paper: where it is in the paper, "Figure 4, section 3.1".
-        about: a sentence or two on what to look for; the caption begins with it.
+        title: short title.
+        paper: its place in the paper, "Figure 4, section 3.1".
+        about: one or two sentences on the effect to look for; the caption begins with it.
         sweeps: references to the sweeps that it reads.
-        rules: the claims it must check.
-        plot: draws it (see `plotting.panels.draw`).
+        rules: the claims that it checks.
+        plot: the function that plots it (see `plotting.panels.draw`).
     """
 
     id: str
@@ -54,7 +54,7 @@ class Figure:
         return [rule.check(self.id, results, missing) for rule in self.rules]
 
     def caption(self, results: Results) -> str:
-        """Return the caption: what to look for, the method, the data and the scale."""
+        """Return the caption: the effect, the method, the data and the scale."""
         sweeps = [results.sweep(ref) for ref in self.sweeps]
         if not sweeps:
             return self.about
@@ -96,7 +96,7 @@ _FIGURES: dict[str, Figure] = {}
 
 
 def register(new: Figure) -> Figure:
-    """Make a figure known by its id."""
+    """Register a figure under its id."""
     assert new.id not in _FIGURES, f"{new.id} is registered twice"
     assert len({rule.id for rule in new.rules}) == len(new.rules), f"{new.id} has two claims of one name"
     _FIGURES[new.id] = new

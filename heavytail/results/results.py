@@ -1,4 +1,4 @@
-"""Results: the run store reduced to what figures read; nothing here trains.
+"""Results: finished runs of a store, reduced to the curves that figures read; nothing here trains.
 
 A figure names the sweeps that it needs; `Results` selects each optimizer's step size by the paper's rule and reduces
 the histories of its seeds to curves per frequency group, so that a [E, C] array is held for one run at a time.
@@ -35,7 +35,7 @@ class SweepRef:
     """A reference to a sweep of a preset, as figures declare them.
 
     Attributes:
-        preset: its name.
+        preset: name of the preset.
         optim: labels of the optimizers ("gd+m", "adam-m"); empty for all of the preset.
         variant: of the preset, "" for none.
         probed: whether the figure reads the preset's probes, measured along the selected runs.
@@ -63,10 +63,10 @@ class SweepRef:
 class Selected:
     """One optimizer at its selected step size, on one split of the data.
 
-    Where no step size was stable, the curves are empty, the final losses infinite, and the initial ones still there.
+    If no step size was stable, the curves are empty and the final losses infinite; the initial losses are given.
 
     Attributes:
-        label: of the optimizer.
+        label: label of the optimizer.
         best: the search that selected its step size.
         split: "train" or "test".
         stochastic: whether the runs used mini-batches ("SGD") or not ("GD").
@@ -137,7 +137,7 @@ class Results:
     """The finished runs of a store, at one scale.
 
     Attributes:
-        store: where the runs are.
+        store: store of the runs.
         scale: "paper", "small" or "quick".
         presets: folder to read presets from; by default those that come with the package.
         figure: id of the current figure, for the command in error messages.
