@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("HEAVYTAIL_DATA", "data")))
-    parser.add_argument("--tiny", action="store_true", help="shapes of no meaning: does everything run?")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes: test that every case runs")
     parser.add_argument("--json", type=Path, help="file for the numbers and the environment")
     args = parser.parse_args(arguments)
     unknown = [group for group in args.groups if group not in GROUPS]

@@ -1,4 +1,4 @@
-"""Counting a corpus: words and integer labels, beside the least that Python and polars need for it."""
+"""Counting a corpus: words and integer labels, against the minimum in Python and polars."""
 
 from __future__ import annotations
 

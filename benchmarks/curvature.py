@@ -1,4 +1,4 @@
-"""All class gradients and Hessian traces of a linear model, against the products that any gradient needs.
+"""All class gradients and Hessian traces of a linear model, against the products that every gradient needs.
 
 `bare` is the two matrix products of a forward and backward pass, X W^T and R^T X, on whole logits; `blocks` is
 head_blocks: gradient norm, Hessian trace and probabilities of every class. `by class` goes through the classes one at a

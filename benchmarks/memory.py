@@ -30,7 +30,7 @@ def _grow(work: Callable[..., Callable[[], object]], arguments: tuple[Any, ...],
 
 
 def peak() -> float:
-    """Return the most bytes that this process ever had in memory at once."""
+    """Return the peak resident size of this process in bytes."""
     # Not getrusage: its maximum is inherited from the parent, which is larger than anything measured here.
     with open("/proc/self/status") as status:
         return next(float(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024

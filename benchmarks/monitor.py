@@ -1,4 +1,4 @@
-"""What the monitor costs in a training step of GPT2-Small.
+"""Cost of the monitor in a training step of GPT2-Small.
 
 Steps with and without the monitor take turns in one process. As one percent of a step is less than its own spread, the
 monitor's part is also timed by itself, on the step's own logits, and divided by the step's time in the same round.
@@ -36,7 +36,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def _per_step(timing: Timing, every: int, target: float) -> Row:
-    """Share of a step that goes to measuring one step in `every` and counting the labels of the others."""
+    """Fraction of a step spent on measuring one step in `every` and counting the labels of the others."""
     seconds = zip(timing.seconds["update(logits)"], timing.seconds["count(targets)"], strict=True)
     parts = [measure / every + count * (1 - 1 / every) for measure, count in seconds]
     name = f"measured every {every} steps"
@@ -44,7 +44,7 @@ def _per_step(timing: Timing, every: int, target: float) -> Row:
 
 
 def _small(device: str, M: int, C: int) -> dict[str, Callable[[], object]]:
-    """Many calls at a time, as one takes less than the clock's own spread."""
+    """Time many calls at once, as one is shorter than the noise of the clock."""
     logits = torch.randn(M, C, device=device, requires_grad=True)
     targets = torch.randint(C, (M,), device=device)
     monitor = Monitor(C)

@@ -1,4 +1,4 @@
-"""How long a user waits before anything happens: `import heavytail` and `heavytail --help`, beside `import torch`."""
+"""Start-up time of `import heavytail` and `heavytail --help`, against `import torch`."""
 
 from __future__ import annotations
 

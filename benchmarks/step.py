@@ -26,12 +26,12 @@ from heavytail.experiment.store import RunStore
 from heavytail.metrics import ClassStats
 from heavytail.train.engine import _Run
 
-STATS, DIVERGED = 1.03, 1.1  # of the time of a step without statistics; of one that has not diverged
+STATS, DIVERGED = 1.03, 1.1  # relative to a step without statistics; to one that has not diverged
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training problem: its data (the second is embedded, for where the first is absent), and what is promised.
+    """A training problem: its data (with an embedded stand-in), and its targets.
 
     Attributes:
         target: of the time of the bare products.
@@ -89,13 +89,13 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Return time and memory of every case; where public data are absent, of its embedded stand-in."""
+    """Return time and memory of every case, or of its embedded stand-in if public data are not available."""
     for case in CASES:
         run, name = _start(case, options)
         rounds = options.rounds or case.rounds
         contenders = {"bare": bare(run), "step": _step(run), "no stats": _step(run, stats=False)}
         timing = interleave(contenders, rounds=rounds)
-        ours = name == case.name  # a stand-in is another problem: nothing was promised of it
+        ours = name == case.name  # targets do not apply to a stand-in, which is another problem
         yield timing.row(name, "step", "bare", case.target if ours else None)
         yield timing.row(name, "step", "no stats", STATS)
         if run.spec.model.name == "linear":
@@ -111,7 +111,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def _start(case: Case, options: Options, lr: float = 1e-3) -> tuple[_Run, str]:
-    """Return a run of the case, and the case's name with what stands in for its data, if anything does."""
+    """Return a run of the case, and the case's name, with the stand-in for its data if there is one."""
     torch.set_flush_denormal(True)  # as the engine does
     for data in (TINY[case.data[-1]["name"]],) if options.tiny else case.data:
         spec = RunSpec.from_dict({**case.run, "data": data, "lr": lr, "steps": 1})

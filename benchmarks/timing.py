@@ -1,4 +1,4 @@
-"""Interleaved timing: contenders take turns, so that a change of load or clock speed meets all of them.
+"""Interleaved timing: contenders take turns, so that changes of load or clock speed affect all of them.
 
 Times of one contender spread by tens of percent on a shared machine. The ratio of two within one round
 spreads far less, and its median over the rounds is what is reported (docs/decisions/0007).

@@ -213,7 +213,7 @@ def test_dry_run_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["reproduce", "fig01", "--scale", "paper", "--dry-run", *folders]) == 0
     printed = capsys.readouterr().out
     assert "162,840,496" in printed
-    assert "data not here" in printed
+    assert "data not available" in printed
     assert "on one h100: about" in printed
     assert not (tmp_path / "root").exists()
 

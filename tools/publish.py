@@ -36,7 +36,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What `heavytail reproduce` left in a folder.
+    """The results of `heavytail reproduce` in a folder.
 
     Attributes:
         folder: where.
@@ -56,7 +56,7 @@ class Reproduction:
     def read(cls, folder: Path) -> Reproduction:
         """Read a folder; StoreError if it is none of `reproduce`, empty, damaged, or of several scales."""
         if not folder.is_dir():
-            raise StoreError(f"{folder}: no such folder; expected one that `heavytail reproduce --out` wrote")
+            raise StoreError(f"{folder}: no such folder; expected the --out folder of `heavytail reproduce`")
         if not ((folder / "claims.json").is_file() and (folder / "figures").is_dir()):
             raise StoreError(f"{folder} is not the folder of a reproduction: expected claims.json and figures/ in it")
         claims, timing = (_rows(folder / f"{name}.json") for name in ("claims", "timing"))
@@ -78,9 +78,9 @@ class Reproduction:
 
 
 def publish(folders: Sequence[Path], to: Path) -> list[Path]:
-    """Write what is to be committed of reproductions, and return the folders of their scales under `to`.
+    """Write the published results of reproductions, and return the folders of their scales under `to`.
 
-    Folders of one scale are put together; what was published of that scale before is replaced.
+    Folders of one scale are merged and replace the published results of that scale.
 
     Raises:
         StoreError: a folder is not that of a reproduction, two have the same figure, the result is too large, or it
@@ -150,7 +150,7 @@ def _rows(file: Path) -> list[Row]:
 
 
 def _published(folder: Path) -> list[Path]:
-    """The files that `publish` wrote, and may therefore remove: those of figures carry its note."""
+    """The files written by `publish`, which it may remove; those of figures have its note."""
     figures = folder / "figures"
     files = [folder / f"{name}.json" for name in ("claims", "environment", "timing")]
     for file in figures.glob("*.json"):
@@ -171,7 +171,7 @@ def _overlap(one: Path, two: Path) -> bool:
 
 
 def short(record: Row) -> dict[str, Any]:
-    """Return a figure's record as it is committed; what the runs were made with goes into a file of its own."""
+    """Return a figure's record in its published form; the environments of its runs go to a separate file."""
     kept = {key: value for key, value in record.items() if key != "environments"}
     panels = [{**panel, "series": [*map(thinned, panel["series"])]} for panel in record.get("panels", ())]
     rounded: dict[str, Any] = _walk({"note": NOTE, **kept, "panels": panels}, _five_digits)
@@ -213,14 +213,14 @@ def small_picture(file: Path) -> bytes:
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     content = BytesIO()
-    # Not the median cut, which mixes the colours of thin lines: Adam would turn brown.
+    # Median cut would mix the colours of thin lines: Adam's would become brown.
     few = picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(content, "PNG", optimize=True)
     return content.getvalue()
 
 
 def compact_json(value: Any) -> bytes:
-    """Return the file content of a value, without white space."""
+    """Return a value as JSON without white space."""
     return (json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -231,7 +231,7 @@ _KERNEL = re.compile(r"^(Linux-\d+(?:\.\d+)*)\S*?(-(?:x86_64|aarch64|arm64)\S*)$
 
 
 def public(value: Any) -> Any:
-    """Return a value with absolute paths cut to their last part, and without the name somebody gave a kernel.
+    """Return a value with absolute paths cut to their last part, and without custom kernel names.
 
     >>> public({"reason": "no file in /home/me/data; fetch it", "platform": "Linux-6.1.9-mine-x86_64-with-glibc2.36"})
     {'reason': 'no file in .../data; fetch it', 'platform': 'Linux-6.1.9-x86_64-with-glibc2.36'}
@@ -247,7 +247,7 @@ def _five_digits(value: Any) -> Any:
 
 
 def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The value with every leaf changed."""
+    """The value with a function applied to every leaf."""
     if isinstance(value, Mapping):
         return {key: _walk(inner, change) for key, inner in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):

@@ -20,7 +20,7 @@ END = "<!-- end of what `python -m tools` made -->"
 
 
 def updated(readme: Path, published: Path) -> str:
-    """Return the text of a README with the table of what is published in place of the old one.
+    """Return the text of a README with the table of published results in place of the old table.
 
     Raises:
         StoreError: the README cannot be read, or has no place for the table.
@@ -37,7 +37,7 @@ def updated(readme: Path, published: Path) -> str:
 
 
 def update(readme: Path, published: Path) -> bool:
-    """Bring the table of a README up to date; return whether it was not."""
+    """Update the table of a README; return whether it changed."""
     text = updated(readme, published)
     stale = text != readme.read_text(encoding="utf-8")
     if stale:
@@ -66,7 +66,7 @@ def table(published: Path, link: str) -> Iterator[str]:
 
 
 def _cell(figure: Figure, scale: str, claims: list[Row], published: Path, link: str) -> str:
-    """How many claims of a figure were reproduced, "drawn" where it has none, a dash where it was not made."""
+    """The number of claims reproduced, "drawn" for a figure without claims, a dash for an unpublished one."""
     place = f"{scale}/figures/{figure.id}"
     if not (published / f"{place}.json").is_file():
         return NOTHING
@@ -85,7 +85,7 @@ def _count(claims: list[Row]) -> str:
 
 
 def _made(scale: str, folder: Path) -> Iterator[str]:
-    """A line on how long a scale took, and on what."""
+    """A line with the time and the machines of a scale."""
     timing: list[Row] = read_json(folder / "timing.json", [])
     if not timing:
         return

@@ -1,6 +1,6 @@
 """Render monitored trainings as one HTML page: loss, accuracy and p(correct) by frequency group.
 
-FOLDER is the folder of a `heavytail.Journal`, written directly or by a framework's callback. Several folders share a page.
+FOLDER is that of a `heavytail.Journal`, written directly or by a callback. Several folders share a page.
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ from heavytail.results.claims import ClaimRule, claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import MissingRuns, Results
 
-LOSSES = (0.5, 0.2, 0.1)  # eps: relative losses that steps are counted to
+LOSSES = (0.5, 0.2, 0.1)  # eps: target relative losses
 SIZES = (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000)  # d
 FITTED = slice(2, None)  # the laws are for large d: slopes are fitted from d = 1 000 on
-TEXT_LOSS, TEXT_SIZES = 0.1, 6  # eps, and the number of vocabularies that a text is cut to
+TEXT_LOSS, TEXT_SIZES = 0.1, 6  # eps, and the number of vocabulary sizes per text
 SMALLEST = 100
 
 Steps = dict[str, list[int]]
-"""Steps of each optimizer, one for each size."""
+"""Steps of each optimizer, one per size."""
 
 
 @lru_cache
@@ -63,7 +63,7 @@ def slope(optimizer: str, exponent: float, eps: float) -> float:
 
 
 def extra_growth(results: Results, text: str) -> float:
-    """Return by how much the slope of log(steps) on log(d) is larger for gradient descent than for sign descent."""
+    """Return the slope of log(steps) on log(d) for gradient descent minus that for sign descent."""
     sizes, steps = text_steps(results, text)
     return scaling(sizes, steps["gd"]) - scaling(sizes, steps["sign"])
 
@@ -104,7 +104,7 @@ def draw_power_law(panel: Panel, exponent: float) -> None:
         steps = zipf_steps(exponent, eps)
         draw_steps(panel, list(SIZES), steps, eps, shade)
         for optimizer, counts in steps.items():
-            shift = 2.5 if optimizer == "sign" else -2.5  # lines of the two may end at one place
+            shift = 2.5 if optimizer == "sign" else -2.5  # the lines of both optimizers may end at the same point
             place = {"textcoords": "offset points", "xytext": (4, shift), "va": "center", "fontsize": 6}
             colour = optimizer_colour(optimizer)
             panel.axes.annotate(f"r = {eps:g}", (SIZES[-1], counts[-1]), color=colour, **place)

@@ -23,7 +23,7 @@ from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 PAIR = ("gd+m", "adam+m")
 LINEAR = SweepRef("linear", PAIR, probed=True)
 BLOCKS, MIRRORED = "head-blocks", "mirrored-head-blocks"
-WARMED_UP, REPEATED = 10, 4  # figure 7: the first step, and the fewest samples of a class, that the correlation uses
+WARMED_UP, REPEATED = 10, 4  # figure 7: first step, and minimum samples of a class, of the correlation
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class BlockTrack:
 
 
 def scatter_groups(panel: Panel, x: Array, y: Array, group: Array) -> None:
-    """Plot every class with x > 0 and y > 0 [C] on logarithmic axes, in the colour of its group."""
+    """Plot every class with x > 0 and y > 0 [C] on logarithmic axes, coloured by group."""
     for g, colour in enumerate(group_colours(int(group.max()) + 1)):
         mine = (group == g) & (x > 0) & (y > 0)
         style = {"marker": "o", "markersize": 2.6, "markeredgewidth": 0, "alpha": 0.7, "color": colour}
@@ -154,7 +154,7 @@ def initial_spread(results: Results) -> float:
 
 
 def best_agreement(results: Results) -> float:
-    """Return the smaller of Pearson (gradient norm, trace) and Spearman (trace, pi) at the step where it is largest."""
+    """Return the maximum over steps of the smaller of Pearson (gradient norm, trace) and Spearman (trace, pi)."""
     track = adam_track(results)
     often = track.count >= REPEATED
     rows = [i for i, step in enumerate(track.step) if step >= WARMED_UP]
@@ -217,7 +217,7 @@ def paths_plot(ref: SweepRef, probe: str = BLOCKS) -> Callable[[Results], Pictur
 
 
 def halves_apart(results: Results) -> float:
-    """Return Pearson over the more frequent half of classes, less that over the rarer half, at the end of GD's path."""
+    """Return Pearson over the more frequent half of classes minus that over the rarer half, at the end of GD's path."""
     track = BlockTrack.read(results, LINEAR, "gd+m")
     frequent, rare = (track.relation(-1, half).pearson.value for half in frequency_halves(track.count))
     return frequent - rare
@@ -268,7 +268,7 @@ register(correlation_figure("fig26", "The head of a two-layer transformer", "Fig
 
 
 def mirrored_correlation(results: Results) -> float:
-    """Return Pearson at the last measured step along -W_t, the larger of GD's and Adam's path."""
+    """Return Pearson at the last measured step along -W_t, the larger one of GD and Adam."""
     tracks = [BlockTrack.read(results, LINEAR, label, MIRRORED) for label in PAIR]
     return float(np.max([track.relation(-1).pearson.value for track in tracks]))
 

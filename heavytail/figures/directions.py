@@ -1,4 +1,4 @@
-"""The direction figures: taking the sign matters more than the length of the step or momentum (5, 19, 20 and 21).
+"""The direction figures: the sign matters more than step length or momentum (figures 5, 19, 20 and 21).
 
 Two rows, without and with momentum: the overall loss of GD, Adam, normalised GD and sign descent, then each by group.
 """

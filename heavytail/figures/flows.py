@@ -1,4 +1,4 @@
-"""Theory and measurement: the weighted quadratic (figure 6) and the flows of theorem 3.
+"""Theory versus measurement: the weighted quadratic (figure 6) and the flows of theorem 3.
 
 Shapes: C classes (coordinates), E recorded steps, T steps.
 """
@@ -18,7 +18,7 @@ from heavytail.results.results import Array, Results, SweepRef
 
 DIMENSIONS, STEPS = 1000, 95
 SHOWN = (1, 3, 10, 30, 100, 300, 1000)  # coordinates k
-RATES = {"gd": 1.0, "adam": 0.01, "sign": 0.01}  # of GD: in units of 1 / pi_1, the largest that does not oscillate
+RATES = {"gd": 1.0, "adam": 0.01, "sign": 0.01}  # GD's in units of 1 / pi_1, the largest that does not oscillate
 
 
 def quadratic(optimizer: str, *, eps: float = 1e-8) -> Array:
@@ -29,7 +29,7 @@ def quadratic(optimizer: str, *, eps: float = 1e-8) -> Array:
 
 
 def plot_quadratic(results: Results) -> Picture:
-    """Draw some coordinates over steps, a panel for each optimizer."""
+    """Draw some coordinates over steps, one panel per optimizer."""
     picture = Picture(1, 3)
     panels = []
     for column, optimizer in enumerate(RATES):
@@ -122,7 +122,7 @@ def ode_error(label: str, results: Results) -> float:
 
 
 def descent_error(label: str, results: Results) -> float:
-    """Return the largest relative distance of the trained losses from the closed form, where that is above 1e-3."""
+    """Return the largest relative distance of trained losses from the closed form, where the latter is above 1e-3."""
     t, loss, pi, _ = simulation(results, label)
     expected = closed_form(label, t, pi)
     seen = expected > SOLVED

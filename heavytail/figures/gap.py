@@ -1,6 +1,6 @@
 """The gap figures: GD is slow on rare classes, Adam is not (figures 1, 4, 10, 17 and 18).
 
-One row each: how heavy the tail is, the overall loss, and the loss by frequency group under GD and under Adam.
+One row each: class histogram, overall loss, and the loss by frequency group under GD and under Adam.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def gap_figure(
     Args:
         name, title, paper: as in Figure.
         preset: the problem.
-        claims: names of the gap claims; none for all six.
+        claims: names of the gap claims; all six by default.
         about: replaces the usual caption.
         split: "train" or "test".
     """

@@ -16,7 +16,7 @@ from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results, SweepRef
 
 ADAM = SweepRef("linear", ("adam+m",), probed=True)
-DECADES = 6  # shown below the largest entry
+DECADES = 6  # range of the colour scale below the largest entry
 ROUNDING = 1e-9  # relative rounding error allowed in an identity of sums over classes
 
 
@@ -33,7 +33,7 @@ def num_inputs(results: Results) -> int:
 
 
 def block_medians(entries: Array, inputs: int) -> tuple[float, float]:
-    """Return the median magnitude of the entries [K J, K J] within diagonal blocks, and of the others.
+    """Return the median magnitudes of the entries [K J, K J] within diagonal blocks and outside them.
 
     >>> block_medians(np.array([[2.0, 1.0, 0.0, 0.5], [1.0, 2.0, 0.5, 0.0]] * 2), 2)
     (0.75, 0.75)

@@ -1,4 +1,4 @@
-"""Beyond the paper: the head's Hessian is the closer to block-diagonal the more classes there are (arXiv 2505.02809).
+"""Beyond the paper: the head's Hessian approaches block-diagonal as the number of classes grows (arXiv 2505.02809).
 
 At W = 0 every probability is 1/C, so that with Hbar the second moment of the inputs
 
@@ -27,7 +27,7 @@ SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_000)  # C
 FEATURES, SAMPLES, LOOKED_AT = 32, 512, 16
 SEEDS = (0, 1, 2)
 INPUTS = {"normal": "N(0, 1)", "uniform": "U[0, 1]"}
-SHOWN = (16, 2_000)  # C of the pictures of blocks
+SHOWN = (16, 2_000)  # C in the panels of block norms
 DECADES = 4
 
 Init = Literal["zero", "default"]
@@ -53,7 +53,7 @@ def block_norms(num_classes: int, inputs: str, init: Init, seed: int) -> Array:
     reach = 0.0 if init == "zero" else FEATURES**-0.5
     weight = rng.uniform(-reach, reach, (num_classes, FEATURES))
     bias = rng.uniform(-reach, reach, num_classes)
-    targets = torch.zeros(SAMPLES, dtype=torch.int64)  # the Hessian does not depend on them
+    targets = torch.zeros(SAMPLES, dtype=torch.int64)  # the Hessian does not depend on the targets
     classes = np.arange(min(num_classes, LOOKED_AT))
     H = hessian_entries(
         [(torch.from_numpy(h), targets)], torch.from_numpy(weight), torch.from_numpy(bias), classes, np.arange(FEATURES)
@@ -64,7 +64,7 @@ def block_norms(num_classes: int, inputs: str, init: Init, seed: int) -> Array:
 
 
 def relative_size(norms: Array) -> float:
-    """Return the root mean square of the norms off the diagonal [K, K], relative to that of those on it.
+    """Return the root mean square of off-diagonal norms [K, K], relative to that of diagonal ones.
 
     >>> relative_size(np.array([[2.0, 1.0], [1.0, 2.0]]))
     0.5

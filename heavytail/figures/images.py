@@ -1,6 +1,6 @@
-"""The image data sets themselves: barcoded examples, and how many images each class has (section 3, appendix A).
+"""The image data sets: barcoded examples, and the number of images of each class (section 3, appendix A).
 
-No runs and no claims: the data are those of the presets behind figures 2 and 3, at the same scale.
+No runs and no claims: the data are those of the presets of figures 2 and 3, at the same scale.
 """
 
 from __future__ import annotations

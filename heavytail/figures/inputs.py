@@ -1,4 +1,4 @@
-"""What the inputs and the horizon change: softmax regression on small synthetic data (figures 15 and 16)."""
+"""Effect of the inputs and of the horizon on softmax regression with small synthetic data (figures 15 and 16)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from heavytail.results.claims import claim, group_ratios, order, present, rarest
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results, Selected, SweepRef
 
-SHOWN = 25  # steps, figure 15
+SHOWN = 25  # steps in figure 15
 INPUTS = {
     "inputs N(1, 1)": SweepRef("linear-inputs", ("gd-m", "adam-m"), "aligned"),
     "inputs N(0, 1)": SweepRef("linear-inputs", ("gd-m", "adam-m"), "orthogonal"),
 }
 ALIGNED, ORTHOGONAL = INPUTS.values()
 LONG = SweepRef("linear-long", ("gd-m",))
-# Figure 15: the groups are level within this factor, or all below this share of their initial loss.
+# Figure 15: the groups are level if within this factor, or solved if below this fraction of their initial loss.
 SPREAD, SOLVED = 1.5, 0.05
 
 
 def plot_inputs(results: Results) -> Picture:
-    """Draw figure 15: a row for each kind of inputs, GD and Adam by group, and the loss of every group at the end."""
+    """Draw figure 15: per kind of inputs a row with GD and Adam by group and the final loss of every group."""
     picture = Picture(2, 3)
     for row, (name, ref) in enumerate(INPUTS.items()):
         runs = [results.selected(ref, label) for label in results.labels(ref)]
@@ -39,7 +39,7 @@ def plot_inputs(results: Results) -> Picture:
 
 
 def level(run: Selected) -> float:
-    """Return how far the groups are from being level or solved, whichever is nearer; at most 1 if they are."""
+    """Return the distance of the groups from being level or solved, the smaller one; at most 1 if they are."""
     final = present(run)[1]
     return float(np.min([ratio(final.max(), final.min()) / SPREAD, group_ratios(run).max() / SOLVED]))
 

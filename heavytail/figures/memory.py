@@ -1,4 +1,4 @@
-"""Beyond the paper: what GD, sign descent and Muon store in a linear associative memory (arXiv 2509.26030).
+"""Beyond the paper: recall of a linear associative memory under GD, sign descent and Muon (arXiv 2509.26030).
 
 Shapes: K items, G frequency groups, T steps.
 """
@@ -17,15 +17,15 @@ from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results
 
 ITEMS, BEST = 256, 0.9
-SOLVED = 1.1 * -np.log(BEST)  # nats: the loss of the best item after one step, and a tenth
+SOLVED = 1.1 * -np.log(BEST)  # nats: 1.1 times the loss of the best item after one step
 LAWS = {"two levels": associative.two_levels(ITEMS), "1/k": theory.zipf(ITEMS)}
 ROTATIONS = (0, 1, 2)  # seeds
-GROUPS, STEPS = 7, 200  # trained: 127 items
+GROUPS, STEPS = 7, 200  # of the training with 127 items
 
 
 @lru_cache
 def rotation(num_items: int, seed: int | None) -> Embeddings | None:
-    """Return random embeddings, or None, the class basis."""
+    """Return random embeddings, or None for the class basis."""
     return None if seed is None else Embeddings.random(num_items, seed)
 
 
@@ -36,7 +36,7 @@ def stored(optimizer: str, law: str, seed: int | None) -> Array:
 
 
 def worst(optimizer: str, *seeds: int | None) -> list[float]:
-    """Return the recall of the worst item, for every law and each of the embeddings."""
+    """Return the recall of the worst item for every frequency law and embedding."""
     return [float(stored(optimizer, law, seed).min()) for law in LAWS for seed in seeds]
 
 
@@ -57,18 +57,18 @@ def steps_to_recall(optimizer: str, seed: int | None) -> Array:
 
 
 def rare_ratio(first: tuple[str, int | None], second: tuple[str, int | None]) -> float:
-    """Return how many times the steps of the second (optimizer, seed) the first takes to the rarest group's loss."""
+    """Return the steps of the first (optimizer, seed) to the rarest group's target loss over those of the second."""
     return ratio(steps_to_recall(*first)[-1], steps_to_recall(*second)[-1])
 
 
 # -- picture ---------------------------------------------------------------------------------------------------------
 
-WIDTH = {"gd": 1.2, "sign": 3.2, "muon": 1.2}  # in the class basis Muon lies on sign descent
+WIDTH = {"gd": 1.2, "sign": 3.2, "muon": 1.2}  # in the class basis the line of Muon covers that of sign descent
 TRAINED = (("gd", None), ("sign", None), ("sign", ROTATIONS[0]), ("muon", None))
 
 
 def name(optimizer: str, seed: int | None) -> str:
-    """Return how an optimizer is written, with its basis where it matters."""
+    """Return the name of an optimizer, with its basis if results depend on it."""
     basis = {"sign": ", class basis" if seed is None else ", rotated"}
     return optimizer_name(optimizer) + basis.get(optimizer, "")
 
@@ -86,7 +86,7 @@ def draw_recall(panel: Panel, seed: int | None) -> None:
 
 
 def plot(results: Results) -> Picture:
-    """Draw what one step stores in both bases, and the losses of many steps, over time and by group."""
+    """Draw the recall after one step in both bases, and the losses of many steps, over time and by group."""
     picture = Picture(1, 4, width=2.8, height=2.6)
     panels = [
         picture.panel(0, 0, "one step, class basis", "item, by frequency", "probability of the answer"),

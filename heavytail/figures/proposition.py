@@ -1,8 +1,8 @@
-"""Proposition 2: gradient and Hessian blocks as predicted by eq. 1 and eq. 2, and as measured.
+"""Proposition 2: predicted (eq. 1 and eq. 2) and measured gradient and Hessian blocks.
 
 Eq. 1 holds at W = 0 for any data. Eq. 2 assumes that the samples of class k give it one probability p_k and all others
-none; then grad_k = -pi_k (1 - p_k) xbar^k and Tr H_kk = pi_k p_k (1 - p_k) mean_k ||x||^2. The assumption is measured,
-too: the probability of class k on other classes' samples, relative to that on its own samples.
+none; then grad_k = -pi_k (1 - p_k) xbar^k and Tr H_kk = pi_k p_k (1 - p_k) mean_k ||x||^2. The assumption is
+also measured: the probability of class k on other classes' samples, relative to that on its own samples.
 
 Shapes: P measured steps, C classes, G frequency groups.
 """

@@ -1,4 +1,4 @@
-"""Weighting the loss by how rare a class is lets SGD reach rare classes without Adam (figure 22).
+"""SGD on losses weighted by inverse class frequency learns rare classes without Adam (figure 22).
 
 A row for each problem: the unweighted loss of SGD, Adam, and SGD on the losses weighted by 1/sqrt(pi) and 1/pi.
 """
@@ -11,7 +11,7 @@ from heavytail.results.claims import ClaimRule, claim, rarest, ratio
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Results, SweepRef
 
-# Name -> preset, with the variants "weighted-sqrt" and "weighted-inverse". Another problem is another line.
+# Name -> preset, which has the variants "weighted-sqrt" and "weighted-inverse".
 PROBLEMS = {
     "transformer": "two-layer-transformer",
     "linear": "linear",
@@ -23,12 +23,12 @@ WEIGHTED = {"weighted-sqrt": r"$1/\sqrt{\pi_k}$", "weighted-inverse": r"$1/\pi_k
 
 
 def refs(preset: str) -> tuple[SweepRef, ...]:
-    """Return the sweeps of one problem: without weights, then with each kind of them."""
+    """Return the sweeps of one problem: without weights, then with each kind of weights."""
     return (SweepRef(preset, PLAIN), *(SweepRef(preset, ("gd+m",), variant) for variant in WEIGHTED))
 
 
 def plot(results: Results) -> Picture:
-    """Draw a row for each problem: the overall loss of all four, then each of them by group."""
+    """Draw a row per problem: the overall loss of all four sweeps, then each by group."""
     picture = Picture(len(PROBLEMS), 5, width=2.2, height=2.1)
     for row, (name, preset) in enumerate(PROBLEMS.items()):
         plain, *weighted = refs(preset)

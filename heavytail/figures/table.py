@@ -19,7 +19,7 @@ HEADER = ("preset", "model", "data", "batch", "steps", "optimizers", "seeds", "f
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """Return the table below its header: a row for each problem, in the order of the presets."""
+    """Return the rows of the table, one per problem, in the order of the presets."""
     users: dict[tuple[str, str], list[str]] = {}
     for figure in all_figures():
         for ref in figure.sweeps:
@@ -50,7 +50,7 @@ def problem(sweep: Sweep) -> tuple[str, ...]:
 
 
 def plot(results: Results) -> Picture:
-    """Print the table."""
+    """Draw the table."""
     table = TextTable(HEADER, rows(results))
     width, height = table.inches
     picture = Picture(1, 1, width=width, height=height)
@@ -68,7 +68,7 @@ def _settings(params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _format(value: Any) -> str:
-    """Format a setting for readers: 12 000, 16 × 32."""
+    """Format a setting: 12 000, 16 × 32."""
     if isinstance(value, list | tuple):
         return " × ".join(map(_format, value))
     return f"{value:,}".replace(",", " ") if isinstance(value, int) and value > 9_999 else str(value)

@@ -1,4 +1,4 @@
-"""How often each token occurs, by tokenizer and text (figure 9). No runs: the histograms are those of the data."""
+"""Token counts by tokenizer and text (figure 9), from the data alone, without runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, MissingRuns, Results
 
 PAPER = {"PTB": {"name": "ptb"}, "WikiText-2": {"name": "wikitext-2"}}
-EMBEDDED = {"PTB": {"name": "stdlib-text", "max_tokens": 150_000}}  # one text to stand for both
+EMBEDDED = {"PTB": {"name": "stdlib-text", "max_tokens": 150_000}}  # stands for both texts
 KINDS: dict[str, dict[str, Any]] = {
     "word": {"max_vocab": None},
     "bpe": {"max_vocab": 4_000},
@@ -26,11 +26,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 Settings = tuple[tuple[str, Any], ...]
-"""The settings of a data set as pairs, which can be a key."""
+"""The settings of a data set as hashable pairs."""
 
 
 def counts(results: Results, text: str, kind: str) -> Array:
-    """Return how often each token of a text occurs, the most frequent first [C]; MissingRuns without the text."""
+    """Return the count of each token of a text, most frequent first [C]; MissingRuns if the text is not available."""
     return _counts(*source(results, text, kind))
 
 
@@ -38,12 +38,12 @@ def source(results: Results, text: str, kind: str) -> tuple[Settings, Path]:
     """Return the data settings of a text at the scale of `results`, and the data folder.
 
     Args:
-        results: with the scale and the data folder.
+        results: gives the scale and the data folder.
         text: "PTB" or "WikiText-2"; at quick scale the embedded text stands for PTB.
-        kind: of tokens, "word", "bpe" or "unigram".
+        kind: kind of tokens, "word", "bpe" or "unigram".
 
     Raises:
-        MissingRuns: this scale does not have the text, or the folder is not known.
+        MissingRuns: the text is not available at this scale, or the data folder is unknown.
     """
     texts = EMBEDDED if results.scale == "quick" else PAPER
     if text not in texts:
@@ -69,7 +69,7 @@ def load(settings: Settings, data_dir: Path) -> Data:
 
 
 def plot(results: Results) -> Picture:
-    """Draw a row for each text, a column for each tokenizer, with both fits."""
+    """Draw a row per text and a column per tokenizer, with both fits."""
     texts = [text for text in PAPER if results.scale != "quick" or text in EMBEDDED]
     picture = Picture(len(texts), len(KINDS), width=2.7)
     for row, text in enumerate(texts):
@@ -91,7 +91,7 @@ def plot(results: Results) -> Picture:
 
 
 def exponent_label(found: Array) -> str:
-    """Return Zipf's exponent within ranks 10 to 1 000, with its 95 % interval where the law is not rejected."""
+    """Return Zipf's exponent in ranks 10 to 1 000, with its 95 % interval if the law is not rejected."""
     law = zipf.estimate(found, zipf.LOW, zipf.HIGH)
     if not law.last:
         return "$s$ not estimated"

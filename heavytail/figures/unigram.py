@@ -25,13 +25,13 @@ def steps(optimizer: str) -> Array:
 
 
 def advantage() -> Array:
-    """Return the steps of normalised GD over those of sign descent, for every vocabulary size."""
+    """Return the ratio of the steps of normalised GD to those of sign descent, for every vocabulary size."""
     ratio: Array = steps("normalized-gd") / steps("sign")
     return ratio
 
 
 def plot(results: Results) -> Picture:
-    """Draw the steps of both over c, and their ratio beside that of the bounds."""
+    """Draw the steps of both over c, and their ratio with that of the bounds."""
     picture = Picture(1, 2, width=3.2, height=2.6)
     left = picture.panel(0, 0, f"steps to {EPS} nats of the minimum", "tokens c", "steps")
     for optimizer in OPTIMIZERS:

@@ -1,4 +1,4 @@
-"""The same models and images with balanced and with heavy-tailed labels (figures 2, 3, 11, 12, 13 and 14)."""
+"""Vision models on the same images with balanced and heavy-tailed labels (figures 2, 3, 11, 12, 13 and 14)."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ REGISTRY: Registry[ModelRecipe] = Registry("model", __name__)
 def convolution_layout(channels: Iterable[int]) -> torch.memory_format:
     """Return the memory format of a convolutional body whose layers have these numbers of output channels.
 
-    Channels last is the native layout of convolution kernels: 10 % faster on one CPU core, and recommended on GPUs. Below 8 channels the AVX2 kernels of oneDNN 3.12 (PyTorch 2.13) write past the end of a buffer in it: see
+    Channels last is the native layout of convolution kernels: 10 % faster on one CPU core, and recommended on GPUs.
+    Below 8 channels the AVX2 kernels of oneDNN 3.12 (PyTorch 2.13) write past the end of a buffer in it: see
     docs/log.md, 2026-11-25.
     """
     return torch.channels_last if min(channels) >= 8 else torch.contiguous_format

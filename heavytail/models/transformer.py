@@ -106,7 +106,7 @@ class SimplifiedTransformerRecipe(TransformerRecipe):
 @REGISTRY.register("gpt2")
 @dataclass(frozen=True)
 class GPT2Recipe(TransformerRecipe):
-    """GPT2-Small with fixed positions and an untied head (fig. 1): 85 056 000 parameters in the body, as the original."""
+    """GPT2-Small with fixed positions and an untied head (fig. 1): 85 056 000 parameters in the body."""
 
     width: int = 768
     depth: int = 12

@@ -124,7 +124,7 @@ def final_group_losses(panel: Panel, runs: Sequence[Selected]) -> None:
 
 
 def step_size_search(panel: Panel, searches: Sequence[Best]) -> None:
-    """Draw the final loss of every step size (maximum over seeds), with the selected one ringed and diverged ones as crosses."""
+    """Draw the final loss (maximum over seeds) of every step size; rings: selected; crosses: diverged."""
     for best in searches:
         rates = np.array([c.lr for c in best.candidates])
         losses = np.array([c.loss for c in best.candidates])
