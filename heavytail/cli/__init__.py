@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(2, "out of memory")
     except (SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # panics of Rust extensions are no Exceptions
+    except BaseException as error:  # panics of Rust extensions are not Exceptions
         return _fail(2, f"out of memory: {error}") if _out_of_memory(error) else _crash(error)
 
 
