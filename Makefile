@@ -22,7 +22,7 @@ $(VENV)/dev: $(VENV)/lab
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-dev: $(VENV)/dev  ## create .venv with everything that development needs
+dev: $(VENV)/dev  ## create .venv with the development requirements
 
 reproduce: $(VENV)/lab  ## make every figure from embedded data and check its claims (SCALE=quick, OUT=results/quick)
 	$(BIN)/heavytail reproduce --scale $(SCALE) --out $(OUT)
@@ -30,7 +30,7 @@ reproduce: $(VENV)/lab  ## make every figure from embedded data and check its cl
 test: $(VENV)/dev  ## run the tests (real data: set HEAVYTAIL_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not network"
 
-test-isa: $(VENV)/dev  ## run the tests of models and engine with the kernels of processors without AVX-512, then AVX2
+test-isa: $(VENV)/dev  ## run the model tests with the kernels of processors with AVX2 only, then with SSE4.1 only
 	for isa in AVX2 SSE41; do ONEDNN_MAX_CPU_ISA=$$isa OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
 		-m "not slow and not gpu and not network" $(ISA_TESTS) || exit 1; done
 
@@ -40,7 +40,7 @@ test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
 test-faults: $(VENV)/dev  ## kill workers and process groups 100 times, ranks 20 times, damage 2 000 bytes of a store
 	HEAVYTAIL_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_faults.py
 
-test-wheel: $(VENV)/dev  ## build the wheel, install it in an empty environment, make figure 4 with it elsewhere
+test-wheel: $(VENV)/dev  ## build the wheel, install it in an empty environment, reproduce figure 4 with it
 	set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
 	$(BIN)/python -m build --wheel --outdir "$$place" .; \
 	$(PYTHON) -m venv "$$place/venv"; \
