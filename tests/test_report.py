@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
+import html
 import json
 import multiprocessing
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from heavytail import report
 from heavytail.errors import DamagedError
 from heavytail.experiment.store import RunStore
 from heavytail.files import plain
 from heavytail.report.files import add_timing, write_claims, write_figure
-from heavytail.report.page import write_report
+from heavytail.report.page import POINTS, SCRIPTS, charted, write_report
 from heavytail.results.claims import Claim
 from heavytail.results.figure import figure
 from heavytail.results.results import Results
@@ -66,7 +71,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.loads, self.words, self.tags = [], [], [], []
+        self.open, self.loads, self.words, self.tags, self.scripts = [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -74,14 +79,29 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.loads += [v for k, v in attrs if k in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
+        assert not [k for k, _ in attrs if k.startswith("on")]
+        if tag == "script":
+            self.scripts.append((dict(attrs).get("type", "text/javascript"), ""))
+        if tag not in ("meta", "img", "br", "link", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words.append(data)
+        if self.open and self.open[-1] == "script":
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = (kind, text + data)
+        else:
+            self.words.append(data)
+
+
+def programs(page):
+    """The scripts of a page that run."""
+    return [text for kind, text in page.scripts if kind != "application/json"]
+
+
+OURS = [(Path(report.__file__).parent / name).read_text("utf-8") for name in SCRIPTS]
 
 
 def test_files_of_a_figure(out):
@@ -158,26 +178,86 @@ def test_page_has_every_figure_and_claim(out):
 
 
 def test_page_is_self_contained(out):
-    """Nothing is loaded from elsewhere: pictures are embedded, links stay on the page."""
+    """Nothing is loaded from elsewhere: pictures are embedded, links stay on the page or name its figures' files."""
+    text = (out / "report.html").read_text()
+    page = Page(text)
+    files = [link for link in page.loads if link.startswith("figures/")]
+    assert all((out / link).exists() for link in files)
+    assert "figures/fig04.pdf" in files
+    rest = [link for link in page.loads if link not in files]
+    assert all(link.startswith(("data:image/png;base64,", "data:,", "#")) for link in rest)
+    for script in OURS:
+        text = text.replace(script, "")
+    assert "://" not in text
+
+
+def test_the_policy_admits_the_scripts_and_styles_of_the_page_only(out):
+    """The content security policy names the hash of every script and style in the page, and no other source."""
+    text = (out / "report.html").read_text()
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1])
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    styles = re.findall(r"<style>(.*?)</style>", text, re.S)
+
+    def hashes(texts):
+        return {f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in texts}
+
+    assert set(rules["script-src"].split()) == hashes(programs(Page(text)))
+    assert set(rules["style-src"].split()) == hashes(styles)
+    assert {rules[key] for key in ("default-src", "base-uri", "form-action")} == {"'none'"}
+    assert rules["img-src"] == "data:"
+
+
+def test_charts_have_the_numbers_of_the_figure(out):
+    """The page has the series, colours and scales of every panel, as plotted."""
     page = Page((out / "report.html").read_text())
-    assert page.loads
-    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.loads)
-    assert "http" not in (out / "report.html").read_text()
+    panels = json.loads(next(text for kind, text in page.scripts if kind == "application/json"))
+    overall = next(panel for panel in panels if panel["title"] == "overall")
+    gd = next(s for s in overall["series"] if s["label"] == "GD" and s["kind"] == "line")
+    np.testing.assert_allclose(gd["y"], losses("", "", "gd+m", 1.0, 0).mean(axis=1), rtol=1e-4)
+    assert gd["colour"] == "#0072b2"
+    assert panels[0]["xscale"] == "log"
+
+
+@pytest.mark.parametrize("number", [1, POINTS, POINTS + 1, 10 * POINTS, 100_000])
+@pytest.mark.parametrize("kind", ["line", "steps"])
+def test_charts_have_a_bounded_number_of_points(number, kind):
+    """A long series has at most POINTS of its points, its ends among them, in order and with their own values."""
+    x = list(range(number + (kind == "steps")))
+    arrays = {"edges": x} if kind == "steps" else {"x": x}
+    series = {"kind": kind, "label": "a", **arrays, "y": [2 * v for v in range(number)]}
+    panel = {"title": "t", "xlabel": "x", "ylabel": "y", "notes": [], "series": [series]}
+    (shown,) = charted([panel])[0]["series"]
+    kept = shown["edges"][:-1] if kind == "steps" else shown["x"]
+    assert shown["y"] == [2 * v for v in kept]
+    assert kept == sorted(set(kept))
+    assert (kept[0], kept[-1]) == (0, number - 1)
+    assert len(kept) <= POINTS
+
+
+def test_a_table_of_a_figure_is_a_table_of_the_page(tmp_path):
+    """A figure that is a table is text, not a picture of text."""
+    table = {"kind": "table", "label": "", "header": ["model"], "rows": [["CNN"]]}
+    panel = {"title": "problems", "xlabel": "", "ylabel": "", "notes": [], "series": [table]}
+    write_tables(tmp_path, figure_record(panels=[panel], missing=None), [])
+    page = Page(write_report(tmp_path).read_text())
+    assert {"problems", "model", "CNN"} <= set(page.words)
 
 
 def test_hostile_text_is_escaped(out):
     """A title that is markup is shown as text and never becomes an element."""
     page = Page((out / "report.html").read_text())
     assert HOSTILE in " ".join(page.words)
-    assert "script" not in page.tags
+    assert programs(page) == OURS
 
 
 def figure_record(**changes):
     """A record of a figure with text in every field."""
     search = {"preset": "p", "variant": "v", "optimizer": "o", "selected": 1.0, "warning": "w"}
     search["candidates"] = [{"lr": 1.0, "loss": None, "reason": "r"}]
+    series = {"kind": "line", "label": "series", "x": [1.0], "y": [2.0]}
+    panel = {"title": "panel", "xlabel": "x", "ylabel": "y", "series": [series], "notes": ["n"]}
     texts = {key: key for key in ("title", "paper", "scale", "caption", "missing")}
-    return {"figure": "fig04", **texts, "search": [search], "environments": [{"k": "e"}], **changes}
+    return {"figure": "fig04", **texts, "search": [search], "environments": [{"k": "e"}], "panels": [panel], **changes}
 
 
 def claim_row(**changes):
@@ -199,7 +279,7 @@ def poisoned(value):
         return {HOSTILE + k if k == "k" else k: poisoned(v) if k != "verdict" else v for k, v in value.items()}
     if isinstance(value, list):
         return [poisoned(v) for v in value]
-    return HOSTILE + value if isinstance(value, str) and value not in ("fig04", "<=") else value
+    return HOSTILE + value if isinstance(value, str) and value not in ("fig04", "<=", "line") else value
 
 
 def test_markup_in_any_field_is_text(tmp_path):
@@ -208,12 +288,14 @@ def test_markup_in_any_field_is_text(tmp_path):
     write_tables(tmp_path, record, [row])
     (tmp_path / "figures" / "fig04.png").write_bytes(b"<script>")
     page = Page(write_report(tmp_path, title=HOSTILE + "page").read_text())
-    assert "script" not in page.tags
+    assert programs(page) == OURS
     words = " ".join(page.words)
     for name in ("page", "title", "paper", "scale", "caption", "p", "v", "o", "w", "r", "k", "e", "claim", "statement"):
         assert HOSTILE + name in words
-    for link in (link for link in page.loads if not link.startswith("data:image/png;base64,")):
-        assert link == f"#{HOSTILE}figure"
+    links = [link for link in page.loads if not link.startswith(("data:", "figures/fig04."))]
+    assert set(links) == {"#content", "#fig04", f"#{HOSTILE}figure"}
+    (data,) = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
+    assert data[0]["series"][0]["label"] == HOSTILE + "series"
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "fig05", "fig04.png", "Fig04", ""])
@@ -237,6 +319,9 @@ def test_a_damaged_record_is_named(tmp_path, field, value):
     if value is ...:
         del record[field]
     write_tables(tmp_path, record, [])
+    if value is ... and field == "panels":  # the only optional one
+        assert write_report(tmp_path).exists()
+        return
     with pytest.raises(DamagedError, match=rf"fig04\.json is damaged: .*{field}.*delete it"):
         write_report(tmp_path)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
 from textwrap import wrap
@@ -156,38 +156,38 @@ class Panel:
 
     def line(self, x: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
         """Plot y [E] over x [E]."""
-        self._add_series("line", label, x=x, y=y)
+        self._add_series("line", label, style, x=x, y=y)
         self.axes.plot(x, y, label=label, **style)
 
     def band(self, x: ArrayLike, low: ArrayLike, high: ArrayLike, label: str, **style: Any) -> None:
         """Shade between low [E] and high [E]."""
-        self._add_series("band", label, x=x, low=low, high=high)
+        self._add_series("band", label, style, x=x, low=low, high=high)
         self.axes.fill_between(x, low, high, linewidth=0, **style)
 
     def points(self, x: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
         """Mark the points (x, y)."""
-        self._add_series("points", label, x=x, y=y)
+        self._add_series("points", label, style, x=x, y=y)
         self.axes.plot(x, y, linestyle="none", label=label, **style)
 
     def steps(self, edges: ArrayLike, y: ArrayLike, label: str, **style: Any) -> None:
         """Draw the outline of bars of height y [C] between edges [C + 1]."""
-        self._add_series("steps", label, edges=edges, y=y)
+        self._add_series("steps", label, style, edges=edges, y=y)
         self.axes.stairs(y, edges, label=label, baseline=None, **style)
 
     def level(self, y: float, label: str) -> None:
         """Draw a dashed horizontal line."""
-        self._add_series("level", label, y=y)
+        self._add_series("level", label, {}, y=y)
         self.axes.axhline(y, color="black", linestyle=(0, (4, 3)), linewidth=0.9, zorder=1.5)
 
     def image(self, values: ArrayLike, label: str, **style: Any) -> None:
         """Show a matrix [R, R], first row on top, each number as a coloured square."""
-        self._add_series("image", label, values=values)
+        self._add_series("image", label, {}, values=values)
         self.axes.imshow(values, interpolation="nearest", **style)
         self.axes.grid(False)
 
     def table(self, table: TextTable) -> None:
         """Draw a table, with a line below its header."""
-        self._add_series("table", "", header=table.header, rows=table.rows)
+        self._add_series("table", "", {}, header=table.header, rows=table.rows)
         height = sum(table.heights)
         self.axes.set(xlim=(0, sum(table.widths)), ylim=(height, 0))
         self.axes.axis("off")
@@ -214,8 +214,18 @@ class Panel:
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         self.axes.text(0.5, height, text, transform=self.axes.transAxes, ha="center", color="#a02020", bbox=paper)
 
-    def _add_series(self, kind: str, label: str, **values: ArrayLike) -> None:
-        self.record["series"].append({"kind": kind, "label": label, **{k: np.asarray(v) for k, v in values.items()}})
+    def view(self) -> dict[str, Any]:
+        """Return the scales of the axes ("linear", "log", "symlog"), and the range of y."""
+        return {"xscale": self.axes.get_xscale(), "yscale": self.axes.get_yscale(), "ylim": self.axes.get_ylim()}
+
+    def _add_series(self, kind: str, label: str, style: Mapping[str, Any], **values: ArrayLike) -> None:
+        from matplotlib.colors import to_hex
+
+        look: dict[str, Any] = {"colour": to_hex(style["color"])} if "color" in style else {}
+        if style.get("linestyle", "-") not in ("-", "solid"):
+            look["dash"] = True
+        arrays = {key: np.asarray(value) for key, value in values.items()}
+        self.record["series"].append({"kind": kind, "label": label, **look, **arrays})
 
 
 class Picture:
@@ -244,7 +254,7 @@ class Picture:
     @property
     def plotted(self) -> list[dict[str, Any]]:
         """Every number in the picture: per panel, in reading order, its title, axes, series and notes."""
-        return [self.panels[place].record for place in sorted(self.panels)]
+        return [{**panel.record, **panel.view()} for _, panel in sorted(self.panels.items(), key=lambda item: item[0])]
 
     def share_y(self, panels: Iterable[Panel], top: float) -> None:
         """Set a common y range, cut off at `top` so that a short spike does not compress the rest."""

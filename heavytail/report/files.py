@@ -40,9 +40,29 @@ _SEARCH = {
     "candidates": [{"lr": float, "loss": (float, None), "reason": str}],
     "warning": (str, None),
 }
+_NUMBERS = [(float, None)]
+_SERIES = {
+    "kind": str,
+    "label": str,
+    **dict.fromkeys(("x?", "low?", "high?", "edges?"), _NUMBERS),
+    "y?": (_NUMBERS, float, None),
+    "header?": [str],
+    "rows?": [[str]],
+    "colour?": str,
+    "dash?": bool,
+}
+_PANEL = {
+    **dict.fromkeys(("title", "xlabel", "ylabel"), str),
+    "series": [_SERIES],
+    "notes": [str],
+    "xscale?": str,
+    "yscale?": str,
+    "ylim?": [float],
+}
 _FIGURE = {
     **dict.fromkeys(("figure", "title", "paper", "scale", "caption"), str),
     "missing": (str, None),
+    "panels?": [_PANEL],
     "search": [_SEARCH],
     "environments": [dict],
 }

@@ -1,23 +1,35 @@
 """HTML pages in a single file: the report of a reproduction, generated from its other files.
 
 A page is a title and sections of images and tables, as plain data; `page.html.j2` renders them and escapes every
-string. The monitor's page (`monitor.page`) uses the same sections.
+string. `page.js` adds search, keyboard and charts of the plotted numbers, which uPlot draws; without scripts the
+pictures stay. The content security policy admits these scripts by their hashes, and forbids every request. The
+monitor's page (`monitor.page`) uses the same sections.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from heavytail.files import Row, write_atomic
 from heavytail.report.files import VERDICTS, read_claims, read_figures
+
+SIGNS = {"reproduced": "\N{CHECK MARK}", "not reproduced": "\N{MULTIPLICATION SIGN}", "not run": "\N{EN DASH}"}
+POINTS = 400  # of a series in the page; the JSON file beside it has all of them
+CHARTED = ("line", "band", "points", "steps", "level")  # kinds of series that page.js draws
+SCRIPTS = ("uplot/uPlot.iife.min.js", "page.js")
+STYLES = ("uplot/uPlot.min.css", "page.css")
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Table:
         numeric: indices of right-aligned columns.
         title, note: lines above the table.
         picked: index of the row in bold, -1 for none.
+        verdicts: of each row, for tables of claims.
     """
 
     columns: Sequence[str]
@@ -55,6 +68,7 @@ class Table:
     title: str = ""
     note: str = ""
     picked: int = -1
+    verdicts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -65,10 +79,16 @@ class Section:
         heading, note: its first lines.
         id: anchor for links on the page.
         image: content of a PNG file; empty for none.
+        alt: what the image shows, in words.
+        panels: the numbers in the image, as charts that replace it (see `charted`).
+        replaceable: whether the charts show everything that the image shows.
         caption: text below the image.
         missing: the reason for a missing image.
         tables: shown below the image.
         warning: a line in red below the tables.
+        command: the command that makes this section.
+        links: relative paths of its files.
+        verdicts: number of its claims by verdict, for a section in the index; None for any other.
         summary, details, details_image: heading, tables and PNG of a collapsed part.
     """
 
@@ -76,10 +96,16 @@ class Section:
     note: str = ""
     id: str = ""
     image: bytes = b""
+    alt: str = ""
+    panels: Sequence[Row] = ()
+    replaceable: bool = True
     caption: str = ""
     missing: str = ""
     tables: Sequence[Table] = ()
     warning: str = ""
+    command: str = ""
+    links: Sequence[str] = ()
+    verdicts: Mapping[str, int] | None = None
     summary: str = ""
     details: Sequence[Table] = ()
     details_image: bytes = b""
@@ -90,6 +116,7 @@ def render(
     sections: Sequence[Section],
     *,
     note: str = "",
+    facts: Sequence[tuple[str, str]] = (),
     tally: Mapping[str, int] | None = None,
     reload: int | None = None,
 ) -> bytes:
@@ -99,18 +126,120 @@ def render(
         title: of the page.
         sections: in reading order.
         note: a line below the title.
+        facts: names and values below the note.
         tally: verdict -> number of claims, shown large.
         reload: seconds after which an open page reloads, None for never.
     """
-    page = _template().render(title=title, sections=sections, note=note, tally=tally, reload=reload)
-    return page.encode()
+    style, scripts = "\n".join(map(_asset, STYLES)), [*map(_asset, SCRIPTS)]
+    sources = " ".join(map(_hash, scripts))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {sources}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    page = _template().render(
+        title=title,
+        sections=sections,
+        note=note,
+        facts=facts,
+        tally=tally,
+        reload=reload,
+        policy=policy,
+        style=Markup(style),
+        scripts=[*map(Markup, scripts)],
+    )
+    return page.lstrip().encode()
 
 
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"base64": lambda content: base64.b64encode(content).decode(), "style": _style}
-    return environment.from_string((resources.files("heavytail.report") / "page.html.j2").read_text())
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters |= {
+        "base64": lambda content: base64.b64encode(_small(content)).decode(),
+        "style": _style,
+        "sign": lambda verdict: SIGNS.get(verdict, ""),
+    }
+    return environment.from_string(_asset("page.html.j2"))
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files("heavytail.report").joinpath(name).read_text("utf-8")
+
+
+def _hash(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+
+
+@lru_cache(maxsize=256)  # a page is written anew after every figure
+def _small(content: bytes) -> bytes:
+    """Return a PNG with 64 colours, a quarter of its size; what is not an image as it is."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(content)) as opened:
+            picture = opened.convert("RGB")
+    except OSError:
+        return content
+    smaller = BytesIO()
+    # Not the median cut, which mixes the colours of thin lines.
+    picture.quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(smaller, "PNG")
+    return min(content, smaller.getvalue(), key=len)
+
+
+def charted(panels: Sequence[Row]) -> list[Row]:
+    """Return the series of a picture that page.js can draw: at most POINTS of each, floats to five digits."""
+    shown: list[Row] = []
+    for panel in panels:
+        series = [_thinned(one) for one in panel["series"] if one["kind"] in CHARTED]
+        if series:
+            words = {key: _plain(panel[key]) for key in ("title", "xlabel", "ylabel")}
+            view = {key: panel[key] for key in ("xscale", "yscale", "ylim") if key in panel}
+            shown.append({**words, **view, "notes": [*map(_plain, panel["notes"])], "series": series})
+    return shown
+
+
+def _thinned(series: Row) -> Row:
+    """Return a series with at most POINTS of its points: half of them at even places, half at logarithmic ones."""
+    arrays = {key: series[key] for key in ("x", "low", "high", "edges", "y") if isinstance(series.get(key), list)}
+    number = min(map(len, arrays.values()), default=0)
+    half = POINTS // 2
+    kept: Sequence[int] = range(number)
+    if number > POINTS:
+        even = {round(i * (number - 1) / (half - 1)) for i in range(half)}
+        kept = sorted(even | {round(number ** (i / (half - 1))) - 1 for i in range(half)})
+    fewer = {
+        key: [_five_digits(v) for v in [*(value[i] for i in kept), *value[number:]]] for key, value in arrays.items()
+    }
+    level = {"y": series["y"]} if series["kind"] == "level" else {}
+    style = {key: series[key] for key in ("colour", "dash") if key in series}
+    return {"kind": series["kind"], "label": _plain(series["label"]), **fewer, **level, **style}
+
+
+def _five_digits(value: float | None) -> float | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.5g}")
+
+
+def _plain(text: str) -> str:
+    """Return a label without the mathematics that only matplotlib understands.
+
+    >>> _plain(r"SGD, $1/\\sqrt{\\pi_k}$")
+    'SGD, 1/√π_k'
+    """
+    for markup, plain in ((r"\sqrt", "√"), (r"\pi", "π"), ("$", ""), ("{", ""), ("}", "")) if "$" in text else ():
+        text = text.replace(markup, plain)
+    return text
+
+
+def _alt(record: Row) -> str:
+    """Return in words what the picture of a figure shows."""
+    panels = []
+    for panel in record.get("panels", ()):
+        labels = list(dict.fromkeys(re.sub(r"^group \d+$", "frequency groups", s["label"]) for s in panel["series"]))
+        axes = " against ".join(filter(None, [panel["ylabel"], panel["xlabel"]]))
+        described = ": ".join(filter(None, [panel["title"], axes]))
+        panels.append(_plain(described + (f" ({', '.join(filter(None, labels[:6]))})" if any(labels) else "")))
+    return f"{record['title']}. " + "; ".join(panels[:12])
 
 
 def write_report(out: Path, *, title: str = "heavytail: figures and claims", reload: int | None = None) -> Path:
@@ -122,40 +251,73 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims", rel
         StoreError: a file under OUT is damaged.
     """
     claims, figures = read_claims(out), read_figures(out)
-    scales = ", ".join(sorted({row["scale"] for row in [*figures, *claims]})) or "none"
-    note = (
-        f"Scale: {scales}. The thresholds of the claims were fixed before any run and are the same at every scale; "
-        "below paper scale, a verdict is about a smaller problem."
-    )
-    tally = {verdict: sum(row["verdict"] == verdict for row in claims) for verdict in VERDICTS}
     by_figure: dict[str, list[Row]] = {row["figure"]: [] for row in [*figures, *claims]}
     for row in claims:
         by_figure[row["figure"]].append(row)
     drawn = {
         figure["figure"]: _figure_section(figure, by_figure[figure["figure"]], out / "figures") for figure in figures
     }
-    sections = [
-        Section(tables=_claims_table(claims, linked=True)),
-        *drawn.values(),
-        *(Section(name, id=name, tables=_claims_table(by_figure[name])) for name in by_figure if name not in drawn),
-        *_environments(figures),
+    rest = [
+        Section(name, id=name, tables=_claims_table(by_figure[name]), verdicts=_tally(by_figure[name]))
+        for name in by_figure
+        if name not in drawn
     ]
+    every = [Section("All claims", id="all", tables=_claims_table(claims, linked=True))] if claims else []
+    note = (
+        "The thresholds of the claims were fixed before any run and are the same at every scale; "
+        "below paper scale, a verdict is about a smaller problem."
+    )
     path = out / "report.html"
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, render(title, sections, note=note, tally=tally, reload=reload))
+    sections = [*drawn.values(), *rest, *every, *_environments(figures)]
+    facts = _facts(claims, figures)
+    write_atomic(path, render(title, sections, note=note, facts=facts, tally=_tally(claims), reload=reload))
     return path
+
+
+def _tally(claims: Sequence[Row]) -> dict[str, int]:
+    return {verdict: sum(row["verdict"] == verdict for row in claims) for verdict in VERDICTS}
+
+
+def _facts(claims: Sequence[Row], figures: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return what the first screen states: scale, number of figures, versions, machine."""
+    environments = [table for figure in figures for table in figure["environments"]]
+
+    def values(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(table[key]) for table in environments if table.get(key) not in (None, "")))
+
+    scale = ", ".join(sorted({row["scale"] for row in [*figures, *claims]})) or "none"
+    drawn = sum(figure["missing"] is None for figure in figures)
+    facts = [("scale", scale), ("figures", f"{drawn} of {len(figures)} drawn")]
+    names = ("heavytail", "commit", "torch", "processor", "device", "threads", "platform")
+    return facts + [(name, values(name)) for name in names if values(name)]
 
 
 def _figure_section(figure: Row, claims: Sequence[Row], folder: Path) -> Section:
     name = figure["figure"]
+    panels = figure.get("panels", [])
+    tables = [
+        Table(one["header"], one["rows"], title=_plain(panel["title"]))
+        for panel in panels
+        for one in panel["series"]
+        if one["kind"] == "table"
+    ]
+    files = [f"{name}.{kind}" for kind in ("png", "pdf", "json") if (folder / f"{name}.{kind}").exists()]
+    charts = charted(panels)
     return Section(
         heading=figure["title"],
         note=f"{name} · {figure['paper']} · {figure['scale']} scale",
         id=name,
-        image=_content(folder / f"{name}.png"),
+        image=b"" if tables and not charts else _content(folder / f"{name}.png"),
+        alt=_alt(figure),
+        panels=charts,
+        replaceable=len(charts) == len(panels),
         caption=figure["caption"],
-        missing=figure["missing"] or "the image file is missing",
-        tables=_claims_table(claims),
+        missing="" if tables and not charts else figure["missing"] or "the image file is missing",
+        tables=[*tables, *_claims_table(claims)],
+        command=f"heavytail reproduce {name} --scale {figure['scale']}",
+        links=[f"figures/{file}" for file in files],
+        verdicts=_tally(claims),
         summary="Step-size search: every candidate, and why it was selected or rejected",
         details=[_search_table(search) for search in figure["search"]],
         details_image=_content(folder / f"{name}-search.png"),
@@ -167,19 +329,20 @@ def _claims_table(claims: Sequence[Row], *, linked: bool = False) -> list[Table]
     rows = [
         (
             row["claim"],
-            Cell(row["verdict"], f"verdict {_style(row['verdict'])}"),
+            Cell(f"{SIGNS.get(row['verdict'], '')} {row['verdict']}".strip(), f"verdict {_style(row['verdict'])}"),
             _number(row["measured"]),
             f"{row['comparison']}\N{NO-BREAK SPACE}{_number(row['threshold'])}",
             Cell(row["statement"], note=row["reason"]),
         )
         for row in claims
     ]
+    verdicts = [row["verdict"] for row in claims]
     if not rows:
         return []
     if not linked:
-        return [Table(columns, rows, numeric=[2])]
+        return [Table(columns, rows, numeric=[2], verdicts=verdicts)]
     named = [(Cell(claim["figure"], target=claim["figure"]), *row) for claim, row in zip(claims, rows, strict=True)]
-    return [Table(("figure", *columns), named, numeric=[3])]
+    return [Table(("figure", *columns), named, numeric=[3], verdicts=verdicts)]
 
 
 def _search_table(search: Row) -> Table:
