@@ -8,7 +8,7 @@ OUT ?= results/$(SCALE)
 ISA_TESTS := $(patsubst %,tests/test_%.py,model_contract models vision_models)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev reproduce test test-isa test-slow test-faults test-wheel check bench docs clean
+.PHONY: help dev reproduce test test-browser test-isa test-slow test-faults test-wheel check bench docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,11 +28,20 @@ reproduce: $(VENV)/lab  ## make every figure from embedded data and check its cl
 	$(BIN)/heavytail reproduce --scale $(SCALE) --out $(OUT)
 
 test: $(VENV)/dev  ## run the tests (real data: set HEAVYTAIL_DATA)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not network and not browser"
 
 test-isa: $(VENV)/dev  ## run the model tests with the kernels of processors with AVX2 only, then with SSE4.1 only
 	for isa in AVX2 SSE41; do ONEDNN_MAX_CPU_ISA=$$isa OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
-		-m "not slow and not gpu and not network" $(ISA_TESTS) || exit 1; done
+		-m "not slow and not gpu and not network and not browser" $(ISA_TESTS) || exit 1; done
+
+$(VENV)/browser: $(VENV)/dev
+	$(PIP) --editable '.[browser]'
+	@touch $@
+
+test-browser: $(VENV)/browser  ## test the pages in a headless Chromium (installs Debian's if there is none)
+	@command -v chromium >/dev/null || (apt-get update -q && apt-get install -q -y --no-install-recommends chromium) >/dev/null 2>&1 \
+		|| echo "test-browser: no chromium, and apt cannot install it; the tests are skipped"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"

@@ -36,8 +36,10 @@
   function columnsOf(panel) {
     const xs = panel.series.flatMap((one) => one.edges || one.x || []).filter((v) => v !== null);
     const ends = xs.length ? [xs.reduce((a, b) => Math.min(a, b)), xs.reduce((a, b) => Math.max(a, b))] : [0, 1];
-    return panel.series.flatMap((one, s) => {
-      const base = { kind: one.kind, label: one.label, x: one.x, colour: one.colour || SPARE[s % SPARE.length], dash: one.dash };
+    const labels = [...new Set(panel.series.filter((one) => one.kind !== "level").map((one) => one.label))];
+    return panel.series.flatMap((one) => {
+      const spare = SPARE[Math.max(labels.indexOf(one.label), 0) % SPARE.length]; // files of older versions have no colours
+      const base = { kind: one.kind, label: one.label, x: one.x, colour: /^#[0-9a-f]{6}$/i.test(one.colour) ? one.colour : spare, dash: one.dash };
       if (one.kind === "band") return [{ ...base, y: one.low }, { ...base, y: one.high, top: true }];
       if (one.kind === "level") return [{ ...base, x: ends, y: [one.y, one.y], colour: "#000000", dash: true }];
       if (one.kind === "steps") return [{ ...base, x: one.edges, y: [...one.y, one.y.at(-1)] }];
