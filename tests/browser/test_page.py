@@ -118,12 +118,11 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from heavytail.monitor.page import write_monitored
 
     folder = tmp_path_factory.mktemp("monitored")
-    monitor = Monitor(torch.tensor([60, 30, 6, 3, 1, 0]), groups=3)
-    with Journal(folder) as journal:
-        for step in range(4):
-            monitor.update(targets=torch.arange(6), losses=torch.linspace(1, 3, 6) / (1 + step))
-            journal.append(step, monitor.compute())
-            monitor.reset()
+    monitor, journal = Monitor(counts=[60, 30, 6, 3, 1, 0], num_groups=3), Journal(folder)
+    for step in range(4):
+        monitor.update(step * torch.eye(6), torch.arange(6))
+        journal.write(step, monitor.compute())
+        monitor.reset()
     return write_monitored(folder)
 
 
