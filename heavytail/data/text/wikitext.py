@@ -63,25 +63,3 @@ class WikiText103(TextSettings):
     def nominal(self) -> Nominal:
         """Return about what there is: 1.15 pieces, of 50 000 kinds, for each of 103 and 0.21 million words."""
         return self._nominal(118_000_000, 250_000, 267_735)
-
-
-@REGISTRY.register("wikitext-103-prefix")
-@dataclass(frozen=True)
-class WikiText103Prefix(WikiText103):
-    """The first half percent of the training text: to try the pipeline. Results on it are not WikiText-103 results.
-
-    Attributes:
-        length, max_tokens, max_vocab, tokenizer: see TextSettings.
-    """
-
-    title: ClassVar[str] = "start of WikiText-103"
-    small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000, "tokenizer": "word", "max_vocab": 300, "length": 32}
-
-    def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
-        paths = "wikitext-103/train.partial.txt", "wikitext-103/valid.txt"
-        return _load(self, "a prefix of WikiText-103 (0.5 %)", *paths, data_dir)
-
-    def nominal(self) -> Nominal:
-        """Return about what there is: half a percent of WikiText-103."""
-        return self._nominal(590_000, 250_000, 267_735)
