@@ -67,6 +67,15 @@ def test_run_writes_losses_per_class_and_group(tmp_path: Path) -> None:
     assert by_step[0].to_list() == by_step[1].to_list()
 
 
+def test_run_describes_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that trains prints the size, the classes and the source of its data, a stored one does not load them."""
+    line = "data: 24 training samples, 7 classes, source random inputs, groups 3, inputs uniform, balanced False\n"
+    assert run(out=tmp_path / "a") == 0
+    assert capsys.readouterr().out.startswith(line)
+    assert run(out=tmp_path / "b") == 0
+    assert line not in capsys.readouterr().out
+
+
 def test_running_again_trains_nothing(tmp_path: Path, root: Path) -> None:
     """The same command finds the stored run: no file of it is written again."""
     assert run(out=tmp_path / "a") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -467,6 +468,27 @@ def test_other_files_are_counted_and_other_images_read(folder: Path) -> None:
     assert data.counts.tolist() == [11, 6, 4]
     assert data.info["ignored"] == 1
     assert len(list(data.train.batches([slice(0, 11)]))) == 1
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_test_folder_is_reported_as_not_read(
+    folder: Path, validation: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder `test` beside `train` is named in a warning, with the split that is read; a class `test` is a class."""
+    load("image-folder", folder, path="set", size=8)
+    assert not caplog.records
+    (folder / "set" / "test").mkdir()
+    if not validation:
+        shutil.rmtree(folder / "set" / "val")
+    data = load("image-folder", folder, path="set", size=8)
+    assert (data.test is not None) == validation
+    (record,) = caplog.records
+    split = f"the test split is {folder / 'set' / 'val'}" if validation else "there is no test split"
+    assert record.getMessage() == f"{folder / 'set' / 'test'}: not read; {split}"
+    caplog.clear()
+    (folder / "set" / "train" / "n0").rename(folder / "set" / "train" / "test")
+    assert load("image-folder", folder, path="set/train", size=8).num_classes == 3
+    assert not caplog.records
 
 
 def test_file_names_need_not_be_utf8(folder: Path) -> None:

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.experiment.spec import RunSpec
     from heavytail.report.tables import write_tables
     from heavytail.train.distributed import joined
+    from heavytail.train.engine import load_data
     from heavytail.train.progress import display
     from heavytail.train.runner import remember, run_all
 
@@ -60,12 +61,15 @@ def run(args: argparse.Namespace) -> int:
     out, store = writable(args.out), run_store(args)
     lookup = remember(store)
     spec.resolved  # noqa: B018 - raise on unknown names before training
+    stored = lookup(spec) is not None
     with joined(options(args, 1)) as chosen, display(quiet=not chosen.first) as progress:
         failures = run_all(lambda: [] if lookup(spec) else [spec], store, chosen, progress)
     if failures:
         raise failures[0].error or HeavyTailError(failures[0].reason)
     if not chosen.first:
         return 0
+    if not stored:  # the data of a stored run may be gone; those of this one are still in memory
+        print(f"data: {load_data(spec, chosen.data_dir)}")
     history = store.load(spec)
     assert history is not None
     paths = write_tables(history, out)

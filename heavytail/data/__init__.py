@@ -67,7 +67,7 @@ class Data:
         train, test: the splits; test is None where the paper has none.
         num_classes: C, whether or not every class occurs.
         natural_groups: [C] group of each class where the data define groups themselves, else None.
-        info: whatever describes the data in a caption or a table (number of types, source, ...).
+        info: facts that `str` prints: the source, the number of types, of unreadable files, ...
     """
 
     train: Split
@@ -89,6 +89,14 @@ class Data:
             if low < 0 or high >= self.num_classes:
                 raise DataError(f"{name} targets: expected 0..{self.num_classes - 1}, got {low}..{high}")
 
+    def __str__(self) -> str:
+        """Return one line: the number of training samples, of classes, and `info`."""
+        facts = [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.info.items()
+        ]
+        return ", ".join([f"{len(self.train)} training samples", f"{self.num_classes} classes", *facts])
+
     @cached_property
     def counts(self) -> Tensor:
         """Number of training targets of each class, [C] int64."""
@@ -103,7 +111,7 @@ class Data:
 
 
 class Nominal(NamedTuple):
-    """What is known of data that are not here: a stand-in of one sample, and how many there are to train and test."""
+    """The sizes of a data set, without loading it: data of one sample, and the numbers of train and test samples."""
 
     data: Data
     train: int

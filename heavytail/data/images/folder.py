@@ -8,6 +8,7 @@ B batch, N samples, S pixels a side.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -30,6 +31,7 @@ from heavytail.data.images.transforms import centre_crop, image_uniforms, random
 from heavytail.data.readers import hidden
 from heavytail.errors import DataError, SpecError
 
+_LOG = logging.getLogger("heavytail")
 SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 UNREAD = (".heic", ".heif", ".avif", ".svg", ".jp2", ".dng", ".psd", ".npy", ".mp4", ".zip", ".tar")  # refused by name
 # ILSVRC-2012: 1 000 classes, nine in ten of them with 1 300 images, and 1 281 167 images in all. The others are spread
@@ -83,6 +85,9 @@ class ImageFolder(ImageRecipe):
             chosen[name], skipped = sorted(good), skipped + bad
         info = {"source": self.path, "images": sum(map(len, chosen.values()))}
         info["digest"] = digest(name for files in chosen.values() for name in files)
+        if train_root != root and (root / "test").is_dir():
+            held_out_in = f"the test split is {root / 'val'}" if (root / "val").is_dir() else "there is no test split"
+            _LOG.warning("%s: not read; %s", root / "test", held_out_in)
         test = None
         if (root / "val").is_dir():
             held_out, more = _list_classes(root / "val")
