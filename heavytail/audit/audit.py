@@ -1,9 +1,9 @@
-"""Audit: measure class imbalance in a corpus and predict what it does to gradient descent, before any training.
+"""Measure class imbalance in a corpus and predict its effect on gradient descent, before training.
 
-Classes (tokens, or labels) are counted in one pass over the files. The counts give Zipf's exponent and whether the law
-fits, the entropy, the share of the data in rare classes, the frequency groups of the paper's loss plots, and what
-Theorem 3 predicts for each: in the simple imbalanced setting the loss of class k after time t of gradient flow is
-Theta(1/(pi_k t)), so that a group takes longer the rarer its classes are. Sign descent takes equally long on all.
+Classes (tokens, or labels) are counted in one pass over the files. The audit reports Zipf's exponent and its
+goodness of fit, the entropy, the share of the data in rare classes, the frequency groups of the paper's loss plots, and
+the training time of each group by Theorem 3: in the simple imbalanced setting the loss of class k after time t of
+gradient flow is Theta(1/(pi_k t)), so that rarer groups take longer. Sign descent takes equally long on all groups.
 
 Shapes: C classes that occur, G groups.
 """
@@ -27,30 +27,30 @@ from heavytail.metrics import FrequencyGroups
 __all__ = ["Audit", "audit", "audit_counts", "group_times"]
 
 Array = NDArray[np.float64]
-TARGET_LOSS = 0.1  # nats, at which Theorem 3 is read
-MANY, FEW = 100, 20  # samples of a class, as in the literature on long-tailed recognition: >100, 20 to 100, <20
+TARGET_LOSS = 0.1  # nats, the loss whose time Theorem 3 gives
+MANY, FEW = 100, 20  # samples per class; limits of the literature on long-tailed recognition
 MOST_GROUPS = 1_000
-EXAMPLES = 5  # classes of a group to show
+EXAMPLES = 5  # classes printed for each group
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """Class counts and what follows from them.
+    """Class counts and the statistics derived from them.
 
     Attributes:
-        source: what was counted, in words.
+        source: description of the corpus and its classes.
         names: the classes that occur, most frequent first [C]; ties by name.
-        counts: how often [C].
-        zipf: Zipf's law over the ranks that are certain enough.
+        counts: samples of each class [C].
+        zipf: fit of Zipf's law, over the ranks with enough samples.
         slope: of log frequency on log rank over ranks 10 to 1 000, as in figure 9; NaN for fewer than 12 classes.
         entropy: of the class frequencies (bits): the loss of a unigram model, in bits per token.
         rare_share: share of the data in classes rarer than 1/C.
-        assigned_share: share of the data in the first C / log(C)^2 classes, for which Proposition 2's argument holds.
+        assigned_share: share of the data in the first C / log(C)^2 classes, to which Proposition 2's argument applies.
         groups: frequency groups of the classes.
-        slowdown: how many times longer gradient descent takes on each group than on the first [G], by Theorem 3.
-        left_out: labels below 0, which are counted nowhere.
-        missing: empty cells.
-        notes: what a reader of the numbers should know.
+        slowdown: gradient descent's time on each group relative to the first [G], by Theorem 3.
+        left_out: number of labels below 0, which are ignored.
+        missing: number of empty cells.
+        notes: caveats about the counts.
     """
 
     source: str
@@ -97,7 +97,7 @@ class Audit:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the counts of each class, as JSON can hold it; null for what is not defined."""
+        """Return everything except the counts of each class as JSON values; null if undefined."""
         law = self.zipf
         return {
             "source": self.source,
@@ -124,7 +124,7 @@ class Audit:
         }
 
     def __str__(self) -> str:
-        """Return a text of some thirty lines."""
+        """Return a summary of about thirty lines."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -185,7 +185,7 @@ def _examples(row: Mapping[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text without control characters and undecodable bytes of file names."""
+    """A text with control characters and undecodable bytes of file names escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -199,21 +199,21 @@ def audit(
     dtype: str | None = None,
     num_groups: int = 10,
 ) -> Audit:
-    """Count the classes in a file, or in all files of a folder, and return what the counts mean.
+    """Count the classes in a file, or in all files of a folder, and return the statistics of the counts.
 
     Args:
         path: text of any suffix, .jsonl, .json, .csv or .tsv, each also compressed (gz, bz2, xz, zst); .parquet;
             .arrow; .npy or .npz arrays.
         tokenizer: "words" (`basic_english`), "bpe" or "unigram" (learned from the text itself), or a tokenizer's JSON
             file. A column of integers, and an array, are labels already.
-        vocab: keep this many types, "<unk>" included; 4 000 for what is learned.
-        column: of the table, or the path to a field in its cells ("messages.content"); by default "text".
-        labels: each cell of the column is one class, whatever it is.
-        dtype: the files hold token ids of this type and nothing else ("uint16").
-        num_groups: groups to cut.
+        vocab: number of types, "<unk>" included; 4 000 by default for learned tokenizers.
+        column: name of the column, or the path to a field in its cells ("messages.content"); by default "text".
+        labels: each cell of the column is one class, text included.
+        dtype: type of raw token ids without a header ("uint16").
+        num_groups: number of frequency groups.
 
     Raises:
-        DataError: a file cannot be read as what its name and first bytes promise, or has nothing in it.
+        DataError: a file cannot be read in the format of its name and first bytes, or has no samples.
         SpecError: a setting is unknown or out of range.
     """
     _check_groups(num_groups)
@@ -244,7 +244,7 @@ def audit_counts(
     missing: int = 0,
     notes: tuple[str, ...] = (),
 ) -> Audit:
-    """Return what counts by class name mean; SpecError if there are none.
+    """Return the audit of counts by class name; SpecError if there are none.
 
     >>> found = audit_counts({str(k): 504000 // k for k in range(1, 11)}, num_groups=2)
     >>> round(found.zipf.exponent, 3), found.slowdown.round(1).tolist()
@@ -279,12 +279,12 @@ def _check_groups(num_groups: int) -> None:
 
 
 def group_times(pi: ArrayLike, index: ArrayLike, loss: float = TARGET_LOSS) -> Array:
-    """Return the time that gradient flow from zero takes to a mean loss of each group [G] (Theorem 3).
+    """Return the time of gradient flow from zero until each group reaches a mean loss [G] (Theorem 3).
 
     Args:
         pi: frequencies of the classes [C], summing to 1.
         index: group of each class [C].
-        loss: to be reached (nats), below log C.
+        loss: the mean loss to reach (nats), below log C.
     """
     from heavytail.analysis.theory import gradient_flow_loss, gradient_flow_time
 

@@ -1,7 +1,7 @@
 """Count the classes of a corpus: words, pieces of words, or labels, in one pass over its files.
 
-Counts are keyed by what identifies a class (a word, a token's number, a label), never by how it is displayed, and their
-sum is checked. Memory is bounded by the number of classes and `readers.LONGEST`.
+Counts are keyed by the identity of a class (a word, a token's number, a label), not by its display form, and their sum
+is checked. Memory is bounded by the number of classes and `readers.LONGEST`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _LINES = 10_000  # tokenised at a time
 _BLOCK = 2**16  # characters of text split into words at a time
 _LONG_WORDS = 20  # mean characters of a word: text without spaces
 
-_WHOLE = r"^\s*-?[0-9]{1,18}(\.0*)?\s*$"  # in csv: a whole number, also as written for a column of floats
+_WHOLE = r"^\s*-?[0-9]{1,18}(\.0*)?\s*$"  # in csv: a whole number, also with the .0 of a column of floats
 _PADDED = re.compile(r"-?0[0-9]")  # an identifier, not a number: 00501 is not 501
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What was counted.
+    """Class counts of a corpus.
 
     Attributes:
         by_name: samples of each class.
-        what: what the classes are, in words.
-        left_out: labels below 0, which mark samples to ignore.
-        missing: empty cells.
-        notes: what a reader of the numbers should know.
+        what: description of the classes.
+        left_out: number of labels below 0, which mark ignored samples.
+        missing: number of empty cells.
+        notes: caveats about the counts.
     """
 
     by_name: Mapping[str, int]
@@ -90,7 +90,7 @@ def count(
 
 @dataclass
 class _Corpus:
-    """The files of one audit; each pass over them shows its own progress bar if they are large."""
+    """The files of one audit; a pass over large ones has a progress bar."""
 
     files: Sequence[Path]
     column: str | None
@@ -115,7 +115,7 @@ class _Corpus:
 
 
 def _count_text(corpus: _Corpus, tokenizer: str, vocab: int | None) -> tuple[Mapping[str, int], str]:
-    """Counts by token, and what was counted."""
+    """Counts by token, and a description of the tokens."""
     from heavytail.data.text.vocabulary import UNKNOWN, basic_english, vocabulary_of
 
     if tokenizer == "words":
@@ -179,8 +179,8 @@ def _long_words(counts: Mapping[str, int], tokenizer: str) -> Iterator[str]:
 def _count_column(corpus: _Corpus, labels: bool) -> Counts | tuple[int, str]:
     """The counts of a column of labels; of a column of texts, its empty cells and a note.
 
-    The whole column decides: it holds labels if every cell is a whole number, true or false, or of a categorical type,
-    or if the user says so; otherwise text. A file that tells numbers from text itself may not hold both.
+    A column holds labels if every cell is a whole number, a boolean or categorical, or with `labels`; otherwise it
+    holds text. In a typed format a column may not hold both.
     """
     import polars as pl
 
@@ -235,7 +235,7 @@ def _kind_of(values: pl.Series, typed: bool, labels: bool) -> str:
 
 
 def _whole(values: pl.Series, corpus: _Corpus) -> pl.Series:
-    """Floats as the whole numbers that they are; DataError if they are not."""
+    """Floats as integers; DataError if they are not whole numbers."""
     import polars as pl
 
     fractions = values.filter((values != values.floor()) | (values.abs() >= 2**63))

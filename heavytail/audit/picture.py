@@ -1,4 +1,4 @@
-"""The picture of an audited corpus: class frequencies, and how long each group takes to learn."""
+"""Plot an audit: class frequencies, and the training time of each group."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from heavytail.plotting.style import Picture, applied
 
 
 def draw_audit(found: Audit) -> Picture:
-    """Return the picture of an audit: rank and frequency, and what Theorem 3 says of each group."""
+    """Return the plot of an audit: frequency by rank, and the time of each group by Theorem 3."""
     with applied():
         picture = Picture(1, 2, width=3.2, height=2.6)
         panel = picture.panel(0, 0, "classes", "class, by frequency", "samples")

@@ -1,4 +1,4 @@
-"""Data sets: a recipe per name, and the one shape they all take.
+"""Data sets: a recipe per name, and the type that all of them return.
 
 N samples, C classes, L sequence. A data set whose inputs fit in memory is two tensors; one that must be decoded or
 streamed (images, token files) subclasses Split and overrides `batches`.

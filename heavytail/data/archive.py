@@ -1,6 +1,6 @@
-"""Reading the files in a tar or zip archive without ever writing them: an archive cannot put anything anywhere.
+"""Read the files of a tar or zip archive into memory; nothing is extracted to disk.
 
-Members that only an attack or an accident explains are refused all the same, so that they are seen.
+Members that suggest an attack or a damaged archive are errors all the same.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from heavytail.errors import DataError
 
 LARGEST = 64 * 2**20  # bytes of one member, unpacked
-TOTAL = 8 * 2**30  # bytes of all members that are read, unpacked
+TOTAL = 8 * 2**30  # bytes of all members read, unpacked
 HEADERS = 2**20  # bytes of the extended headers (pax) of one member
 
 
 def read_members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the bytes of each file in the archive whose name is wanted, in the archive's order.
+    """Yield the name and the bytes of each wanted file, in the order of the archive.
 
     Args:
         archive: a .zip, .tar or compressed .tar file.
-        wanted: called with each name; files that are not wanted are not unpacked.
+        wanted: returns whether to read the file of a name; others are not unpacked.
 
     Raises:
         DataError: the archive is unreadable, or a member is a link or a device, has a path that leaves the archive, or
-            is larger than LARGEST, or all that are read than TOTAL.
+            is larger than LARGEST, or the members read are larger than TOTAL together.
     """
     total = 0
     try:
@@ -42,7 +42,7 @@ def read_members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers, which tarfile reads into memory whole, are bounded."""
+    """A member with a limit on its extended headers, which tarfile reads into memory whole."""
 
     def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         self._bound()

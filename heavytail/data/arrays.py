@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from heavytail.data import REGISTRY, Data, Split
 from heavytail.errors import DataError, SpecError
 
-_MOST_CLASSES = 2**24  # above it, labels are sure to be identifiers and not class numbers
+_MOST_CLASSES = 2**24  # larger labels are identifiers, not class numbers
 
 
 @REGISTRY.register("arrays")
 @dataclass(frozen=True)
 class Arrays:
-    """The arrays of an .npz file: X [N, D] and y [N], and X_test and y_test if it has them.
+    """The arrays of an .npz file: X [N, D] and y [N], and optionally X_test and y_test.
 
     Attributes:
         path: the file; relative to the current folder, `~` understood.
@@ -44,16 +44,16 @@ class Arrays:
             raise SpecError(f"data.num_classes: expected at least 2, got {self.num_classes}")
 
     def pinned(self) -> Arrays:
-        """Return the recipe with the digest of the file as it is now; DataError if it cannot be read."""
+        """Return the recipe with the digest of the current file; DataError if it cannot be read."""
         return replace(self, sha256=self.sha256 or _sha256(self._file))
 
     @property
     def title(self) -> str:
-        """How a figure calls it."""
+        """Name of the data set in figures."""
         return Path(self.path).name
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, X as float32; DataError says in a line what is wrong with the file."""
+        """Return the data, X as float32; DataError names the fault of the file in one line."""
         if self.sha256 and (got := _sha256(self._file)) != self.sha256:
             raise DataError(f"data.path: {self.path} has changed: expected sha256 {self.sha256}, got {got}")
         arrays = _read(self._file)
@@ -81,7 +81,7 @@ def _sha256(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Return the arrays of the file that this data set knows; unpickling is never allowed."""
+    """Return X, y, X_test and y_test, where the file has them; pickles are never loaded."""
     broken = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
     try:
         with path.open("rb") as stream:
@@ -98,7 +98,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _split(arrays: dict[str, NDArray[np.generic]], x: str, y: str, path: str) -> Split:
-    """Return features and labels as tensors, once they are what they should be."""
+    """Return validated features and labels as tensors."""
     for name in (x, y):
         if name not in arrays:
             raise DataError(f"{path}: has no array {name}; expected X and y (and X_test and y_test, or neither)")
@@ -114,7 +114,7 @@ def _split(arrays: dict[str, NDArray[np.generic]], x: str, y: str, path: str) ->
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= _MOST_CLASSES:
         raise DataError(f"{path}: expected {y} to be class numbers 0, 1, ..., got {low if low < 0 else high}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is reported as such
+    with np.errstate(over="ignore"):  # values beyond float32 become inf and are reported below
         inputs = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
     bad = int((~torch.isfinite(inputs)).sum())
     if bad:

@@ -1,4 +1,4 @@
-"""Bigrams of Zipf-distributed tokens as samples to train on: the token before as a one-hot input (arXiv 2505.19227).
+"""Bigrams of Zipf-distributed tokens: the input is the previous token, one-hot, the class the next (arXiv 2505.19227).
 
 N samples, d tokens, which are both the inputs and the classes, numbered from the most frequent to the rarest.
 """
@@ -22,7 +22,7 @@ _ITERATIONS, _TOLERANCE = 2_000, 1e-9
 @REGISTRY.register("bigram")
 @dataclass(frozen=True)
 class Bigram:
-    """Pairs of tokens: both follow a power law, and so does, in an order of its own, the token after each token.
+    """Pairs of tokens with power-law frequencies; the next token given the previous one follows a permuted power law.
 
     The joint frequencies are diag(u) Q diag(v), with every row of Q a random reordering of 1/j^a, and u and v such that
     the first and the second token both have frequency 1/k^a. Unlike `memory` the classes cannot be predicted with
@@ -34,7 +34,7 @@ class Bigram:
     Attributes:
         tokens: d.
         exponent: a; 1 is Zipf's law.
-        samples: N that is aimed at. The inputs take 4 N d bytes.
+        samples: approximate N. The inputs take 4 N d bytes.
     """
 
     tokens: int = 200
@@ -70,9 +70,9 @@ class Bigram:
 
 
 def coupling(pi: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return joint frequencies [d, d] with marginals pi, whose rows are pi in random orders but for scale factors.
+    """Return joint frequencies [d, d] with marginals pi, whose rows are scaled random permutations of pi.
 
-    Sinkhorn's iteration: scale columns and rows in turn until both sums are right.
+    Sinkhorn's iteration: scale columns and rows in turn until both marginals are pi.
 
     Raises:
         DataError: it does not converge.

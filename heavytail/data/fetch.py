@@ -1,8 +1,8 @@
-"""The public data files of the paper: whether they are here and right, and how to get them.
+"""The public data files of the paper: status, verification and download.
 
-Every file is known by its digest (public.toml), and nothing is read or kept that does not have it. Files lie under one
-data folder at `PublicFile.path`; a mirror is that same folder behind a URL. The loaders call `locate` or `read`, which
-never touch the network; only `fetch` does.
+Every file has a digest (public.toml), and files with another digest are neither read nor stored. A file's place in the
+data folder is `PublicFile.path`; a mirror is the same folder behind a URL. Loaders call `locate` or `read`, which never
+use the network; only `fetch` does.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import Any, BinaryIO, cast
 from heavytail.errors import DataError, install, unknown
 
 _ALGORITHMS = ("sha256", "sha1", "md5")
-_HEADERS = {"User-Agent": "heavytail/0.1"}  # some hosts refuse the default one of Python's libraries
+_HEADERS = {"User-Agent": "heavytail/0.1"}  # some hosts reject the default of Python's libraries
 _TIMEOUT = 30.0  # seconds without a byte
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file that holds data files: the URLs that have it, tried in order, and its "algorithm:hex" digest."""
+    """A zip file of data files: its URLs, tried in order, and its "algorithm:hex" digest."""
 
     urls: tuple[str, ...]
     digest: str
@@ -45,12 +45,12 @@ class PublicFile:
     """One data file.
 
     Attributes:
-        path: where it lies, relative to the data folder and to a mirror.
+        path: relative to the data folder and to a mirror.
         digest: "algorithm:hex" of its bytes.
-        urls: where it is published, tried in order; none if it comes from an archive or a mirror only.
-        size: number of the bytes that the digest is of, None where it is not known.
-        unpacked: the file may be gzipped, and digest and size are those of the bytes inside.
-        archive: the zip file that has it as `member`, if it is not published by itself.
+        urls: public addresses, tried in order; none if it is in an archive or on a mirror only.
+        size: number of bytes under the digest, None if unknown.
+        unpacked: the file may be gzipped; digest and size are those of the decompressed bytes.
+        archive: the zip file with it as `member`, if it is not published separately.
         member: its name in the archive.
     """
 
@@ -78,12 +78,12 @@ class PublicDataset:
 
     @property
     def published(self) -> bool:
-        """Whether every file has a public address, by itself or in an archive."""
+        """Whether every file has a public address, its own or an archive's."""
         return all(file.urls or file.archive for file in self.files)
 
 
 class State(StrEnum):
-    """What was found in the place of a file."""
+    """State of a file in the data folder."""
 
     PRESENT = "present"
     MISSING = "missing"
@@ -92,7 +92,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class FileStatus:
-    """A file, the path it was looked for at, and what was found there."""
+    """A file, its path in the data folder, and its state."""
 
     file: PublicFile
     path: Path
@@ -132,11 +132,11 @@ DATASETS: Mapping[str, PublicDataset] = {
 
 
 def status(name: str, data_dir: Path) -> list[FileStatus]:
-    """Return what is in the data folder in the place of each file of the data set `name`.
+    """Return the state of each file of the data set `name`.
 
     Raises:
         SpecError: no public data set has this name.
-        DataError: a file that is there cannot be read.
+        DataError: an existing file cannot be read.
     """
     if name not in DATASETS:
         raise unknown("public data set", name, DATASETS)
@@ -144,20 +144,20 @@ def status(name: str, data_dir: Path) -> list[FileStatus]:
 
 
 def verify(name: str, data_dir: Path) -> None:
-    """Raise the DataError of the first file of `name` that is missing or not what it should be."""
+    """Raise DataError for the first file of `name` that is missing or has the wrong digest."""
     for found in status(name, data_dir):
         _require(found, name, data_dir)
 
 
 def locate(path: str, data_dir: Path) -> Path:
-    """Return where a public file is, after checking its digest.
+    """Return the path of a public file, after checking its digest.
 
     Args:
         path: as in `PublicFile.path`, for example "ptb/ptb.train.txt".
         data_dir: the data folder.
 
     Raises:
-        DataError: it is missing or has the wrong digest; names the command that fetches it.
+        DataError: it is missing or has the wrong digest; the message has the command that fetches it.
     """
     name, file = _lookup(path)
     found = _status(file, data_dir)
@@ -175,11 +175,11 @@ def read(path: str, data_dir: Path) -> bytes:
 def fetch(name: str, data_dir: Path, base_url: str | None = None, progress: bool = True) -> list[Path]:
     """Download the files of the data set `name` that are missing or wrong, and return the paths of all.
 
-    A file appears in the data folder whole and with the right digest, or not at all.
+    Files are written atomically, after their digests are verified.
 
     Args:
         name: a key of DATASETS.
-        data_dir: the data folder, made if it is not there.
+        data_dir: the data folder, created if needed.
         base_url: a mirror laid out like the data folder, used instead of the public addresses; by default the
             environment variable HEAVYTAIL_MIRROR.
         progress: show a bar on a terminal.
@@ -191,7 +191,7 @@ def fetch(name: str, data_dir: Path, base_url: str | None = None, progress: bool
     mirror = base_url or os.environ.get("HEAVYTAIL_MIRROR")
     found = status(name, data_dir)
     absent = [f.file for f in found if f.state is not State.PRESENT]
-    if not absent:  # then the folder may be read-only
+    if not absent:  # before the first write: the folder may be read-only
         return [f.path for f in found]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -207,9 +207,9 @@ def fetch(name: str, data_dir: Path, base_url: str | None = None, progress: bool
 
 @contextmanager
 def _scratch(data_dir: Path) -> Iterator[Path]:
-    """A folder on the data folder's own file system, so that the last step is a rename; removed in the end.
+    """A temporary folder on the file system of the data folder, so that the last step is a rename.
 
-    Folders that killed downloads left behind are removed first: the lock of a process is released when it dies.
+    Folders of killed downloads are removed first: the lock of a process is released when it dies.
     """
     with ExitStack() as stack:
         with _locked(data_dir):  # no other process sweeps between the creation of the folder and its lock
@@ -269,7 +269,7 @@ def _opened(path: Path, unpacked: bool) -> Iterator[BinaryIO]:
 
 
 def _digest(path: Path, expected: str, unpacked: bool) -> str:
-    """Return the file's digest by the algorithm of the expected one; a broken .gz file has none."""
+    """Return the file's digest by the algorithm of the expected one; a damaged .gz file has none."""
     algorithm = expected.partition(":")[0]
     try:
         with _opened(path, unpacked) as stream:
@@ -281,7 +281,7 @@ def _digest(path: Path, expected: str, unpacked: bool) -> str:
 
 
 def _obtain(file: PublicFile, scratch: Path, mirror: str | None, progress: bool) -> Path:
-    """Return a scratch file with the right content, from the mirror, its own URLs, or an archive."""
+    """Return a verified temporary file, from the mirror, the file's own URLs, or an archive."""
     part = scratch / "file"
     urls = (f"{mirror.rstrip('/')}/{file.path}",) if mirror else file.urls
     if urls:
@@ -289,7 +289,7 @@ def _obtain(file: PublicFile, scratch: Path, mirror: str | None, progress: bool)
     if file.archive is None:
         raise DataError(f"{file.path} has no public address; set HEAVYTAIL_MIRROR to the URL of a mirror")
     packed = scratch / file.archive.digest.replace(":", "-")
-    if not packed.exists():  # the files of one archive are fetched with one download
+    if not packed.exists():  # one download for all files of an archive
         _download(file.archive.urls, packed, file.archive.digest, False, progress)
     origin = f"{file.member} in {file.archive.urls[0]}"
     try:
@@ -302,7 +302,7 @@ def _obtain(file: PublicFile, scratch: Path, mirror: str | None, progress: bool)
 
 
 def _download(urls: tuple[str, ...], part: Path, digest: str, unpacked: bool, progress: bool) -> Path:
-    """Download to `part` from the first URL that gives the right content; raise the last one's DataError."""
+    """Download to `part` from the first URL with the right content; raise the DataError of the last one."""
     failure: DataError | None = None
     for url in urls:
         try:
@@ -323,7 +323,7 @@ def _check(part: Path, expected: str, unpacked: bool, url: str) -> None:
 
 
 def _get(url: str, part: Path, progress: bool) -> None:
-    """Download one URL, with every way that can fail as a DataError."""
+    """Download one URL; every failure is a DataError."""
     try:
         import pooch
         import requests
@@ -353,7 +353,7 @@ def _get(url: str, part: Path, progress: bool) -> None:
 
 
 class _Bar:
-    """What pooch wants of a progress bar, drawn by rich."""
+    """A progress bar by rich with the interface that pooch expects."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console

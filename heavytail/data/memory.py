@@ -1,4 +1,4 @@
-"""Linear associative memory as samples to train on: one orthonormal input for each class (arXiv 2509.26030).
+"""Linear associative memory: one orthonormal input for each class (arXiv 2509.26030).
 
 N samples, K items, which are both the inputs and the classes, numbered from the most frequent to the rarest.
 """
@@ -20,8 +20,8 @@ class Memory:
     """K associations between orthonormal inputs and classes, in frequency groups as in `random-heavy-tail`.
 
     Group g of the m groups has 2^g items of 2^(m-g) samples: N = m 2^m and K = D = 2^m - 1. Every sample of item k has
-    the same input. A linear model can learn all items without interference, so that losses of groups differ by their
-    frequency alone. GD and Muon do not depend on the basis of the inputs; sign descent and Adam do.
+    the same input. A linear model can learn all items without interference, so that the losses of groups differ only
+    because of their frequencies. GD and Muon do not depend on the basis of the inputs; sign descent and Adam do.
 
     Attributes:
         groups: m. The inputs take 4 m 4^m bytes: 2 MB at 8.
@@ -41,7 +41,7 @@ class Memory:
         return "associative memory, rotated" if self.rotated else "associative memory"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data; only a rotation depends on the seed. There is no test split."""
+        """Return the data; only the rotation depends on the seed. There is no test split."""
         m = self.groups
         num_items = 2**m - 1
         group = torch.repeat_interleave(torch.arange(m), 2 ** torch.arange(m))  # [K]

@@ -41,7 +41,7 @@ LONGEST_ROW = 2**26  # bytes of a JSON line or of a csv cell: longer ones are re
 LARGEST_JSON = 2**28  # bytes of a .json file that is not JSON lines: it is parsed as a whole
 BATCH = 2**14  # cells of a column at a time
 ARRAY = 2**22  # labels of an array at a time
-SHOWN = 2**25  # bytes: reading more takes seconds and shows a progress bar
+SHOWN = 2**25  # bytes: larger inputs take seconds and have a progress bar
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64")
 
 TEXT, TABLES, ARRAYS = ("text",), ("jsonl", "json", "csv", "tsv", "parquet", "arrow"), ("npy", "npz", "tokens")
@@ -73,7 +73,7 @@ _REFUSED = {
 }
 _RAW_SUFFIXES = (".bin", ".tok", ".tokens")
 _LLMC = (20240520, 20240801)  # first int32 of token files with a header of 256 int32 (llm.c, modded-nanogpt)
-# Droppings of file systems, notebooks and data tools; the same rule everywhere.
+# Files of operating systems, notebooks and data tools, which are never data.
 _HIDDEN = re.compile(
     r"\..*|__.*|_SUCCESS|_(common_)?metadata|.*\.crc|Thumbs\.db|desktop\.ini"
     r"|(README|LICEN[CS]E)(\..*)?|dataset_(info|dict)\.json|state\.json",
@@ -83,15 +83,19 @@ _HEAD = 2**16
 
 
 class Format(NamedTuple):
-    """What a file is: "text", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "npy", "npz" or "tokens"; and "gz",
-    "bz2", "xz" or "zst" if it is compressed."""
+    """The format of a file.
+
+    Attributes:
+        kind: "text", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "npy", "npz" or "tokens".
+        packing: "gz", "bz2", "xz" or "zst"; "" if the file is not compressed.
+    """
 
     kind: str
     packing: str = ""
 
 
 class Listing(NamedTuple):
-    """The files of a folder in the order of their paths, and those that the rule for hidden files left out."""
+    """The files of a folder in the order of their paths, and the names of the hidden ones."""
 
     files: list[Path]
     ignored: list[str]
@@ -101,7 +105,7 @@ class Listing(NamedTuple):
 
 
 def hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is left out of every data set.
+    """Return whether files and folders of this name are left out of every data set.
 
     >>> [hidden(name) for name in (".git", "__MACOSX", "_SUCCESS", "README.md", "a.txt", "_a.txt")]
     [True, True, True, True, False, False]
@@ -110,13 +114,13 @@ def hidden(name: str) -> bool:
 
 
 def list_files(path: Path) -> Listing:
-    """Return the files that a path names: itself, or those of the folder and of the folders in it.
+    """Return the file at a path, or all files of the folder and its subfolders.
 
     Links are followed.
 
     Raises:
-        DataError: nothing is there, a folder may not be entered or contains itself, or an entry is a pipe, a device or
-            a broken link; names it.
+        DataError: the path does not exist, a folder cannot be read or contains itself, or an entry is a pipe, a device
+            or a broken link, which is named.
     """
     try:
         mode = path.stat().st_mode
@@ -163,14 +167,14 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], files: list[Path], i
 
 
 def sniff(file: Path, dtype: str | None = None) -> Format:
-    """Return what a file is, by its first bytes and its suffix.
+    """Return the format of a file, by its first bytes and its suffix.
 
     Args:
         file: a regular file.
-        dtype: the file holds numbers of this type and nothing else, as nanoGPT's token files do.
+        dtype: the type of raw numbers without a header, as in nanoGPT's token files.
 
     Raises:
-        DataError: it cannot be read, or is of a format that is not read; names the format.
+        DataError: it cannot be read, or its format is not supported, which is named.
     """
     if dtype is not None:
         return Format("tokens")
@@ -210,7 +214,7 @@ def _unreadable(kind: str) -> str:
 
 
 def _refuse_binary(file: Path, head: bytes, name: str) -> None:
-    """Raise DataError if the first bytes are not those of UTF-8 text."""
+    """Raise DataError if the first bytes are those of a binary format."""
     for magic, what in _REFUSED.items():
         if head.startswith(magic):
             raise DataError(f"{file}: is {what}")
@@ -226,7 +230,7 @@ def _refuse_binary(file: Path, head: bytes, name: str) -> None:
 
 
 def require_one_kind(path: Path, files: Sequence[Path], dtype: str | None = None) -> Format:
-    """Return the format of all files; DataError names those of another kind than most."""
+    """Return the format of all files; DataError names those that differ from the majority."""
     formats = [sniff(file, dtype) for file in files]
     kinds = [found.kind for found in formats]
     most = max(dict.fromkeys(kinds), key=kinds.count)
@@ -246,7 +250,7 @@ _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 @contextmanager
 def opened(file: Path, packing: str = "", advance: Callable[[int], None] | None = None) -> Iterator[BinaryIO]:
-    """Open a file for reading, decompressed; errors of reading inside the block are DataErrors that name the file.
+    """Open a file for reading, decompressed; read errors inside the block become DataErrors that name the file.
 
     Args:
         file: a file.
@@ -272,7 +276,7 @@ def opened(file: Path, packing: str = "", advance: Callable[[int], None] | None 
 
 
 class _Counted(io.RawIOBase):
-    """A raw stream that reports how much was read."""
+    """A raw stream that reports the number of bytes read."""
 
     def __init__(self, raw: Any, advance: Callable[[int], None]) -> None:
         self._raw, self._advance = raw, advance
@@ -304,7 +308,7 @@ def _zstandard(file: Path) -> tuple[Any, type[Exception]]:
 
 
 class _Frames(io.RawIOBase):
-    """The content of zstd frames; EOFError if the last one is cut, which zstandard's own reader does not notice."""
+    """The content of zstd frames; EOFError if the last one is truncated, which zstandard does not detect."""
 
     def __init__(self, stream: BinaryIO, decompressor: Any) -> None:
         self._stream, self._decompressor = stream, decompressor
@@ -332,7 +336,7 @@ class _Frames(io.RawIOBase):
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """Show a progress bar of `total` bytes on a terminal if there are many; yield the function that advances it."""
+    """Show a progress bar on a terminal for `total` > SHOWN bytes; yield the function that advances it, or None."""
     import multiprocessing
 
     if total < SHOWN or not sys.stderr.isatty() or multiprocessing.parent_process() is not None:
@@ -350,7 +354,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
 
 
 def lines(file: Path, packing: str = "", advance: Callable[[int], None] | None = None) -> Iterator[tuple[int, str]]:
-    """Yield the lines of UTF-8 text with their ends, each with its byte position; a byte order mark is left out.
+    """Yield the lines of UTF-8 text with their ends, each with its byte position; a byte order mark is removed.
 
     A line of more than LONGEST bytes comes in parts that end before white space, or else before a character.
 
@@ -389,7 +393,7 @@ def texts(
     """Yield the text of a file in pieces of at most about LONGEST: its lines, or the cells of a column of texts.
 
     Raises:
-        DataError: the file cannot be read, or its column holds no text.
+        DataError: the file cannot be read, or its column does not hold text.
     """
     if form.kind == "text":
         yield from (line for _, line in lines(file, form.packing, advance))
@@ -421,7 +425,7 @@ class Cells:
 
     Attributes:
         values: scalars: whole numbers, fractions, booleans, or text; null where a cell is empty.
-        typed: whether the file itself tells numbers from text, which csv does not.
+        typed: whether the format distinguishes numbers from text, which csv does not.
         missing: empty cells that are not among the values.
     """
 
@@ -431,7 +435,7 @@ class Cells:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether the values are numbers or booleans by the file's own account."""
+        """Whether the file stores the values as numbers or booleans."""
         import polars as pl
 
         return self.typed and (self.values.dtype.is_numeric() or self.values.dtype == pl.Boolean)
@@ -520,7 +524,7 @@ def _no_column(file: Path, column: str, known: Iterable[str], where: str = "no c
 
 
 def _json(file: Path, form: Format, column: str | None, advance: Callable[[int], None] | None) -> Iterator[Any]:
-    """The scalars of a column of JSON records, None where there is none."""
+    """The scalars of a column of JSON records, None for null."""
     for where, record in _json_records(file, form, advance):
         name = column or "text"
         if isinstance(record, dict):
@@ -536,7 +540,7 @@ def _json(file: Path, form: Format, column: str | None, advance: Callable[[int],
 
 
 def _json_records(file: Path, form: Format, advance: Callable[[int], None] | None) -> Iterator[tuple[str, Any]]:
-    """The records of JSON lines, of an array, or the one object of a file, each with what messages call it."""
+    """The records of JSON lines, of an array, or the one object of a file, each with its place for messages."""
     number, text = 0, ""
     try:
         with opened(file, form.packing, advance) as stream:
@@ -588,7 +592,7 @@ _JSON_NAMES: dict[type, str] = {
 
 
 def _field(record: Any, path: str, file: Path, where: str) -> tuple[Any, str]:
-    """The value at a dotted path, reaching into the objects of lists; DataError names the fields that there are."""
+    """The value at a dotted path, reaching into the objects of lists; DataError lists the fields."""
     if path in record:
         return record[path], path
     name, _, rest = path.partition(".")
@@ -665,7 +669,7 @@ def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
 
 
 def _separator(header: str, usual: str, column: str) -> str:
-    """The usual separator, or another one that a header without it uses."""
+    """The usual separator, or the one that the header uses."""
     for separator in (usual, ",", ";", "\t", "|"):
         names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
         if column in names:
@@ -705,7 +709,7 @@ def _polars(file: Path, kind: str, path: str, advance: Callable[[int], None] | N
 
 
 def _reach(values: pl.Series, name: str, rest: str, file: Path) -> Cells:
-    """The scalars in a column's cells: lists are opened, fields of tables are chosen by the rest of the path."""
+    """The scalars in a column's cells: lists are flattened, fields of structs are selected by the rest of the path."""
     import polars as pl
 
     missing = 0
@@ -765,7 +769,7 @@ def _arrays(
             advance(part.nbytes)
 
 
-# Whatever numpy and zipfile raise for damaged bytes: the header of an array is parsed as Python.
+# Exceptions of numpy and zipfile on damaged files; numpy parses the header of an array as Python.
 _BROKEN_ARRAY = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error),
     *(NotImplementedError, MemoryError, OverflowError, RecursionError),

@@ -1,8 +1,8 @@
 """Synthetic data: random inputs with heavy-tailed labels, and the simple imbalanced setting of the theory.
 
 N samples, C classes, D inputs. Classes are numbered from the most frequent to the rarest and samples are stored in the
-order of their class; the inputs of the first data set do not depend on the labels, so that whatever differs between
-classes is due to their frequencies alone.
+order of their class. The inputs of `random-heavy-tail` do not depend on the labels, so that all differences between
+classes are due to their frequencies.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Inputs = Literal["uniform", "aligned", "orthogonal"]
 @REGISTRY.register("random-heavy-tail")
 @dataclass(frozen=True)
 class RandomHeavyTail:
-    """Inputs that are noise and labels whose frequencies are powers of two (section 2.2, appendix A.1).
+    """Noise inputs and labels whose frequencies are powers of two (section 2.2, appendix A.1).
 
     Group g of the m groups has 2^g classes of 2^(m-g) samples, so every group has 2^m samples: N = m 2^m,
-    D = (m + 1) 2^m and C = 2^m - 1 (the text prints 2^(m+1) - 1, which these groups do not add up to).
+    D = (m + 1) 2^m and C = 2^m - 1 (the paper prints 2^(m+1) - 1, which is not the sum of these groups).
 
     Attributes:
         groups: m; the paper uses 11 and, in appendix C, 7. The inputs take 4 m (m + 1) 4^m bytes: 2.2 GB at 11.
@@ -46,7 +46,7 @@ class RandomHeavyTail:
 
     @property
     def title(self) -> str:
-        """How a figure calls it."""
+        """Name of the data set in figures."""
         return "random balanced labels" if self.balanced else "random heavy-tailed labels"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
@@ -66,15 +66,15 @@ class RandomHeavyTail:
 @REGISTRY.register("simple-imbalanced")
 @dataclass(frozen=True)
 class SimpleImbalanced:
-    """Every sample of class k is the basis vector e_k: the setting of theorem 3, as samples to train on.
+    """Every sample of class k is the basis vector e_k: the setting of theorem 3, as a data set.
 
-    The frequencies pi_k ~ 1 / k^exponent are realised by counts max(1, round(samples pi_k)), so N is near `samples`,
-    or above it when many classes are rarer than one sample. `Data.counts` / N are the exact frequencies.
+    Class k has max(1, round(samples pi_k)) samples with pi_k ~ 1 / k^exponent, so N is near `samples`, or above it when
+    many classes are rarer than one sample. `Data.counts` / N are the exact frequencies.
 
     Attributes:
         num_classes: C, also the number of inputs.
         exponent: of the power law; 0 gives balanced classes.
-        samples: N that is aimed at. The inputs take 4 N C bytes.
+        samples: approximate N. The inputs take 4 N C bytes.
     """
 
     num_classes: int = 100
@@ -95,7 +95,7 @@ class SimpleImbalanced:
             )
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, which nothing random enters. There is no test split."""
+        """Return the data; deterministic. There is no test split."""
         rank = torch.arange(1, self.num_classes + 1, dtype=torch.float64)
         pi = rank**-self.exponent
         counts = (self.samples * pi / pi.sum()).round().clamp(min=1).long()
@@ -114,7 +114,7 @@ def _share_out(total: int, parts: int) -> Tensor:
 
 
 def _draw(kind: Inputs, n: int, d: int, seed: int) -> Tensor:
-    """Return random inputs [n, d], filled in place: at full size there is no room for two copies."""
+    """Return random inputs [n, d], filled in place: at full size two copies do not fit in memory."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.empty(n, d)
     if kind == "uniform":

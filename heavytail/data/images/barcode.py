@@ -1,8 +1,8 @@
-"""Digits with barcodes: thousands of classes out of ten, made by writing a number into the image (section 3).
+"""Digits with barcodes: a number drawn into each image turns ten classes into thousands (section 3).
 
-The class of a barcoded image is the pair (digit, code), so 10 digits and b bits give 10 * 2^b classes. Added
-to the plain digits they are the paper's imbalanced vision problem: 10 classes of thousands of images and 10
-240 classes of five.
+The class of a barcoded image is the pair (digit, code), so 10 digits and b bits give 10 * 2^b classes. Together
+with the plain digits they are the paper's imbalanced vision problem: 10 classes of thousands of images and
+10 240 classes of five.
 
 Class numbering: the plain digits are classes 0..9, the barcoded ones 10 + digit * 2^b + code; without the
 plain digits (`only`) the numbering starts at digit * 2^b + code. Bit j of the code is the pixel in row 0,
@@ -36,8 +36,8 @@ class Labelled(NamedTuple):
 def write_barcodes(images: NDArray[np.uint8], codes: NDArray[np.int64], bits: int, peak: int) -> NDArray[np.uint8]:
     """Return copies of the images with bit j of each image's code written at row 0, column j.
 
-    A one is a pixel of maximal value, a zero a blank pixel; on MNIST, whose corner is blank anyway, code 0
-    changes nothing.
+    Ones are pixels of the maximal value, zeros blank pixels. MNIST's corners are blank, so code 0 does not change
+    its images.
 
     Args:
         images: [N, H, W], with W >= bits.
@@ -80,10 +80,9 @@ def concatenate(plain: Labelled, barcoded: Labelled) -> Labelled:
 
 
 def standardise(train: Labelled, test: Labelled) -> tuple[Split, Split]:
-    """Return both as inputs [N, 1, H, W] float32, each pixel standardised with its training mean and deviation.
+    """Return both splits, each pixel standardised by its training mean and deviation, as inputs [N, 1, H, W] float32.
 
-    The deviation is the population's; a pixel that never changes is only centred. The sums are integers,
-    hence exact.
+    Deviations are those of the population; constant pixels are only centred. Sums are integers and so exact.
     """
     pixels = train.images.reshape(len(train.images), -1)
     count = len(pixels)
@@ -116,7 +115,7 @@ def digit_data(
 ) -> Data:
     """Return the data set: plain if `bits` is 0, else barcoded alone (`only`) or beside the plain digits.
 
-    The validation split is made the same way from the validation images and so never shares an image with
+    The validation split is built the same way from the validation images, so it shares no image with
     training; it has a fifth as many images per barcoded class (at least one), as MNIST's validation split is
     a fifth of its training split.
     """
@@ -135,7 +134,7 @@ def digit_data(
 
 
 def nominal_digits(side: int, train: int, test: int, bits: int = 0, per_class: int = 5, only: bool = False) -> Nominal:
-    """Return what is known of `digit_data` of so many plain digits without having any."""
+    """Return the sizes of `digit_data`, without loading it, from the numbers of plain digits."""
     plain, barcoded = DIGITS * (not only or not bits), DIGITS * 2**bits * (bits > 0)
     stand_in = Split(torch.zeros(1, 1, side, side), torch.zeros(1, dtype=torch.int64))
     data = Data(stand_in, None, plain + barcoded)

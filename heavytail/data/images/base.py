@@ -1,7 +1,7 @@
-"""Colour images, kept as bytes and turned into floating point batch by batch: what image data sets share.
+"""Base classes of colour image data sets: images are stored as bytes and converted to floating point batch by batch.
 
 B batch, N samples, S pixels a side. Inputs are [B, 3, S, S]; the whole set in floating point might not fit in
-memory, so a split's `inputs` is a tensor without storage (device "meta") that has only their shape.
+memory, so a split's `inputs` is a tensor on the device "meta", which has a shape and no storage.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class ImageRecipe:
 
     @property
     def revision(self) -> int:
-        """Version of what augmented images give; until version 1 evaluation saw random crops of the training split."""
+        """Version of augmented data; in version 0 the training split was evaluated on random crops."""
         return int(self.augment)
 
     def _nominal(self, counts: Sequence[int], test: int) -> Nominal:
-        """Return what is known of the subset if there are so many images of each class [C], and `test` to validate."""
+        """Return the sizes of the subset, without loading it, from the images of each class [C] and of validation."""
         sizes = subset_sizes(counts, self.subset, per_class=self.per_class, largest=self.largest)
         inputs = torch.empty(1, 3, self.size, self.size, device="meta")  # as in ImageSplit
         stand_in = Split(inputs, torch.zeros(1, dtype=torch.int64))
@@ -76,7 +76,7 @@ class ImageRecipe:
 
 @dataclass(kw_only=True)
 class ImageSplit(Split, ABC):
-    """Images that become tensors when a batch asks for them.
+    """Images that are decoded or converted batch by batch.
 
     Attributes:
         settings: size, normalisation, and whether to augment.
@@ -98,7 +98,7 @@ class ImageSplit(Split, ABC):
     def pixels(self, chunks: Iterable[slice | Tensor], seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the indices [B] of each chunk and its images [B, 3, S, S] in 0..255, uint8 or float32.
 
-        They are cropped and mirrored at random by the seed, or as in evaluation if it is None.
+        Crops and mirroring are random, by the seed, or those of evaluation if it is None.
         """
 
     @property
@@ -111,7 +111,7 @@ class ImageSplit(Split, ABC):
 
         Args:
             chunks: slices, or index tensors [B].
-            seed: of the random crops and flips: the number of the pass, say; None for evaluation's transform.
+            seed: of the random crops and flips, such as the number of the pass; None for evaluation's transform.
         """
         for index, images in self.pixels(chunks, seed if self.augmented else None):
             inputs = normalise(images.to(self.device), self.settings.mean, self.settings.std)
@@ -124,7 +124,7 @@ class ImageSplit(Split, ABC):
 
 @dataclass(kw_only=True)
 class MemorySplit(ImageSplit):
-    """Images of the right size in memory: `images` [N, 3, S, S] uint8, cropped where the batches are wanted."""
+    """Images of the right size in memory: `images` [N, 3, S, S] uint8, cropped on the batches' device."""
 
     images: Tensor
 

@@ -1,6 +1,6 @@
-"""scikit-learn's handwritten digits, 8 x 8 pixels, plain and barcoded: MNIST's stand-in that needs no download.
+"""scikit-learn's handwritten digits, 8 x 8 pixels, plain and barcoded: a substitute for MNIST without a download.
 
-1 797 images, of which a seeded permutation gives 1 500 for training and 297 for validation.
+A seeded permutation splits the 1 797 images into 1 500 for training and 297 for validation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRAIN = 1_500
 @REGISTRY.register("digits")
 @dataclass(frozen=True)
 class Digits:
-    """Ten digits and, with `bits` > 0, barcodes in their top row (which they replace there).
+    """Ten digits and, with `bits` > 0, barcodes that replace the first pixels of the top row.
 
     Attributes:
         bits: length of the barcode, at most 8; 0 for the plain digits.
@@ -43,11 +43,11 @@ class Digits:
 
     @property
     def title(self) -> str:
-        """How a figure calls it."""
+        """Name of the data set in figures."""
         return ("barcoded digits" if self.only else "digits+Barcoded") if self.bits else "digits"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data set embedded in scikit-learn; `data_dir` is not used."""
+        """Return scikit-learn's data set; `data_dir` is not used."""
         try:
             from sklearn.datasets import load_digits
         except ImportError:

@@ -1,7 +1,7 @@
 """Image files in one folder per class, ImageNet's layout, decoded by worker processes (section 3; figures 3, 11-13).
 
-HEAVYTAIL_WORKERS says how many processes decode (default: one per usable CPU, at most 16; 0 decodes in this
-one). It is no setting of the data, because the images are the same for every number.
+HEAVYTAIL_WORKERS is the number of decoding processes (default: one per usable CPU, at most 16; 0 decodes in the
+calling process). It is not a setting of the data set, because the images do not depend on it.
 
 B batch, N samples, S pixels a side.
 """
@@ -34,21 +34,22 @@ from heavytail.errors import DataError, SpecError
 _LOG = logging.getLogger("heavytail")
 SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 UNREAD = (".heic", ".heif", ".avif", ".svg", ".jp2", ".dng", ".psd", ".npy", ".mp4", ".zip", ".tar")  # refused by name
-# ILSVRC-2012: 1 000 classes, nine in ten of them with 1 300 images, and 1 281 167 images in all. The others are spread
-# evenly here, which no sum depends on.
+# ILSVRC-2012: 1 000 classes, 895 of them with 1 300 images, and 1 281 167 images in total. The counts of the others are
+# approximate: only their sum is used.
 IMAGENET, IMAGENET_VALIDATION = [1300] * 895 + [1121] * 67 + [1120] * 38, 50_000
 MAX_WORKERS = 16
-PIECE = 32  # images a worker decodes at a time: small enough to share a mini-batch among all of them
+PIECE = 32  # images a worker decodes at a time: small enough to divide a mini-batch among the workers
 
 
 @REGISTRY.register("image-folder")
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(ImageRecipe):
-    """Any folder of class folders; with ImageNet's `train` and `val` in it, those are the splits.
+    """Any folder of class folders; its folders `train` and `val`, if it has them, are the splits, as in ImageNet.
 
     Classes are the folders of the training split, in the order of their names. Hidden files and folders
     (`readers.hidden`) are left out, and so are files without an image's suffix, whose number is in `info`; a folder
-    `test` is not read. Pixels are taken as stored: an orientation in the EXIF data is not applied, as in torchvision.
+    `test` is not read, with a warning. Pixels are read as stored: an orientation in the EXIF data is not applied, as in
+    torchvision.
 
     Attributes:
         path: absolute, or relative to the data directory.
@@ -63,11 +64,11 @@ class ImageFolder(ImageRecipe):
 
     @property
     def title(self) -> str:
-        """How a figure calls it."""
+        """Name of the data set in figures."""
         return Path(self.path).name
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """List the folders and choose the subset; the images are decoded batch by batch."""
+        """Return the data set; its images are decoded batch by batch."""
         root = data_dir / self.path
         train_root = root / "train" if (root / "train").is_dir() else root
         train, ignored = _list_classes(train_root)
@@ -106,7 +107,7 @@ class ImageFolder(ImageRecipe):
         return Data(_split(train_root, chosen, self, seed), test, len(train), info=info)
 
     def nominal(self) -> Nominal:
-        """Return what is known of ImageNet, if that is what the folder is called; DataError of any other."""
+        """Return the sizes of ImageNet, without loading it, if the folder has this name; DataError otherwise."""
         if Path(self.path).name.lower() != "imagenet":
             raise DataError(f"{self.path}: no such folder; expected one folder of images per class in it")
         return self._nominal(IMAGENET, IMAGENET_VALIDATION)
@@ -129,12 +130,12 @@ class ImageFolder(ImageRecipe):
 
 @dataclass(kw_only=True)
 class FileSplit(ImageSplit):
-    """Image files, decoded ahead of their use by processes that live as long as the split.
+    """Image files, decoded ahead of use by worker processes, which end with the split.
 
     Attributes:
         root: folder of the files.
-        files: [N] their paths under it, as bytes (a million of them then take little memory and no reference counts).
-        workers: processes that decode; 0 decodes in this one.
+        files: [N] their paths under it, as one array of bytes: compact, without reference counts.
+        workers: decoding processes; 0 decodes in the calling process.
     """
 
     root: Path
@@ -167,12 +168,12 @@ class FileSplit(ImageSplit):
                     yield torch.tensor(started.popleft(), dtype=torch.int64), torch.cat(parts)
                     assert self._pieces.current is mine, "a split decodes one pass at a time"
                     parts = []
-        except BaseException:  # a damaged image, or the caller had enough
+        except BaseException:  # a damaged image, or the caller stopped iterating
             if self._pieces.current is mine:
                 mine.close()
-                for _ in decoded:  # a process with images that nobody takes needs seconds to end,
+                for _ in decoded:  # a process with undelivered images takes seconds to end,
                     pass
-                del decoded, self._loader  # and one that only a kept traceback holds on to ends late
+                del decoded, self._loader  # and one that a stored traceback refers to ends late
             raise
 
     @cached_property
@@ -188,12 +189,12 @@ class FileSplit(ImageSplit):
             collate_fn=_as_is,
             pin_memory=self.device.type == "cuda",
             persistent_workers=self.workers > 0,
-            generator=torch.Generator(),  # the loader draws from the global one otherwise, and would change the run
+            generator=torch.Generator(),  # otherwise the loader draws from the global one and changes the run
         )
 
 
 class _Pieces:
-    """The batch sampler of a loader that outlives a pass: whatever pieces the current pass asks for."""
+    """The batch sampler of a loader that outlives a pass: the pieces of the current pass."""
 
     current: Iterator[list[tuple[int | None, int]]]
 
@@ -203,7 +204,7 @@ class _Pieces:
 
 @dataclass
 class _Decoder(Dataset[Tensor]):
-    """What a worker process does: (pass, image) pairs in, images [B, 3, S, S] uint8 or an error's message out."""
+    """The work of a decoding process: from (pass, image) pairs to images [B, 3, S, S] uint8, or an error message."""
 
     root: Path
     files: NDArray[np.bytes_]
@@ -215,7 +216,7 @@ class _Decoder(Dataset[Tensor]):
             return torch.empty(0, 3, self.settings.size, self.settings.size, dtype=torch.uint8)
         try:
             return torch.stack([self._decode(*pair) for pair in pairs])
-        except DataError as error:  # a raised one would arrive with the worker's traceback in its message
+        except DataError as error:  # raising it would add the worker's traceback to the message
             return str(error)
 
     def _decode(self, epoch: int | None, index: int) -> Tensor:
@@ -255,7 +256,7 @@ def _decodes(path: Path) -> bool:
 
 
 def _list_classes(root: Path) -> tuple[dict[str, list[str]], int]:
-    """The image files of each class folder, as paths under `root`, sorted by name; how many other files there are."""
+    """The image files of each class folder, as paths under `root`, sorted by name; the number of other files."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one folder of images per class in it")
     listing: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
 """MNIST, plain and barcoded (section 3, figures 2, 14, 19-22).
 
-Training images are the first 50 000 of a seeded permutation of MNIST's 60 000, validation images the other 10
-000; MNIST's own test images are not used. Inputs are [N, 1, 28, 28], standardised per pixel.
+A seeded permutation splits MNIST's 60 000 training images into 50 000 for training and 10 000 for validation;
+MNIST's own test images are not used. Inputs are [N, 1, 28, 28], standardised per pixel.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Mnist:
         return _load(data_dir, seed, self.samples)
 
     def nominal(self) -> Nominal:
-        """Return what is known without the files."""
+        """Return the sizes of the data set, without loading it."""
         return nominal_digits(SIDE, *_sizes(self.samples))
 
 
@@ -50,8 +50,8 @@ class Mnist:
 class BarcodedMnist:
     """MNIST's digits crossed with barcodes: 10 240 classes of 5, alone or beside the 50 000 originals.
 
-    The all-zero barcode leaves its image as it was, so 10 of the barcoded classes hold plain digits; the
-    paper counts them as barcoded, and so does this.
+    Barcode 0 does not change an image, so 10 of the barcoded classes hold plain digits. They count as barcoded, as in
+    the paper.
 
     Attributes:
         bits: length of the barcode; 10 * 2^bits barcoded classes.
@@ -73,15 +73,15 @@ class BarcodedMnist:
 
     @property
     def title(self) -> str:
-        """How a figure calls it."""
+        """Name of the data set in figures."""
         return "barcoded MNIST" if self.only else "MNIST+Barcoded"
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Read the files from `data_dir`/mnist and write the barcodes."""
+        """Read the files from `data_dir`/mnist and draw the barcodes."""
         return _load(data_dir, seed, self.samples, self.bits, self.per_class, self.only)
 
     def nominal(self) -> Nominal:
-        """Return what is known without the files."""
+        """Return the sizes of the data set, without loading it."""
         return nominal_digits(SIDE, *_sizes(self.samples), self.bits, self.per_class, self.only)
 
 
@@ -92,7 +92,7 @@ def check_samples(samples: int | None, most: int = TRAIN) -> None:
 
 
 def _sizes(samples: int | None) -> tuple[int, int]:
-    """Originals to train on, and a fifth as many for validation."""
+    """Number of training originals, and a fifth as many for validation."""
     samples = TRAIN if samples is None else samples
     return samples, -(-samples // 5)
 

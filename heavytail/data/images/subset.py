@@ -1,4 +1,4 @@
-"""Which images of a large, balanced set to train on: all, equally many per class, or heavy-tailed (section 3).
+"""Subsets of a large, balanced image set: all, balanced, or heavy-tailed (section 3).
 
 The paper's two small ImageNets: "balanced", 10 images of each class, and "heavy-tailed", ceil(1300 / k)
 images of the k-th class, classes sorted by their number of images. With 1 000 classes they have 10 000 and 10
@@ -24,18 +24,18 @@ Subset = Literal["all", "balanced", "heavy-tailed"]
 def subset_sizes(
     counts: Sequence[int], subset: Subset, *, per_class: int = 10, largest: int | None = None
 ) -> NDArray[np.int64]:
-    """Return how many images of each class the subset has, [C].
+    """Return the number of images of each class in the subset, [C].
 
-    Classes with equally many images are ranked in the order they come in.
+    Classes with equal counts keep their order.
 
     >>> subset_sizes([5, 6, 6], "heavy-tailed").tolist()
     [2, 6, 3]
 
     Args:
-        counts: images there are of each class, [C].
+        counts: available images of each class, [C].
         subset: "all", "balanced" or "heavy-tailed".
         per_class: images of each class if balanced.
-        largest: images of the first class if heavy-tailed; as many as there are if None.
+        largest: images of the first class if heavy-tailed; all available ones if None.
 
     Raises:
         DataError: if a class has fewer images than the subset needs.
@@ -58,5 +58,5 @@ def subset_sizes(
 
 
 def digest(names: Iterable[str]) -> str:
-    """Return the sha256 of a list of file names, which identifies a selection."""
+    """Return the sha256 of a list of file names, which identifies a subset."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()

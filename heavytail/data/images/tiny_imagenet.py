@@ -1,8 +1,8 @@
-"""Tiny ImageNet: 200 of ImageNet's classes at 64 x 64 pixels, its stand-in below paper scale (figures 3, 11, 13, 22).
+"""Tiny ImageNet: 200 of ImageNet's classes at 64 x 64 pixels, its substitute below paper scale (figures 3, 11, 13, 22).
 
-Read from `data_dir`/tiny-imagenet-200, whichever is there: the extracted folder, the tar files with 300 training images
-of each class, or the original zip file with 500. Nothing is extracted: the chosen images are decoded from the archive
-into memory, and a process keeps the undecoded ones (80 MB) for the next seed.
+`data_dir`/tiny-imagenet-200 holds the extracted folder, the tar files with 300 training images of each class, or the
+original zip file with 500; the first that exists is read. Archives are not extracted: the images of the subset are
+decoded into memory, and the undecoded ones (80 MB) are cached for the next seed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ _LABELS = ("val_labels.tsv", "val/val_annotations.txt")
 class TinyImageNet(ImageRecipe):
     """Tiny ImageNet, whole, balanced or heavy-tailed.
 
-    Classes are numbered as in wnids.txt. All have equally many images, so in the heavy-tailed subset class 0 has most.
+    Classes are numbered as in wnids.txt. All have equally many images; the heavy-tailed subset has most of
+    class 0.
 
     Attributes:
         pool: training images of each class to choose from: those numbered 0..pool-1.
@@ -92,13 +93,13 @@ class TinyImageNet(ImageRecipe):
         return Data(train, test, NUM_CLASSES, info=info)
 
     def nominal(self) -> Nominal:
-        """Return what is known without the archives."""
+        """Return the sizes of the data set, without loading it."""
         return self._nominal([self.pool] * NUM_CLASSES, self.validation * NUM_CLASSES)
 
 
 @dataclass
 class _Files:
-    """Undecoded: training images by WNID_NUMBER, validation images by file name, and those names by class."""
+    """Undecoded training images by WNID_NUMBER, validation images by file name, and these names by class."""
 
     wnids: list[str]
     train: dict[str, bytes]
@@ -108,7 +109,7 @@ class _Files:
 
 @lru_cache(maxsize=1)
 def _read(data_dir: Path, pool: int) -> _Files:
-    """Collect the files, from whichever form of the data set is there; raise DataError if one is missing."""
+    """Read the files of the data set in any of its forms; raise DataError if one is missing."""
 
     def wanted(name: str) -> bool:
         match = _TRAIN.fullmatch(name.removeprefix(f"{FOLDER}/"))

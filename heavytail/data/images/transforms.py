@@ -1,8 +1,8 @@
-"""Reading an image as RGB, and the crops and flips of section 3: decided by (seed, pass, image) and nothing else.
+"""Read images as RGB; the crops and flips of section 3, a function of (seed, pass, image).
 
 A crop is a box (left, top, width, height) in the image's own pixels, scaled to S x S. Random numbers come
-from a counter-based generator, so neither the order of the images nor the number of worker processes changes
-what an image gets.
+from a counter-based generator, so an image's transform depends neither on the order of the images nor on the number
+of worker processes.
 
 B images of H x W pixels.
 """
@@ -37,7 +37,7 @@ _WORD = 1 << 64
 
 
 def image_uniforms(seed: int, epoch: int, index: int) -> NDArray[np.float64]:
-    """Return the numbers in [0, 1) that decide the transform of image `index` in pass `epoch`, [DRAWS]."""
+    """Return the uniform numbers in [0, 1) for the transform of image `index` in pass `epoch`, [DRAWS]."""
     philox = np.random.Philox(key=seed % _WORD * _WORD + epoch % _WORD, counter=index * _WORD)
     return np.random.Generator(philox).random(DRAWS)
 
@@ -45,9 +45,8 @@ def image_uniforms(seed: int, epoch: int, index: int) -> NDArray[np.float64]:
 def random_crops(uniforms: NDArray[np.float64], width: int, height: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return a random resized crop's box [B, 4] for each row of uniforms [B, DRAWS], and whether to flip it [B].
 
-    The usual crop: area and logarithm of the aspect ratio are uniform in AREA and log RATIO; the first of
-        ATTEMPTS pairs
-    that fits into the image is placed uniformly. If none fits: the largest centred box with an allowed ratio.
+    Area and logarithm of the aspect ratio are uniform in AREA and log RATIO; the first of ATTEMPTS pairs that fits into
+    the image is placed uniformly. If none fits: the largest centred box with an allowed ratio.
     """
     area = width * height * (AREA[0] + (AREA[1] - AREA[0]) * uniforms[:, :ATTEMPTS])
     low, high = map(math.log, RATIO)
@@ -77,10 +76,10 @@ def read_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
 
     Args:
         source: a path or an open file.
-        name: what messages call it.
+        name: name of the image in messages.
 
     Raises:
-        DataError: if it is missing or not a complete image, or Pillow is not installed.
+        DataError: the image is missing or damaged, or Pillow is not installed.
     """
     try:
         from PIL import Image, UnidentifiedImageError
@@ -111,18 +110,18 @@ def read_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
 def to_pixels(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Tensor:
     """Return an RGB image, or its part between (left, upper, right, lower), scaled to [3, size, size] uint8.
 
-    Bilinear, smoothed where it shrinks.
+    Bilinear, antialiased.
     """
     from PIL import Image
 
-    scaled = image.resize((size, size), Image.Resampling.BILINEAR, box)  # a copy if nothing is to do
+    scaled = image.resize((size, size), Image.Resampling.BILINEAR, box)  # a copy if the size is right already
     return torch.from_numpy(np.array(scaled)).permute(2, 0, 1).contiguous()
 
 
 def crop_pixels(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
-    """Return each image's crop scaled to the image's own size, bilinear, on whichever device the images are.
+    """Return each image's crop scaled to the image's own size, bilinear, on the device of the images.
 
-    Crops are never larger than the image, so there is nothing to smooth before scaling.
+    Crops are never larger than the image, so no antialiasing is needed.
 
     Args:
         images: [B, channels, H, W], floating point.

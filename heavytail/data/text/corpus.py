@@ -1,8 +1,8 @@
-"""Corpora: text files of any size, tokenised once, kept as memory-mapped arrays.
+"""Corpora: text files of any size, tokenised once and cached as memory-mapped arrays.
 
-A text is read line by line, a learned tokenizer and the class numbers of a whole file are stored under the digest of
-what they were made from, and memory is bounded by a batch of lines whatever the size of the file. Numbers are stored as
-int64, as torch takes them: a memory map then needs no copy and the operating system holds what is used of it.
+A text is read line by line, so that memory is bounded by a batch of lines. Learned tokenizers and the class numbers of
+whole files are cached under the digest of their inputs. Numbers are stored as int64, torch's index type, so that a
+memory map needs no copy.
 
 T tokens.
 """
@@ -27,7 +27,7 @@ from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError
 from heavytail.files import first_writer
 
-FORMAT = 1  # part of every name: raise it when the same text would be tokenised differently
+FORMAT = 1  # part of every name: raise it when the tokenisation of a text changes
 PLAIN = readers.Format("text")
 BATCH = 2**20  # bytes of text tokenised at a time: four times as many take 100 MB more, and no less time
 
@@ -69,7 +69,7 @@ class Text:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
             except OSError as error:
                 raise DataError(f"cannot read {path}: {error.strerror}") from error
-            if (form := readers.sniff(path)) != PLAIN:  # another reading of the same bytes
+            if (form := readers.sniff(path)) != PLAIN:  # the same bytes in another format are another text
                 digest.update(":".join(form).encode())
         return digest.hexdigest()
 
@@ -95,7 +95,7 @@ class Text:
 
     @cached_property
     def _sizes(self) -> list[int]:
-        """Bytes of text in each file: of what is inside where the file is compressed or a table."""
+        """Bytes of text in each file: of the content if the file is compressed or a table."""
         return [
             path.stat().st_size
             if readers.sniff(path) == PLAIN
@@ -123,10 +123,10 @@ def tokenise(
 ) -> tuple[Tokenizer, list[torch.Tensor]]:
     """Return a tokenizer learned from a text, and the class numbers [T] int64 of several.
 
-    Whatever `cache` has is reused, after its checksum was verified.
+    Results in `cache` are reused after their checksums are verified.
 
     Args:
-        known: the text to learn from.
+        known: the text to learn the tokenizer from.
         texts: the texts to tokenise.
         kind, size: of the tokenizer, as `learn` takes them.
         cache: folder of tokenizers and tokens, made if needed.
@@ -145,7 +145,7 @@ def tokenise(
             content = learned.to_json().encode()
             with first_writer(stored) as stream:
                 stream.write(content)
-            content = stored.read_bytes()  # of the process that was first
+            content = stored.read_bytes()  # written by the first process
             with first_writer(stored.with_suffix(".sha256")) as stream:
                 stream.write(hashlib.sha256(content).hexdigest().encode())
         tokenizer, digest = tokenizers.load(stored), hashlib.sha256(content).hexdigest()
@@ -178,9 +178,9 @@ def tokenised_data(settings: TextSettings, source: str, train: Text, test: Text,
 
     Args:
         settings: tokenizer, its size, length of sequences, number of tokens.
-        source: what `Data.info` says it is.
+        source: the name of the text in `Data.info`.
         train, test: the texts.
-        data_dir: the data folder; tokenised texts are kept in it or, where it is read-only, in the user's cache folder.
+        data_dir: the data folder; see `cache_folder`.
         known: the text that the tokenizer is learned from.
     """
     cache = cache_folder(data_dir)
@@ -190,7 +190,7 @@ def tokenised_data(settings: TextSettings, source: str, train: Text, test: Text,
 
 
 def cache_folder(data_dir: Path) -> Path:
-    """Return where tokenised texts are kept: beside the data, or where that is read-only in the user's cache folder."""
+    """Return the folder of tokenised texts: in the data folder or, if that is read-only, in the user's cache folder."""
     place = data_dir
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -200,7 +200,7 @@ def cache_folder(data_dir: Path) -> Path:
 
 
 def _tokens(text: Text, tokenizer: Tokenizer, digest: str, stem: Path) -> torch.Tensor:
-    """The class numbers of a text, from `stem`.tokens if they are there and of the tokenizer with this digest."""
+    """The class numbers of a text, from `stem`.tokens if it is valid and of the tokenizer with this digest."""
     data, note = stem.with_suffix(".tokens"), stem.with_suffix(".json")
     stored = _verified(data, note, digest)
     if stored is None:
@@ -223,8 +223,8 @@ def _tokens(text: Text, tokenizer: Tokenizer, digest: str, stem: Path) -> torch.
 def _verified(data: Path, note: Path, tokenizer: str) -> torch.Tensor | None:
     """The stored class numbers, memory-mapped; None if missing, unfinished, damaged or of another tokenizer.
 
-    Notes of earlier versions do not name the tokenizer. They are trusted while the tokenizer has no checksum of its
-    own, which it gets when it is learned again.
+    Notes of earlier versions do not name the tokenizer. They are accepted while the tokenizer has no checksum file,
+    which is written when it is learned again.
     """
     if not (data.exists() and note.exists()):
         return None
@@ -242,9 +242,9 @@ def _verified(data: Path, note: Path, tokenizer: str) -> torch.Tensor | None:
     size = data.stat().st_size
     if size % 8:
         return None
-    if size == 0:  # which cannot be mapped
+    if size == 0:  # an empty file cannot be mapped
         return torch.empty(0, dtype=torch.int64)
-    return torch.from_numpy(np.memmap(data, "<i8", mode="c"))  # "c": torch wants to be allowed to write
+    return torch.from_numpy(np.memmap(data, "<i8", mode="c"))  # "c": torch requires writable memory
 
 
 def _batches(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -43,8 +43,8 @@ class PTB(_Treebank):
     """Penn Treebank: trained on its training split, tested on its validation split.
 
     Attributes:
-        vocabulary: "full" has the types of the whole training split (C = 9 922); "seen" only those of the text
-            trained on, which at a small `max_tokens` saves classes that never occur.
+        vocabulary: "full" has the types of the whole training split (C = 9 922); "seen" only those of the
+            training text, which at a small `max_tokens` leaves out classes that never occur.
         length, max_tokens, max_vocab, tokenizer: see TextSettings.
     """
 
@@ -52,11 +52,11 @@ class PTB(_Treebank):
     small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        """Return the data; deterministic. DataError if the files are missing or wrong."""
         return self._load("Penn Treebank", ("train", "valid"), data_dir)
 
     def nominal(self) -> Nominal:
-        """Return what is known without the files; with the types of a shorter text ("seen"), more than there are."""
+        """Return the sizes of the data set, without loading it; with "seen", an upper bound on the classes."""
         return self._nominal(TOKENS["train"], TOKENS["valid"], TYPES)
 
 
@@ -65,7 +65,7 @@ class PTB(_Treebank):
 class TinyPTB(_Treebank):
     """TinyPTB: trained on the validation split of Penn Treebank, tested on its test split.
 
-    Small enough for full-batch training. The classes are those of PTB, so that some never occur here.
+    Small enough for full-batch training. The classes are those of PTB; some never occur.
 
     Attributes:
         vocabulary, length, max_tokens, max_vocab, tokenizer: as in PTB.
@@ -75,11 +75,11 @@ class TinyPTB(_Treebank):
     small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000, "vocabulary": "seen"}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        """Return the data; deterministic. DataError if the files are missing or wrong."""
         return self._load("TinyPTB", ("valid", "test"), data_dir)
 
     def nominal(self) -> Nominal:
-        """Return what is known without the files; with the types of a shorter text ("seen"), more than there are."""
+        """Return the sizes of the data set, without loading it; with "seen", an upper bound on the classes."""
         return self._nominal(TOKENS["valid"], TOKENS["test"], TYPES)
 
 

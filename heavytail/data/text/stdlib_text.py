@@ -1,4 +1,4 @@
-"""Python's own standard library as a text: language-like data that need no download.
+"""The sources of Python's standard library: language-like data without a download.
 
 N sequences of L words, C types. Source code under `basic_english` follows Zipf's law about as closely as PTB does: the
 slope of log frequency on log rank over ranks 10..1 000 is near -1.1. The text differs between Python versions, so the
@@ -22,10 +22,10 @@ from heavytail.data.text.vocabulary import TextSettings, basic_english, build_vo
 from heavytail.errors import DataError
 
 _TEST_SHARE = 10  # one word in ten
-_TOKEN_BYTES = 8  # a learned tokenizer sees this much text for each token asked for; tokens are half as long
+_TOKEN_BYTES = 8  # bytes of text read per requested token of a learned tokenizer; tokens are half as long
 
-# Where the text comes from: the modules at the top of the library and these packages. They are the same wherever this
-# version is installed; left out are what is often split off or patched (tkinter, venv), tables (encodings), and tests.
+# The text consists of the top-level modules and of these packages, which are the same in every installation of a Python
+# version. Packages that distributions split off or patch (tkinter, venv), tables (encodings) and tests are left out.
 _PACKAGES = (
     *("asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "logging"),
     *("multiprocessing", "re", "sqlite3", "tomllib", "unittest", "urllib", "wsgiref", "xml", "xmlrpc", "zoneinfo"),
@@ -35,13 +35,13 @@ _PACKAGES = (
 @REGISTRY.register("stdlib-text")
 @dataclass(frozen=True)
 class StdlibText(TextSettings):
-    """The sources of the standard library: the first nine tenths of the text to train on, the rest to test.
+    """The sources of the standard library: the first nine tenths for training, the rest for testing.
 
     Attributes:
         max_tokens: words in both splits together; None takes all of about 1.2 million.
-        max_vocab: as in TextSettings. The defaults leave `<unk>` about 4 % of the words, half of what the most frequent
-            word has.
-        python: the Python version the text is of, for example "3.12.4"; "" stands for the running one.
+        max_vocab: as in TextSettings. With the defaults `<unk>` is about 4 % of the words, half as many as the most
+            frequent word.
+        python: the Python version of the text, for example "3.12.4"; "" is the running one.
         length, tokenizer: see TextSettings.
     """
 
@@ -53,14 +53,14 @@ class StdlibText(TextSettings):
     small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000}
 
     def pinned(self) -> StdlibText:
-        """Return the recipe with the running version named, so that a run's key tells which text it was made of."""
+        """Return the recipe with the running version named, so that a run's key depends on the text."""
         return replace(self, python=self.python or platform.python_version())
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, which nothing random enters; DataError if another Python version is running."""
+        """Return the data; deterministic. DataError if another Python version is running."""
         running = platform.python_version()
         if self.python not in ("", running):
-            raise DataError(f"data.python: this is the text of Python {self.python}, but {running} is running")
+            raise DataError(f"data.python: expected the running Python {running}, got {self.python}")
         source, library = f"standard library of Python {running}", Path(sysconfig.get_path("stdlib"))
         if self.tokenizer != "word":
             stop = None if self.max_tokens is None else _TOKEN_BYTES * self.max_tokens

@@ -14,13 +14,13 @@ from heavytail.data.text.corpus import Text, tokenised_data
 from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError, SpecError
 
-_TRAIN_SHARE = 0.9  # of the bytes, to the end of a line
+_TRAIN_SHARE = 0.9  # of the bytes, rounded to whole lines
 
 
 @REGISTRY.register("text")
 @dataclass(frozen=True)
 class TextFile(TextSettings):
-    """UTF-8 text of any size: the first nine tenths to train on and to learn the tokenizer from, the rest to test.
+    """UTF-8 text of any size: the first nine tenths for training and for learning the tokenizer, the rest for testing.
 
     Attributes:
         path: a file, or a folder, whose files are read in the order of their paths (hidden ones are left out);
@@ -40,16 +40,16 @@ class TextFile(TextSettings):
             raise SpecError("data.path: expected a text file or a folder of them, got none")
 
     def pinned(self) -> TextFile:
-        """Return the recipe with the digest of the text as it is now; DataError if it cannot be read."""
+        """Return the recipe with the digest of the current text; DataError if it cannot be read."""
         return replace(self, sha256=self.sha256 or self._text().digest)
 
     @property
     def title(self) -> str:
-        """How a figure calls it."""
+        """Name of the data set in figures."""
         return Path(self.path).name
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, which nothing random enters; DataError says in a line what is wrong with the text."""
+        """Return the data; deterministic. DataError names the fault of the text in one line."""
         text = self._text()
         if self.sha256 and text.digest != self.sha256:
             raise DataError(f"data.path: {self.path} has changed: expected sha256 {self.sha256}, got {text.digest}")

@@ -1,8 +1,8 @@
-"""Tokenizers: how a stream of text becomes class numbers 0..C-1 (appendix A.1 and figure 9).
+"""Tokenizers: from text to class numbers 0..C-1 and back (appendix A.1 and figure 9).
 
 "word" splits by `basic_english`; "bpe" and "unigram" learn C pieces from the text itself. The learned ones work on
-bytes, so that no character is unknown and decoding gives the text back; the `<unk>` that the public word-level files
-contain stays one token, and takes the space before it along.
+bytes, so that no character is unknown and decoding returns the text; the `<unk>` in the public word-level files is one
+token, including the space before it.
 
 T tokens, C classes.
 """
@@ -25,7 +25,7 @@ from heavytail.data.text.vocabulary import UNKNOWN, basic_english, vocabulary_of
 from heavytail.errors import DataError
 
 Kind: TypeAlias = Literal["word", "bpe", "unigram"]
-LEARNED_SIZE = 4_000  # classes of a learned tokenizer where none are asked for: those of figure 9
+LEARNED_SIZE = 4_000  # default number of classes of a learned tokenizer, that of figure 9
 
 
 class Tokenizer(Protocol):
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
         """Return the text of class numbers [T]."""
 
     def pieces(self) -> Sequence[str]:
-        """Return the name of each class [C]: distinct, as the vocabulary has it; "" for a number that names none."""
+        """Return the name of each class [C]: distinct, as in the vocabulary; "" for an unused number."""
 
     def to_json(self) -> str:
         """Return the text that `load` reads."""
@@ -71,7 +71,7 @@ class WordTokenizer:
         return np.fromiter((self._numbers.get(word, 0) for word in words), np.int64)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the words, separated by spaces: normalised, so not the text they were read from."""
+        """Return the words, separated by spaces: the normalised text, not the original one."""
         words = self.pieces()
         return " ".join(words[token] for token in tokens)
 
@@ -88,7 +88,7 @@ class LearnedTokenizer:
     """BPE or Unigram over bytes, by the `tokenizers` library."""
 
     def __init__(self, tokenizer: Any) -> None:
-        tokenizer.no_truncation()  # a file may store both, and neither is part of a text
+        tokenizer.no_truncation()  # a tokenizer file may enable both
         tokenizer.no_padding()
         self._tokenizer = tokenizer
 
@@ -98,7 +98,7 @@ class LearnedTokenizer:
         return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, lines: Sequence[str]) -> NDArray[np.int64]:
-        """Return the class numbers [T] of all lines, without [CLS] and the like, on all cores."""
+        """Return the class numbers [T] of all lines, without special tokens such as [CLS], on all cores."""
         encoded = self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
         return np.concatenate([np.empty(0, np.int64), *(np.array(line.ids, np.int64) for line in encoded)])
 
@@ -111,15 +111,15 @@ class LearnedTokenizer:
         return _by_number(self._tokenizer.get_vocab(), self.size)
 
     def to_json(self) -> str:
-        """Return the tokenizer in the library's own format, which others can read."""
+        """Return the tokenizer in the library's own format, a tokenizer.json."""
         return str(self._tokenizer.to_str())
 
 
 def learn(kind: Kind, lines: Iterable[str], size: int | None) -> Tokenizer:
     """Return a tokenizer learned from a text.
 
-    The same text gives the same words and the same BPE pieces. The library's Unigram trainer sums in no fixed order:
-    two trainings differ in a few pieces, which is why a tokenizer, once learned, is kept.
+    "word" and "bpe" are deterministic. The library's Unigram trainer is not: it sums in varying order, and two
+    trainings differ in a few pieces. Learned tokenizers are therefore cached.
 
     Args:
         kind: "word", "bpe" or "unigram".
@@ -162,7 +162,7 @@ def load(path: Path) -> Tokenizer:
     """Return the tokenizer in a file: a tokenizer.json of the `tokenizers` library, or {"words": [...]}.
 
     Raises:
-        DataError: the file cannot be read, or is of another format; names it.
+        DataError: the file cannot be read or has another format, which is named.
     """
     try:
         content = path.read_bytes()
@@ -186,7 +186,7 @@ def load(path: Path) -> Tokenizer:
 
     try:
         return LearnedTokenizer(Library.from_str(text))
-    except BaseException as error:  # the library raises Exception, and PanicException, which is none
+    except BaseException as error:  # the library raises Exception, and PanicException, a BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise DataError(f"{path}: not a readable tokenizer: {' '.join(str(error).split())[:200]}") from error
@@ -196,7 +196,7 @@ _SAVE = "save it as tokenizer.json (AutoTokenizer.from_pretrained(...).save_pret
 
 
 def _other_format(content: bytes) -> str:
-    """What a file that is not JSON is, if it is a known tokenizer format."""
+    """The format of a file that is not JSON, if it is a known tokenizer format."""
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
         return f"tiktoken ranks, which do not hold the splitting rule; {_SAVE}"
     if content.startswith(b"\n") and b"<unk>" in content[:100]:

@@ -26,7 +26,7 @@ def basic_english(text: str) -> list[str]:
     """Return the words of a text, lower-cased, with some punctuation marks as words of their own.
 
     The normalisation the paper's word-level data sets use: `'` `.` `,` `(` `)` `!` `?` are words, `"` is dropped, `;`
-    and `:` are spaces, and anything else stays as it is.
+    and `:` are spaces, and other characters are unchanged.
 
     >>> basic_english("The <unk> doesn't (yet) rise: 3.5 %!")
     ['the', '<unk>', 'doesn', "'", 't', '(', 'yet', ')', 'rise', '3', '.', '5', '%', '!']
@@ -51,7 +51,7 @@ def build_vocabulary(words: Iterable[str], max_size: int | None = None) -> dict[
 
 
 def vocabulary_of(counts: Counter[str], max_size: int | None = None) -> dict[str, int]:
-    """Return `build_vocabulary` of words that have been counted."""
+    """Return `build_vocabulary` of counted words."""
     types = sorted(counts.keys() - {UNKNOWN}, key=lambda word: (-counts[word], word))
     return {word: number for number, word in enumerate([UNKNOWN, *types][:max_size])}
 
@@ -70,7 +70,7 @@ def cut_sequences(tokens: torch.Tensor, length: int) -> Split:
     ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
     """
     used = max(len(tokens) - 1, 0) // length * length
-    # Two views of one stream: overlapping memory is fine, as nothing writes to a split.
+    # Two views of one stream may overlap because splits are never written to.
     return Split(tokens[:used].view(-1, length), tokens[1 : used + 1].view(-1, length))
 
 
@@ -80,11 +80,11 @@ class TextSettings:
 
     Attributes:
         length: L, words in a sequence.
-        max_tokens: use only this many words from the start of each split.
+        max_tokens: use only the first so many words of each split.
         max_vocab: keep only this many types, `<unk>` included; the others become `<unk>`, which can make it the most
-            frequent class of all - `Data.info["unknown_share"]` tells. Of a learned tokenizer, the number of pieces.
+            frequent class (see `unknown_share` in `Data.info`). For a learned tokenizer, the number of pieces.
         tokenizer: "word" for `basic_english`; "bpe" or "unigram" for pieces of words learned from the training text,
-            line ends among them. Words above are then tokens.
+            line ends among them. The units above are then tokens.
     """
 
     length: int = 35
@@ -103,7 +103,7 @@ class TextSettings:
             raise SpecError(f"data.max_vocab: expected at least 257 (256 bytes and <unk>), got {self.max_vocab}")
 
     def _nominal(self, train: int, test: int, types: int) -> Nominal:
-        """Return what is known of texts of so many tokens and types without reading them."""
+        """Return the sizes of a data set, without loading it, from the numbers of tokens and types."""
         tokens = torch.zeros(1, self.length, dtype=torch.int64)
         data = Data(Split(tokens, tokens), None, min(self.max_vocab or types, types))
         samples = ((min(self.max_tokens or n, n) - 1) // self.length for n in (train, test))

@@ -1,6 +1,6 @@
 """WikiText-2 and WikiText-103: articles of Wikipedia (figures 1, 9 and 10).
 
-N sequences of L tokens, C classes. The files are the tokenised ones, in which rare words have become `<unk>`.
+N sequences of L tokens, C classes. The files are the tokenised ones, in which rare words are replaced by `<unk>`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class WikiText2(TextSettings):
     small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        """Return the data; deterministic. DataError if the files are missing or wrong."""
         return _load(self, "WikiText-2", "wikitext-2/train.txt", "wikitext-2/valid.txt", data_dir)
 
     def nominal(self) -> Nominal:
-        """Return what is known without the files: exact for words, fewer sequences than there are of pieces."""
+        """Return the sizes of the data set, without loading it: exact for words, a lower bound for pieces."""
         return self._nominal(2_049_990, 214_417, 28_782)
 
 
@@ -57,9 +57,9 @@ class WikiText103(TextSettings):
     small: ClassVar[dict[str, Any]] = {"max_tokens": 2_000, "max_vocab": 300, "length": 32}
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
-        """Return the data, which nothing random enters; DataError if the files are missing or wrong."""
+        """Return the data; deterministic. DataError if the files are missing or wrong."""
         return _load(self, "WikiText-103", "wikitext-103/train.txt", "wikitext-103/valid.txt", data_dir)
 
     def nominal(self) -> Nominal:
-        """Return about what there is: 1.15 pieces, of 50 000 kinds, for each of 103 and 0.21 million words."""
+        """Return approximate sizes, without loading: 1.15 pieces for each of 103 and 0.21 million words."""
         return self._nominal(118_000_000, 250_000, 267_735)
