@@ -196,5 +196,5 @@ def test_stdlib_text_is_pinned_to_a_python_version() -> None:
     assert resolved.params["python"] == platform.python_version()
     pinned = registry("data").make(Component("stdlib-text", {"python": "2.7.18"}))
     assert pinned.pinned() == pinned
-    with pytest.raises(DataError, match=r"text of Python 2\.7\.18, but"):
+    with pytest.raises(DataError, match=r"data\.python: expected the running Python \S+, got 2\.7\.18"):
         pinned.load(seed=0, data_dir=NOWHERE)
