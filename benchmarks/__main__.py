@@ -1,7 +1,7 @@
 """Measure speed and memory against named baselines: `python -m benchmarks [GROUP ...]`.
 
-One line for each ratio: its median over interleaved rounds, its quartiles, and the target where there is one. A missed
-target is printed, and is not an error: a time is no test.
+One line for each ratio: its median over interleaved rounds, its quartiles, and its target, if any. A missed
+target is printed and is not an error.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from heavytail.audit.counting import count
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Return the time of counting words over that of splitting them, and of labels over polars' own counting."""
+    """Return the time of counting words relative to splitting them, and of labels relative to polars' counting."""
     scale = 1 if options.tiny else 1000
     with tempfile.TemporaryDirectory() as folder:
         text, labels = Path(folder) / "words.txt", Path(folder) / "labels.parquet"

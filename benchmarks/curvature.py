@@ -1,8 +1,8 @@
 """All class gradients and Hessian traces of a linear model, against the products that every gradient needs.
 
 `bare` is the two matrix products of a forward and backward pass, X W^T and R^T X, on whole logits; `blocks` is
-head_blocks: gradient norm, Hessian trace and probabilities of every class. `by class` goes through the classes one at a
-time, the obvious way. Shapes are those of the random heavy-tailed data with m = 8 and m = 9.
+head_blocks: gradient norm, Hessian trace and probabilities of every class. `by class` is the naive loop over
+classes. Shapes are those of the random heavy-tailed data with m = 8 and m = 9.
 """
 
 from __future__ import annotations

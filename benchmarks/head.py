@@ -4,7 +4,7 @@ Every contender makes one forward and backward pass over M rows, C classes and D
 F.cross_entropy(F.linear(h, W, b), y); `bare` is the two or three matrix products that any method needs, on
 whole logits; `head` is linear_cross_entropy, `curvature` and `stats` the same with curvature and with class
 statistics, and `diverged` the same at weights a hundred times larger, whose exponentials underflow. Memory is
-the growth of the peak resident size over one pass, each in a process of its own, at M rows and at 4 M.
+the growth of the peak resident size over one pass, each in a separate process, at M rows and at 4 M.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def contenders(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
 
 
 def passed(shape: Shape, name: str) -> Callable[[], object]:
-    """Return one pass of a contender, after a small one that has loaded every library."""
+    """Return one pass of a contender, after a small one that loads all libraries."""
     contenders(shape._replace(M=64), "cpu")[name]()
     return contenders(shape, "cpu")[name]
 

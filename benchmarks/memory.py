@@ -1,4 +1,4 @@
-"""The peak memory of a computation, in a process of its own (Linux)."""
+"""The peak memory of a computation, in a separate process (Linux)."""
 
 from __future__ import annotations
 

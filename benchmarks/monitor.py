@@ -1,7 +1,7 @@
 """Cost of the monitor in a training step of GPT2-Small.
 
-Steps with and without the monitor take turns in one process. As one percent of a step is less than its own spread, the
-monitor's part is also timed by itself, on the step's own logits, and divided by the step's time in the same round.
+Steps with and without the monitor alternate in one process. As one percent of a step is below its noise, the monitor's
+part is also timed separately, on the step's own logits, and divided by the step's time in the same round.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from benchmarks.timing import Options, Row, interleave
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Return the start of a process that does each, over one that does nothing and over one that imports torch."""
+    """Return the start-up time of each, relative to a process that does nothing and to one that imports torch."""
 
     def start(*arguments: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)

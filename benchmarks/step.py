@@ -1,9 +1,9 @@
 """A full-batch training step, losses per class included, against its bare products and convolutions.
 
-`step` is the engine's: forward, backward, sums per class, update. `no stats` leaves the sums per class out. `bare` does
-the matrix products and convolutions of the same pass on tensors of the same shapes, in the same micro-batches, and
-nothing else: no activation, pooling, softmax, normalisation or update. `diverged` is the step of a run whose weights a
-far too large step size has blown up. Memory is the growth of the peak resident size of a fresh process over building
+`step` is the engine's: forward, backward, sums per class, update. `no stats` omits the sums per class. `bare` does
+only the matrix products and convolutions of the same pass, on tensors of the same shapes and in the same micro-batches:
+no activation, pooling, softmax, normalisation or update. `diverged` is the step of a run whose weights have diverged
+under a far too large step size. Memory is the growth of the peak resident size of a fresh process over building
 the run, its data included, and two steps.
 """
 
@@ -147,7 +147,7 @@ def _two_steps(case: Case, options: Options) -> Callable[[], None]:
 
 
 def products(M: int, C: int, D: int, *, inputs: bool = True) -> Callable[[], None]:
-    """The products of a linear layer: forward, the weight's gradient, and the inputs' if asked."""
+    """The products of a linear layer: forward, the weight's gradient, and optionally that of the inputs."""
     h, w, g = torch.rand(M, D), torch.rand(C, D), torch.rand(M, C)
     out, of_weight, of_inputs = torch.empty(M, C), torch.empty(C, D), torch.empty(M, D)
 
@@ -161,7 +161,7 @@ def products(M: int, C: int, D: int, *, inputs: bool = True) -> Callable[[], Non
 
 
 def convolution(x: Tensor, w: Tensor, *, inputs: bool) -> Callable[[], None]:
-    """A padded 5 x 5 convolution: forward, the weight's gradient, and the inputs' if asked."""
+    """A padded 5 x 5 convolution: forward, the weight's gradient, and optionally that of the inputs."""
     x, w = x.contiguous(memory_format=torch.channels_last), w.contiguous(memory_format=torch.channels_last)
     g = torch.rand(len(x), len(w), *x.shape[2:]).contiguous(memory_format=torch.channels_last)
     shape: tuple[list[int], ...] = ([1, 1], [2, 2], [1, 1])

@@ -1,7 +1,7 @@
-"""Interleaved timing: contenders take turns, so that changes of load or clock speed affect all of them.
+"""Interleaved timing: contenders run in turns, so that changes of load or clock speed affect all of them.
 
 Times of one contender spread by tens of percent on a shared machine. The ratio of two within one round
-spreads far less, and its median over the rounds is what is reported (docs/decisions/0007).
+spreads far less, and its median over the rounds is reported (docs/decisions/0007).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Row:
     """One measured ratio, or one amount.
 
     Attributes:
-        case: what was measured.
+        case: the measured problem.
         name, base: the two contenders; `base` is "" for an amount.
         value: their ratio, median over the rounds; or the amount.
         low, high: quartiles over the rounds.
         unit: "x" for ratios.
-        target: what `value` should not exceed, if anything was promised.
-        detail: what else a reader of the file may want, such as median times.
+        target: upper limit of `value`; None for no target.
+        detail: further numbers for the file, such as median times.
     """
 
     case: str
@@ -85,7 +85,7 @@ def interleave(contenders: Mapping[str, Callable[[], object]], *, rounds: int, w
     """Time the contenders round-robin, every second round in reverse order.
 
     Args:
-        contenders: what to call, by name.
+        contenders: functions to time, by name.
         rounds: measured calls of each.
         warmup: calls of each that are not measured.
     """

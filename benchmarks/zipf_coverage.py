@@ -1,11 +1,11 @@
 """Coverage of the intervals for Zipf's exponent, the table of docs/zipf.md: `python -m benchmarks.zipf_coverage [N]`.
 
-Exact Zipf samples are drawn, N of C classes with exponent s. Four estimators see the counts alone:
+Exact Zipf samples are drawn, N of C classes with exponent s. Four estimators get only the counts:
 
     all ranks   every class that occurs (what the audit did before)
     >= 100      ranks of classes with at least 100 samples
-    halves      ranks from one half of the samples, a binomial split; the fit, to the other, of ranks with >= 100 in
-                the first
+    halves      ranks from one half of the samples (a binomial split), of classes with at least 100 there; fit to the
+                other half
     estimate    `zipf.estimate`: ranks of classes with at least max(30, sqrt(N)/4) samples
 
 A row has the bias of the exponent, the share of the 95 % intervals that hold it, and for `estimate` the ranks fitted,

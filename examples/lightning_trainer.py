@@ -3,7 +3,7 @@
     pip install lightning
     python examples/lightning_trainer.py [--steps 200] [--out runs]
 
-The module's steps return logits and targets beside the loss; every logger of the Trainer then gets
+The module's steps return the loss, logits and targets; every logger of the Trainer then receives
 "train/loss/group_01" ... "val/loss/group_10".
 """
 
@@ -60,7 +60,7 @@ class LanguageModel(lightning.LightningModule):
 
 
 def train(name: str, steps: int, folder: Path) -> dict[str, float]:
-    """Train with one optimizer; return the last of everything that was logged."""
+    """Train with one optimizer; return the last logged values."""
     data = StdlibText(max_tokens=60_000, max_vocab=1_000, length=32).load(seed=0, data_dir=folder)
     assert data.test is not None
     lightning.seed_everything(0, verbose=False)

@@ -66,7 +66,7 @@ def train(name: str, steps: int, folder: Path) -> heavytail.Reading:
     every = max(1, steps // 20)
     for step in range(steps):
         batch = torch.randint(len(inputs), (32,), generator=order)
-        loss = monitor.cross_entropy(model(inputs[batch]), targets[batch])  # in the place of F.cross_entropy
+        loss = monitor.cross_entropy(model(inputs[batch]), targets[batch])  # in place of F.cross_entropy
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -160,7 +160,7 @@ def first_writer(file: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _temporary(file: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `file`, locked until its writer exits; delete it in the end."""
+    """Open a temporary file next to `file`, locked until its writer exits, and delete it at the end."""
     sweep_temporaries(file.parent, file.name)
     stream = _locked_temporary(file)
     try:
@@ -181,7 +181,7 @@ def _locked_temporary(file: Path) -> IO[bytes]:
             fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
         if os.fstat(stream.fileno()).st_nlink:
             return stream
-        stream.close()  # before it was locked, another process took it for a dead writer's and deleted it
+        stream.close()  # another process deleted it before it was locked, as a dead writer's
 
 
 def _complete(stream: IO[bytes]) -> None:

@@ -132,9 +132,9 @@ class ClassStats:
 
     Attributes:
         count: rows of each class [C] int64.
-        loss_sum: their losses, summed [C] float64 (nats).
+        loss_sum: sum of their losses [C] float64 (nats).
         correct: number of rows predicted correctly [C] int64.
-        p_correct_sum: probabilities of their own class, summed [C] float64.
+        p_correct_sum: probabilities of the correct class, summed [C] float64.
     """
 
     count: Tensor

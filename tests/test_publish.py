@@ -253,7 +253,7 @@ def _no_picture(folder: Path) -> None:
         (lambda folder: None, "no such folder"),
         (_nothing, "is not the folder of a reproduction: expected claims.json and figures/"),
         (_without_figures, "has no figures; run `heavytail reproduce --out"),
-        (_two_scales, "mixes the scales quick, small; reproduce each in a folder of its own"),
+        (_two_scales, "mixes the scales quick, small; reproduce each into a separate folder"),
         (_own_scale, "scale of"),
         (_damaged, "fig04.json"),
         (_misnamed, "expected the numbers of figure fig05"),

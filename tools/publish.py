@@ -1,12 +1,12 @@
 """Select and shrink the results that are committed: deterministic, without absolute paths or host names.
 
     TO/SCALE/claims.json            every claim with its measured number, threshold and verdict
-    TO/SCALE/environment.json       versions and devices that the runs were made with, each with its figures
-    TO/SCALE/timing.json            when it was made, how long it took, how many runs were trained
+    TO/SCALE/environment.json       versions and devices of the runs, each with its figures
+    TO/SCALE/timing.json            start, duration and number of trained runs of each reproduction
     TO/SCALE/figures/figNN.json     the plotted numbers and the step-size searches, to five digits; long series thinned
     TO/SCALE/figures/figNN.png      the picture, small
 
-Every file is written atomically, and only after all of them are known to fit.
+Files are written atomically, and only after all have been checked against the size limit.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from heavytail.errors import StoreError, unknown
 from heavytail.files import Row, read_json, strict_json, write_atomic
 
 SCALES = ("quick", "small", "paper")
-LIMIT = 10_000_000  # bytes of all scales together
-WIDTH, COLOURS = 900, 128  # of a picture
-POINTS = 101  # of a series
-CELLS = 4_096  # of a matrix
+LIMIT = 10_000_000  # total bytes of all scales
+WIDTH, COLOURS = 900, 128  # limits of a picture
+POINTS = 101  # limit of a series
+CELLS = 4_096  # limit of a matrix
 NOTE = (
     f"floats to five digits; a series of more than {POINTS} points keeps at most {POINTS}, its first and last among "
     f"them, and says under 'of' how many it had; a matrix of more than {CELLS} numbers is left to the picture"
@@ -71,7 +71,7 @@ class Reproduction:
         except KeyError:
             raise StoreError(f"{folder} is not the folder of a reproduction: a scale is not named") from None
         if len(scales) > 1:
-            raise StoreError(f"{folder} mixes the scales {', '.join(scales)}; reproduce each in a folder of its own")
+            raise StoreError(f"{folder} mixes the scales {', '.join(scales)}; reproduce each into a separate folder")
         if scales[0] not in SCALES:
             raise unknown(f"scale of {folder}:", scales[0], SCALES)
         return cls(folder, scales[0], claims, figures, timing)

@@ -1,6 +1,6 @@
 """The README's table: the number of claims reproduced per published figure and scale, linked to the plot.
 
-Made from the published results alone (see tools.publish), between two comments in the README.
+Generated from the published results only (see tools.publish), between two comments in the README.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from heavytail.errors import DataError
 
-LOW, HIGH = 10, 1_000  # ranks of figure 9: the first few classes and the rarest follow laws of their own
+LOW, HIGH = 10, 1_000  # ranks of figure 9: the first few classes and the rarest follow other laws
 LEAST = 30  # minimum samples of a fitted class
 FEWEST = 5  # minimum number of fitted ranks
 REJECTED = 7.88  # twice the gain in log likelihood: one parameter more, 0.5 %

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             table, record = store.read(key)
             spec = RunSpec.from_dict(table)
-        except HeavyTailError as error:  # of this run alone
+        except HeavyTailError as error:  # of this run only
             damaged = "damaged" if isinstance(error, DamagedError | SpecError) else "unreadable"
             print(f"{key}  {damaged:12} {printable(str(error))}")
             continue

@@ -163,7 +163,7 @@ def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate 
     for spec, outcome in zip(candidate.specs, candidate.outcomes, strict=True):
         if not math.isfinite(outcome.final_loss):
             return f"diverged at step {outcome.last_step} (seed {spec.seed})"
-    assert smallest is not None, "a candidate with a finite loss is there"
+    assert smallest is not None, "some candidate has a finite loss"
     if candidate is chosen:
         worst = "smallest worst-seed final loss" if candidate is smallest else "next smaller stable step size"
         return f"selected: {worst}"

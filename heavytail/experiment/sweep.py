@@ -198,7 +198,7 @@ def _arms(tables: object, shared: object) -> tuple[Arm, ...]:
 
     Args:
         tables: the list.
-        shared: `sweep.lr`, for optimizers without a grid of their own.
+        shared: `sweep.lr`, the grid of optimizers without one.
     """
     if not isinstance(tables, list):
         raise SpecError(f"sweep.optim: expected an array of tables, got {tables!r}")

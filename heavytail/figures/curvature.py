@@ -1,6 +1,6 @@
 """Gradient norm against Hessian trace, class by class, along a run (figures 7 and 23 to 27).
 
-Both are those of the rows of the head, measured by the probes `head-blocks` and `mirrored-head-blocks` along the
+Both are per row of the head, measured by the probes `head-blocks` and `mirrored-head-blocks` along the
 selected runs of the first seed.
 
 Shapes: P measured steps, C classes, G frequency groups.

@@ -4,10 +4,10 @@ At W = 0 every probability is 1/C, so that with Hbar the second moment of the in
 
     H_kk = (1/C)(1 - 1/C) Hbar,        H_kj = -(1/C^2) Hbar,        |H_kj| / |H_kk| = 1/(C - 1)        exactly,
 
-whatever the data are: a class shares its curvature with C - 1 others. At a random initialisation probabilities are
-about 1/C, and the law holds about.
+for any data: a class shares its curvature with C - 1 others. At a random initialisation probabilities are about 1/C,
+and the law holds approximately.
 
-Shapes: C classes, D features, N samples, K classes looked at.
+Shapes: C classes, D features, N samples, K sampled classes.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def source(results: Results, text: str, kind: str) -> tuple[Settings, Path]:
     """
     texts = EMBEDDED if results.scale == "quick" else PAPER
     if text not in texts:
-        raise MissingRuns(f"{results.scale} scale has one text of its own, which stands for PTB; {text} is not read")
+        raise MissingRuns(f"at {results.scale} scale one embedded text stands for PTB; {text} is not read")
     if results.data_dir is None:
         raise MissingRuns(f"the folder of the data sets is not known; run `heavytail reproduce {results.figure}`")
     return tuple({**texts[text], **KINDS[kind], "tokenizer": kind}.items()), results.data_dir

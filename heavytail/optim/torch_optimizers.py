@@ -1,6 +1,6 @@
-"""Optimizers that PyTorch has, beside Adam: AdamW, NAdam, RAdam, Adagrad, RMSprop and Adafactor.
+"""PyTorch's optimizers other than Adam: AdamW, NAdam, RAdam, Adagrad, RMSprop and Adafactor.
 
-Each recipe has the settings that its paper has, with PyTorch's defaults; tests compare the updates with the papers'.
+Each recipe has the settings of the optimizer's paper, with PyTorch's defaults; tests compare updates with the papers'.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from heavytail.optim.directions import check_decay, check_step_size
 
 
 def _checked(optimizer: Optimizer) -> Optimizer:
-    """The optimizer, once the step size of every parameter group is positive and finite."""
+    """The optimizer; SpecError unless the step size of every parameter group is positive and finite."""
     for group in optimizer.param_groups:
         check_step_size(group["lr"])
     return optimizer
@@ -86,8 +86,8 @@ class NAdam(_Moments):
 class RAdam(_Moments):
     """Adam that steps along the plain momentum until the variance of its scale is small (arXiv 1908.03265).
 
-    PyTorch scales from a length of the average rho_t > 5 on, where the paper's algorithm has rho_t > 4: one step later
-    at beta2 = 0.999.
+    PyTorch starts to scale at rho_t > 5 (the length of the average), the paper's algorithm at rho_t > 4: one step
+    earlier at beta2 = 0.999.
     """
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
@@ -118,8 +118,8 @@ class RMSprop:
     """Each entry's step divided by the root of a running average of its squared gradients (Tieleman and Hinton 2012).
 
     Attributes:
-        alpha: decay of the average, which starts at zero and is not corrected for that.
-        momentum: of the divided gradients, heavy ball.
+        alpha: decay of the average, which starts at zero without bias correction.
+        momentum: heavy-ball momentum of the divided gradients.
         eps: added to the root.
     """
 
@@ -142,7 +142,7 @@ class RMSprop:
 @REGISTRY.register("adafactor")
 @dataclass(frozen=True)
 class Adafactor:
-    """Squared gradients of a matrix by the sums of its rows and columns alone (arXiv 1804.04235).
+    """Adam with the squared gradients of a matrix factored into sums of rows and columns (arXiv 1804.04235).
 
     The step is relative: min(lr, 1/sqrt(t)) max(eps, RMS(x)), with the update's RMS clipped at `clip`.
 

@@ -19,16 +19,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from heavytail.errors import SpecError
 from heavytail.train.group import Group, exchange
 from heavytail.train.options import Options
-
-if TYPE_CHECKING:
-    from heavytail.train.options import Options
 
 
 @contextmanager
