@@ -138,7 +138,7 @@ def test_only_what_is_missing_or_wrong_is_fetched(server: Server, publish: Publi
 def test_wrong_content_is_not_kept(publish: Publish, tmp_path: Path) -> None:
     """A file with another digest is refused; what lay in its place stays as it was."""
     publish({"s/a.txt": CONTENT}, digest=sha256(b"something else"))
-    refused(tmp_path / "data", "wrong hash, expected sha256:.*, got sha256:.*; nothing was kept")
+    refused(tmp_path / "data", "wrong hash, expected sha256:.*, got sha256:.*; nothing was stored")
     place = tmp_path / "data" / "s" / "a.txt"
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(b"old")

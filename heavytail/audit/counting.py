@@ -180,7 +180,7 @@ def _count_column(corpus: _Corpus, labels: bool) -> Counts | tuple[int, str]:
     """The counts of a column of labels; of a column of texts, its empty cells and a note.
 
     A column holds labels if every cell is a whole number, a boolean or categorical, or with `labels`; otherwise it
-    holds text. In a typed format a column may not hold both.
+    holds text. In a typed format a column must not hold both.
     """
     import polars as pl
 
@@ -258,11 +258,11 @@ def _named(counts: Counter[Any]) -> tuple[dict[str, int], int]:
         for text, n in counts.items():
             numbers[int(text.strip().split(".")[0])] += n
     below = sum(n for label, n in numbers.items() if not isinstance(label, bool | str) and label < 0)
-    kept = {label: n for label, n in numbers.items() if isinstance(label, bool | str) or label >= 0}
-    if below and not kept:
+    classes = {label: n for label, n in numbers.items() if isinstance(label, bool | str) or label >= 0}
+    if below and not classes:
         raise DataError(f"expected at least one class, got {below} labels below 0 only")
-    by_name = {str(label).lower() if isinstance(label, bool) else str(label): n for label, n in kept.items()}
-    assert sum(by_name.values()) == sum(kept.values()), "two labels share a name"
+    by_name = {str(label).lower() if isinstance(label, bool) else str(label): n for label, n in classes.items()}
+    assert sum(by_name.values()) == sum(classes.values()), "two labels share a name"
     return by_name, below
 
 

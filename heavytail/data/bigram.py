@@ -28,7 +28,7 @@ class Bigram:
     the first and the second token both have frequency 1/k^a. Unlike `memory` the classes cannot be predicted with
     certainty: the best possible loss is the conditional entropy.
 
-    The counts of the classes are max(1, round(samples pi_k)), whatever the seed; the seed draws Q and the inputs of
+    The counts of the classes are max(1, round(samples pi_k)) for every seed; the seed draws Q and the inputs of
     each class.
 
     Attributes:

@@ -145,8 +145,8 @@ def status(name: str, data_dir: Path) -> list[FileStatus]:
 
 def verify(name: str, data_dir: Path) -> None:
     """Raise DataError for the first file of `name` that is missing or has the wrong digest."""
-    for found in status(name, data_dir):
-        _require(found, name, data_dir)
+    for current in status(name, data_dir):
+        _require(current, name, data_dir)
 
 
 def locate(path: str, data_dir: Path) -> Path:
@@ -160,9 +160,9 @@ def locate(path: str, data_dir: Path) -> Path:
         DataError: it is missing or has the wrong digest; the message has the command that fetches it.
     """
     name, file = _lookup(path)
-    found = _status(file, data_dir)
-    _require(found, name, data_dir)
-    return found.path
+    current = _status(file, data_dir)
+    _require(current, name, data_dir)
+    return current.path
 
 
 def read(path: str, data_dir: Path) -> bytes:
@@ -189,10 +189,10 @@ def fetch(name: str, data_dir: Path, base_url: str | None = None, progress: bool
         DataError: a download failed, a digest is wrong, or the folder cannot be written.
     """
     mirror = base_url or os.environ.get("HEAVYTAIL_MIRROR")
-    found = status(name, data_dir)
-    absent = [f.file for f in found if f.state is not State.PRESENT]
+    current = status(name, data_dir)
+    absent = [f.file for f in current if f.state is not State.PRESENT]
     if not absent:  # before the first write: the folder may be read-only
-        return [f.path for f in found]
+        return [f.path for f in current]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with _scratch(data_dir) as scratch:
@@ -250,11 +250,11 @@ def _status(file: PublicFile, data_dir: Path) -> FileStatus:
     return FileStatus(file, path, State.PRESENT if right else State.WRONG_HASH)
 
 
-def _require(found: FileStatus, name: str, data_dir: Path) -> None:
-    if found.state is not State.PRESENT:
-        problem = "not found in" if found.state is State.MISSING else "has the wrong hash in"
+def _require(current: FileStatus, name: str, data_dir: Path) -> None:
+    if current.state is not State.PRESENT:
+        problem = "not found in" if current.state is State.MISSING else "has the wrong hash in"
         remedy = f"run: heavytail data fetch {name} --data-dir {data_dir}"
-        raise DataError(f"{found.file.path} {problem} {data_dir}; {remedy}")
+        raise DataError(f"{current.file.path} {problem} {data_dir}; {remedy}")
 
 
 @contextmanager
@@ -319,7 +319,7 @@ def _download(urls: tuple[str, ...], part: Path, digest: str, unpacked: bool, pr
 def _check(part: Path, expected: str, unpacked: bool, url: str) -> None:
     got = _digest(part, expected, unpacked)
     if got != expected:
-        raise DataError(f"{url}: wrong hash, expected {expected}, got {got}; nothing was kept")
+        raise DataError(f"{url}: wrong hash, expected {expected}, got {got}; nothing was stored")
 
 
 def _get(url: str, part: Path, progress: bool) -> None:
@@ -340,10 +340,10 @@ def _get(url: str, part: Path, progress: bool) -> None:
     except requests.Timeout as error:
         raise DataError(f"{url}: no answer within {_TIMEOUT:g} s") from error
     except requests.exceptions.ChunkedEncodingError as error:
-        raise DataError(f"{url}: the connection was cut before the end; nothing was kept") from error
+        raise DataError(f"{url}: the connection was cut before the end; nothing was stored") from error
     except requests.ConnectionError as error:
         if "timed out" in str(error):  # a stalled server: requests reports it as a failed connection
-            raise DataError(f"{url}: connected, but no data for {_TIMEOUT:g} s; nothing was kept") from error
+            raise DataError(f"{url}: connected, but no data for {_TIMEOUT:g} s; nothing was stored") from error
         raise DataError(f"{url}: cannot connect; is there a network?") from error
     except requests.RequestException as error:
         raise DataError(f"{url}: {str(error) or type(error).__name__}") from error

@@ -129,7 +129,7 @@ def tokenise(
         known: the text to learn the tokenizer from.
         texts: the texts to tokenise.
         kind, size: of the tokenizer, as `learn` takes them.
-        cache: folder of tokenizers and tokens, made if needed.
+        cache: folder of tokenizers and tokens, created if needed.
 
     Raises:
         DataError: a text is not UTF-8 or empty, or the folder cannot be written.
