@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from heavytail.cli import main
 from heavytail.errors import DataError, SpecError, StoreError
 from heavytail.monitor.journal import Journal, read_journal
 from heavytail.monitor.monitor import Monitor, Reading
+from heavytail.report.page import SCRIPTS
 
 COUNTS = [40, 20, 10, 8, 4, 2, 1, 1]
 
@@ -129,16 +131,26 @@ def test_wrong_journals_are_refused(tmp_path: Path) -> None:
 
 
 class Tags(HTMLParser):
-    """Counts tags, and keeps what is loaded from elsewhere."""
+    """Counts tags, and keeps what is loaded from elsewhere and the scripts that run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count: dict[str, int] = {}
         self.external: list[str] = []
+        self.scripts: list[str] = []
+        self.runs = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.count[tag] = self.count.get(tag, 0) + 1
         self.external += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith(("data:", "#"))]
+        self.runs = tag == "script" and ("type", "application/json") not in attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        self.runs = False
+
+    def handle_data(self, data: str) -> None:
+        if self.runs:
+            self.scripts.append(data)
 
 
 def test_the_report_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +172,7 @@ def test_the_report_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     tags.feed(page)
     assert tags.count["img"] == 1
     assert tags.count["table"] == 2
-    assert "script" not in tags.count
+    assert tags.scripts == [(resources.files("heavytail.report") / name).read_text("utf-8") for name in SCRIPTS]
     assert tags.external == []
     with Image.open(folder / "monitor.png") as image:
         assert len(image.convert("L").getcolors() or []) > 20

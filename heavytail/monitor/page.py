@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from heavytail.errors import StoreError
-from heavytail.files import strict_json, write_atomic
+from heavytail.files import Row, plain, strict_json, write_atomic
 from heavytail.monitor.journal import Track, read_journal
 from heavytail.monitor.picture import draw_monitored
-from heavytail.report.page import Section, Table, render
+from heavytail.report.page import Section, Table, charted, render
 
 _COLUMNS = {
     "share": "share of rows",
@@ -46,7 +46,7 @@ def write_monitored(folder: Path) -> Path:
         "monitor.png": png,
         "monitor.pdf": picture.render("pdf"),
         "monitor.json": strict_json({"folder": folder.name, "panels": picture.plotted}),
-        "report.html": _page(folder.name, tracks, png),
+        "report.html": _page(folder.name, tracks, png, charted(plain(picture.plotted))),
     }
     for name, content in files.items():
         try:
@@ -65,9 +65,10 @@ def write_compared(folders: Sequence[Path]) -> Path:
     sections: list[Section] = []
     for folder in folders:
         tracks, counts, index = read_journal(folder)
-        png = draw_monitored(tracks, counts, index).render("png")
+        picture = draw_monitored(tracks, counts, index)
+        panels = charted(plain(picture.plotted))
         sections += [
-            Section(heading=folder.name, image=png),
+            Section(heading=folder.name, image=picture.render("png"), panels=panels),
             *(_split_section(f"{folder.name}: {_SPLITS.get(split, split)}", track) for split, track in tracks.items()),
         ]
     file = folders[0] / "runs.html"
@@ -78,13 +79,13 @@ def write_compared(folders: Sequence[Path]) -> Path:
     return file
 
 
-def _page(name: str, tracks: dict[str, Track], png: bytes) -> bytes:
+def _page(name: str, tracks: dict[str, Track], png: bytes, panels: Sequence[Row]) -> bytes:
     caption = (
         "Groups of classes with about equal numbers of targets, from the most frequent (light) to the rarest (dark). "
         "Dashed: the first overall loss."
     )
     splits = [_split_section(_SPLITS.get(split, split), track) for split, track in tracks.items()]
-    return render(f"Loss by token frequency: {name}", [Section(image=png, caption=caption), *splits])
+    return render(f"Loss by token frequency: {name}", [Section(image=png, caption=caption, panels=panels), *splits])
 
 
 def _split_section(name: str, track: Track) -> Section:

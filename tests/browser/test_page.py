@@ -317,3 +317,10 @@ def test_a_page_in_the_making_reloads(tmp_path: Path, visit: Callable[..., Tab])
     page.evaluate("window.mine = true")
     page.wait_for_timeout(1500)
     assert page.evaluate("window.mine")
+
+
+def test_the_monitor_has_charts(monitored: Path, visit: Callable[..., Tab]) -> None:
+    """The picture of a monitored training is interactive, too."""
+    page = visit(monitored).page
+    page.locator(".chart canvas").first.wait_for()
+    assert page.locator(".chart h3").count() > 1
