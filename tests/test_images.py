@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from PIL import Image
 
 from heavytail.data import REGISTRY, Data
 from heavytail.data.archive import LARGEST, read_members
+from heavytail.data.images import content
 from heavytail.data.images.barcode import Labelled, digit_data, sample_barcoded, write_barcodes
 from heavytail.data.images.folder import FileSplit
 from heavytail.data.images.subset import subset_sizes
@@ -32,7 +35,8 @@ from heavytail.data.images.transforms import (
     read_rgb,
 )
 from heavytail.errors import DataError, SpecError
-from heavytail.experiment.registry import Component
+from heavytail.experiment.registry import Component, registry
+from heavytail.experiment.spec import RunSpec
 from tests.reference import barcode as barcodes
 from tests.reference import vision
 
@@ -280,6 +284,97 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 image = image.convert("L") if (k, i) == (1, 0) else image
                 image.save(tmp_path / "set" / part / f"n{k}" / f"{i}.JPEG", quality=95)
     return tmp_path
+
+
+def change_image(root: Path) -> None:
+    noise(7).save(root / "train" / "n0" / "3.JPEG", quality=95)
+
+
+def swap_images(root: Path) -> None:
+    """Two images of one size and with their old times in each other's places."""
+    one, two = root / "train" / "n0" / "1.JPEG", root / "train" / "n0" / "2.JPEG"
+    times, contents = [file.stat().st_mtime_ns for file in (one, two)], [file.read_bytes() for file in (one, two)]
+    size = max(map(len, contents))
+    for file, data, at in zip((two, one), contents, times, strict=True):
+        file.write_bytes(data.ljust(size, b"\0"))
+        os.utime(file, ns=(at, at))
+
+
+def touch_images(root: Path) -> None:
+    for file in root.rglob("*.JPEG"):
+        os.utime(file, (0, 0))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], bool]] = {
+    "changed": (change_image, True),
+    "swapped": (swap_images, True),
+    "added": (lambda root: noise(8).save(root / "val" / "n1" / "new.png"), True),
+    "removed": (lambda root: (root / "train" / "n2" / "0.JPEG").unlink(), True),
+    "renamed": (lambda root: (root / "train" / "n1" / "0.JPEG").rename(root / "train" / "n1" / "9.JPEG"), True),
+    "moved": (lambda root: (root / "train" / "n1" / "5.JPEG").rename(root / "train" / "n2" / "5.JPEG"), True),
+    "class renamed": (lambda root: (root / "val" / "n2").rename(root / "val" / "n1b"), True),
+    "touched": (touch_images, False),
+    "text file added": (lambda root: (root / "train" / "n0" / "notes.txt").write_text("x"), False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_key_follows_the_images(
+    change: str, relative: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Images that change, come, go or move make another run; times and other files do not. Changes are named."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(content, "YOUNG", 0.0)
+    images = Component("image-folder", {"path": "set" if relative else str(folder / "set"), "size": 8})
+
+    def key() -> tuple[str, Component]:
+        data = registry("data").pin(images, folder) if relative else images
+        table = {"data": data, "model": "resnet18", "optim": "gd", "lr": 0.1, "steps": 1}
+        return RunSpec.from_dict(table).key, registry("data").resolve(data)
+
+    edit, another = CHANGES[change]
+    before, pinned = key()
+    assert key()[0] == before
+    edit(folder / "set")
+    assert (key()[0] != before) == another
+    recipe = registry("data").make(pinned)
+    if another:
+        with pytest.raises(DataError, match=r"^data.path: .*set has changed: expected sha256 [0-9a-f]{64}, got "):
+            recipe.load(seed=0, data_dir=folder)
+    else:
+        assert len(recipe.load(seed=0, data_dir=folder).train) == 19
+
+
+def test_unchanged_images_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest of an unchanged folder reads no image again; a damaged or read-only cache is as good as none."""
+    read: list[Path] = []
+    original = content._sha256
+    monkeypatch.setattr(content, "_sha256", lambda path: read.append(path) or original(path))  # type: ignore[func-returns-value]
+    images = Component("image-folder", {"path": "set"})
+    first = registry("data").pin(images, folder).params["sha256"]
+    assert len(read) == 22
+    assert registry("data").pin(images, folder).params["sha256"] == first
+    assert len(read) == 44  # so young that they may change within one tick of the clock
+    monkeypatch.setattr(content, "YOUNG", 0.0)
+    for _ in range(3):
+        assert registry("data").pin(images, folder).params["sha256"] == first
+    assert len(read) == 66
+    os.utime(folder / "set" / "val" / "n1" / "0.JPEG", (1, 1))
+    assert registry("data").pin(images, folder).params["sha256"] == first
+    assert len(read) == 67  # its class alone
+    (cached,) = (folder / "digests").iterdir()
+    for damage in (b"", b"[]", b'{"train/n0": 3}', b'{"train/n0": ["a"]}', b"\xff"):
+        cached.write_bytes(damage)
+        assert registry("data").pin(images, folder).params["sha256"] == first
+
+
+def test_a_missing_folder_has_a_key(tmp_path: Path) -> None:
+    """Plans of runs on images that are not here, or damaged, name no content; loading them names the problem."""
+    images = Component("image-folder", {"path": "set"})
+    assert registry("data").pin(images, tmp_path) == images
+    (tmp_path / "set").mkdir()
+    assert registry("data").pin(images, tmp_path) == images
 
 
 def test_a_folder_gives_classes_splits_and_normalised_images(folder: Path) -> None:

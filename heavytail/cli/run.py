@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heavytail.cli._command import device_arguments, options, run_store, store_arguments, writable
+from heavytail.cli._command import data_dir, device_arguments, options, run_store, store_arguments, writable
 from heavytail.errors import HeavyTailError, SpecError
 
 EXAMPLE = (
@@ -46,6 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train the run and write its tables."""
+    from heavytail.experiment.registry import registry
     from heavytail.experiment.spec import RunSpec
     from heavytail.report.tables import write_tables
     from heavytail.train.distributed import joined
@@ -58,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size is not None:
         table["batch_size"] = args.batch_size
     spec = RunSpec.from_dict(_with_settings(table, args.set))
+    spec = replace(spec, data=registry("data").pin(spec.data, data_dir(args)))
     out, store = writable(args.out), run_store(args)
     lookup = remember(store)
     spec.resolved  # noqa: B018 - raise on unknown names before training

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heavytail.cli._command import (
+    data_dir,
     device_arguments,
     options,
     run_store,
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.train.progress import display
     from heavytail.train.runner import remember, search
 
-    sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant)
+    sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant).pinned(data_dir(args))
     store = run_store(args)
     if args.out is not None:
         writable(args.out)

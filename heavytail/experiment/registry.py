@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, Union
 
 from heavytail.errors import SpecError, unknown
@@ -118,6 +119,20 @@ class Registry(Generic[R]):
             recipe = recipe.pinned()
         settings = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.init}
         return Component(component.name, settings)
+
+    def pin(self, component: Component, data_dir: Path) -> Component:
+        """Return the component with the content of what it reads in the data folder named, too.
+
+        A recipe of which a path is relative to the data folder has a method `pinned_in(data_dir)`, as `pinned` for the
+        others; without one, the component is returned as it is.
+        """
+        recipe: Any = self.make(component)
+        if not hasattr(recipe, "pinned_in"):
+            return component
+        pinned = recipe.pinned_in(data_dir)
+        names = [f.name for f in dataclasses.fields(recipe) if f.init]
+        changed = {n: getattr(pinned, n) for n in names if getattr(pinned, n) != getattr(recipe, n)}
+        return Component(component.name, {**component.params, **changed})
 
     def version(self, component: Component) -> int:
         """Return the version of a component, part of a run's key.

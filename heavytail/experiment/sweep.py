@@ -20,7 +20,7 @@ from typing import Any
 
 from heavytail.errors import SpecError, unknown
 from heavytail.experiment.preset import Preset, known
-from heavytail.experiment.registry import Component
+from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.search import Best, Candidate, Grid, Lookup, select, warn_at_edge
 from heavytail.experiment.spec import RunSpec
 
@@ -91,6 +91,11 @@ class Sweep:
     def only(self, labels: tuple[str, ...]) -> Sweep:
         """Return the sweep restricted to these optimizers, in this order."""
         return replace(self, arms=tuple(self.arm(label) for label in labels))
+
+    def pinned(self, data_dir: Path) -> Sweep:
+        """Return the sweep with the content of its data in the data folder named (see `Registry.pin`)."""
+        data = registry("data").pin(Component.parse(self.run["data"], "data"), data_dir)
+        return replace(self, run={**self.run, "data": data}, _specs={})
 
     def unprobed(self) -> Sweep:
         """Return the same search without probes along the selected runs."""

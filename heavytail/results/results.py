@@ -160,7 +160,8 @@ class Results:
     def sweep(self, ref: SweepRef) -> Sweep:
         """Return a sweep, restricted to the optimizers of the reference."""
         if ref not in self._sweeps:
-            self._sweeps[ref] = ref.load(self.scale, self.presets)
+            sweep = ref.load(self.scale, self.presets)
+            self._sweeps[ref] = sweep if self.data_dir is None else sweep.pinned(self.data_dir)
         return self._sweeps[ref]
 
     def labels(self, ref: SweepRef) -> tuple[str, ...]:

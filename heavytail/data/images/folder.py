@@ -13,10 +13,11 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from heavytail.data import REGISTRY, Data, Nominal
 from heavytail.data.images.base import ImageRecipe, ImageSplit
+from heavytail.data.images.content import content_digest
 from heavytail.data.images.subset import digest, subset_sizes
 from heavytail.data.images.transforms import centre_crop, image_uniforms, random_crops, read_rgb, to_pixels
 from heavytail.data.readers import hidden
+from heavytail.data.text.corpus import cache_folder, user_cache
 from heavytail.errors import DataError, SpecError
 
 _LOG = logging.getLogger("heavytail")
@@ -53,14 +56,30 @@ class ImageFolder(ImageRecipe):
 
     Attributes:
         path: absolute, or relative to the data directory.
+        sha256: of the names and contents of all images, checked on loading; "" is filled in by `pinned` if the path is
+            absolute, and by `pinned_in` if it is relative, so that a run's key follows the content.
         skip_corrupt: leave out training and validation images that cannot be decoded, and count them in
             `info`; finding them decodes every image of the subset once. If False, the first one raises a DataError.
     """
 
     path: str
     skip_corrupt: bool = False
+    sha256: str = ""
 
-    small: ClassVar[dict[str, Any]] = {"path": "images", "size": 8}
+    def pinned(self) -> ImageFolder:
+        """Return the recipe with the digest of the images as they are now, if the path is absolute."""
+        return self._pinned(Path(self.path), user_cache()) if Path(self.path).is_absolute() else self
+
+    def pinned_in(self, data_dir: Path) -> ImageFolder:
+        """Return the recipe with the digest of the images as they are now."""
+        return self._pinned(data_dir / self.path, cache_folder(data_dir))
+
+    def _pinned(self, root: Path, cache: Path) -> ImageFolder:
+        """The recipe with the digest; as it is if the folder is missing or unreadable, which loading reports."""
+        if not self.sha256 and root.is_dir():
+            with suppress(DataError):
+                return replace(self, sha256=_content(root, cache))
+        return self
 
     @property
     def title(self) -> str:
@@ -70,6 +89,8 @@ class ImageFolder(ImageRecipe):
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data set; its images are decoded batch by batch."""
         root = data_dir / self.path
+        if self.sha256 and root.is_dir() and (got := _content(root, cache_folder(data_dir))) != self.sha256:
+            raise DataError(f"data.path: {self.path} has changed: expected sha256 {self.sha256}, got {got}")
         train_root = root / "train" if (root / "train").is_dir() else root
         train, ignored = _list_classes(train_root)
         if empty := [name for name, files in train.items() if not files]:
@@ -276,6 +297,13 @@ def _list_classes(root: Path) -> tuple[dict[str, list[str]], int]:
     if not any(listing.values()):
         raise DataError(f"{root}: expected one folder of images ({', '.join(SUFFIXES)}) per class, got none")
     return listing, max(ignored, 0)
+
+
+def _content(root: Path, cache: Path) -> str:
+    """The digest of the names and contents of the images that `load` reads."""
+    parts = ("train", "val") if (root / "train").is_dir() else ("", "val")
+    listings = {part: _list_classes(root / part)[0] for part in parts if (root / part).is_dir()}
+    return content_digest(root, listings, cache.with_name("digests"))
 
 
 def _split(root: Path, listing: dict[str, list[str]], settings: ImageRecipe, seed: int) -> FileSplit:

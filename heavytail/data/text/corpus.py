@@ -196,6 +196,11 @@ def cache_folder(data_dir: Path) -> Path:
         place = place.parent
     if os.access(place, os.W_OK):
         return data_dir / "tokenised"
+    return user_cache()
+
+
+def user_cache() -> Path:
+    """Return the folder of tokenised texts in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "heavytail" / "tokenised"
 
 

@@ -1,0 +1,94 @@
+"""The content of an image folder as one digest, read once: part of the keys of its runs.
+
+Reading every image takes minutes for ImageNet, so the digests of class folders are cached beside the tokenised texts,
+under the sizes and times of their files. Times only decide what is read again; they are no part of the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from heavytail.errors import DataError, HeavyTailError
+from heavytail.files import read_json, write_atomic
+
+THREADS = 8
+YOUNG = 2.0  # seconds: a file that changed less long ago may change again within one tick of the file system's clock
+
+
+def content_digest(root: Path, listings: Mapping[str, Mapping[str, Sequence[str]]], cache: Path) -> str:
+    """Return the sha256 of the names and contents of images.
+
+    Args:
+        root: the image folder.
+        listings: the image files of each class of each split, as paths under the split's folder.
+        cache: folder of the digests of earlier calls.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    file = cache / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:20]}.json"
+    known = _read(file)
+    fresh: dict[str, list[str]] = {}
+    whole = hashlib.sha256()
+    for split, classes in listings.items():
+        for name, files in classes.items():
+            where = f"{split}/{name}"
+            paths = [root / split / path for path in files]
+            state, young = _state(paths)
+            digest = known[where][1] if known.get(where, [""])[0] == state else _read_all(paths)
+            if not young:
+                fresh[where] = [state, digest]
+            whole.update(f"{len(os.fsencode(where))}:".encode() + os.fsencode(where) + digest.encode())
+    if fresh != known:
+        with suppress(OSError):  # a read-only folder: the images are read every time
+            cache.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps(fresh).encode())
+    return whole.hexdigest()
+
+
+def _read(file: Path) -> dict[str, list[str]]:
+    try:
+        table: dict[str, list[str]] = read_json(file, {})
+        right = all(len(entry) == 2 and all(isinstance(text, str) for text in entry) for entry in table.values())
+    except (HeavyTailError, AttributeError, TypeError):  # damaged: as if there were none
+        return {}
+    return table if right else {}
+
+
+def _state(paths: Sequence[Path]) -> tuple[str, bool]:
+    """A digest of names, sizes and times, which changes whenever a file does; whether one has changed just now."""
+    digest, last = hashlib.sha256(), 0.0
+    for path in paths:
+        try:
+            about = path.stat()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        # The time of the last change of an inode cannot be set: it shows a replacement that kept the other time.
+        entry = (os.fsencode(path.name).hex(), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+        digest.update(repr(entry).encode())
+        last = max(last, about.st_mtime, about.st_ctime)
+    return digest.hexdigest(), last > time.time() - YOUNG
+
+
+def _read_all(paths: Sequence[Path]) -> str:
+    """The sha256 of the names and contents of the files of one class."""
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(THREADS) as pool:  # hashing releases the interpreter's lock
+        for path, content in zip(paths, pool.map(_sha256, paths), strict=True):
+            digest.update(os.fsencode(path.name).hex().encode() + b":" + content.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
