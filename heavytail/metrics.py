@@ -187,9 +187,8 @@ class ClassStats:
             valid = index != ignore_index
             index, one = index * valid, one * valid
             rows = [torch.where(valid, x, 0) for x in rows]
-        if (
-            index.device.type == "cpu" and index.numel()
-        ):  # before anything is added; not on a GPU, which it would synchronize
+        # Before anything is added. Reading the range synchronizes a GPU, and breaks a compiled graph.
+        if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= self.num_classes:
                 wrong = low if low < 0 else high

@@ -658,3 +658,41 @@ def test_alarms_begin_once() -> None:
     assert ("rising", 4) in rare_ones
     assert len(raised) == len({alarm.kind for alarm in raised})
     assert "group_02" in raised[0].message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_small_batches_add_up(dtype: torch.dtype, ignored: bool) -> None:
+    """Small batches, judged together, have the sums that each has alone, whatever their tensors hold afterwards."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(150, 9, 7, generator=generator).to(dtype)
+    logits[::5] = logits[::5].round()  # ties
+    targets = torch.randint(7, (150, 9), generator=generator)
+    if ignored:
+        targets[::7, 0] = -100
+        logits[::7, 0] = math.nan
+    monitor = Monitor(7)
+    for step in range(150):
+        batch, y = logits[step].clone(), targets[step].clone()
+        monitor.cross_entropy(batch.requires_grad_(), y)
+        y.zero_()
+        batch.data.zero_()
+    counted = targets != -100
+    losses = F.cross_entropy(logits[counted].double(), targets[counted], reduction="none")
+    right = logits[counted].argmax(1) == targets[counted]
+    stats = monitor.stats
+    y = targets[counted]
+    for sums, rows in ((stats.count, torch.ones_like(y)), (stats.correct, right.long())):
+        assert torch.equal(sums, torch.zeros(7, dtype=torch.int64).index_add_(0, y, rows))
+    for sums, values in ((stats.loss_sum, losses), (stats.p_correct_sum, torch.exp(-losses))):
+        expected = torch.zeros(7, dtype=torch.float64).index_add_(0, y, values)
+        torch.testing.assert_close(sums, expected, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=0.0)
+    assert not monitor._nonfinite.any()
+
+
+def test_losses_of_the_caller_are_left_alone() -> None:
+    """A large batch of float64 losses, which is summed at once, keeps its numbers."""
+    losses = torch.rand(5000, dtype=torch.float64)
+    before = losses.clone()
+    Monitor(4).update(losses, torch.randint(4, (5000,)), plain=True)
+    assert torch.equal(losses, before)

@@ -38,6 +38,7 @@ Array = NDArray[np.float64]
 _COLUMNS = ("loss", "accuracy", "p_correct")
 _NOTHING_IGNORED = -(2**62)  # F.nll_loss needs a number
 _PENDING_ROWS = 4096  # batches smaller than this are summed together: a few rows cost as much as a thousand
+_PENDING_LOG_P = 2**20  # numbers, 4 MB: so do the log-probabilities of small classifiers
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,7 +60,6 @@ class Reading:
         class_count: targets seen of each class since the monitor was made [C].
         names: name of each group [G]; "group_01" and so on, unless the groups were given by name.
         extra: further columns [G]: "top_k" and "bits_per_byte", if asked for.
-        repeated: whether rows that a distributed sampler repeated may be counted more than once.
     """
 
     loss: Array
@@ -75,7 +75,6 @@ class Reading:
     class_count: NDArray[np.int64]
     names: tuple[str, ...] = ()
     extra: Mapping[str, Array] = field(default_factory=dict)
-    repeated: bool = False
     _classes: Mapping[str, Array] = field(default_factory=dict)
     _tokenizer: Any = None
 
@@ -152,8 +151,6 @@ class Reading:
         cells = [f"{'all':>{width}}", f"{classes.sum():>9}", f"{self.share.sum():>7.1%}", *means]
         lines.append(" ".join(cells).rstrip())
         lines.append(f"groups cut from {self.cut}; {self.count.sum()} rows")
-        if self.repeated:
-            lines.append("rows that a distributed sampler repeats are counted each time")
         if self.nonfinite.any():
             lines.append(f"{self.nonfinite.sum()} rows with a loss that is not finite are in no mean")
         return "\n".join(lines)
@@ -223,7 +220,6 @@ class Monitor:
         self.top_k = top_k
         self.tokenizer = tokenizer
         self.process_group = process_group
-        self.repeated = False
         self._bytes: Array | None = None
         self._watch: HeadWatch | None = None
         self._make_sums(torch.device("cpu"))
@@ -292,13 +288,13 @@ class Monitor:
             with torch.no_grad():
                 index, ignored = self._valid(targets), -1
         y = index.to(rows.device)
-        log_p = F.log_softmax(rows, 1)
+        log_p = rows.log_softmax(1)
         try:
             loss = F.nll_loss(log_p, y, ignore_index=ignored, reduction="mean" if normalizer is None else "sum")
         except IndexError as error:
             self._valid(targets)  # raises, naming the class
             raise SpecError(f"targets: {error}") from error
-        if torch.compiler.is_compiling() or not recomputing():
+        if torch.compiler.is_compiling() or not (recomputing() or self._keep(log_p, index)):
             with torch.no_grad():
                 losses = F.nll_loss(log_p, y, ignore_index=ignored, reduction="none")
                 correct = _is_first(log_p, y) if self.accuracy else None
@@ -409,7 +405,6 @@ class Monitor:
             class_count=seen.astype(np.int64),
             names=grouping.names or _numbered(groups.num_groups),
             extra=extra,
-            repeated=self.repeated,
             _classes={"count": count} | {name: mean(value, count) for name, value in sums.items()},
             _tokenizer=self.tokenizer,
         )
@@ -441,6 +436,7 @@ class Monitor:
         if len(state["count"]) != self.num_classes:
             raise SpecError(f"state: expected {self.num_classes} classes, got {len(state['count'])}")
         self._pending.clear()
+        self._log_p.clear()
         self._stats = ClassStats(*(state[f.name].clone() for f in fields(ClassStats)))
         for name in _OTHERS:
             setattr(self, f"_{name}", state[name].clone())
@@ -458,6 +454,8 @@ class Monitor:
             self._unplain, self._untopped = flag.clone(), flag.clone()
         self._pending: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]] = []
         self._pending_rows = 0
+        self._log_p: list[tuple[Tensor, Tensor]] = []
+        self._log_p_room = _PENDING_LOG_P
 
     def _move(self, device: torch.device) -> None:
         state = self.state_dict()
@@ -478,6 +476,34 @@ class Monitor:
         if self.ignore_index is not None:  # it may be a class
             wrong = wrong | (index == self.ignore_index)
         return torch.where(wrong, -1, index)
+
+    def _keep(self, log_p: Tensor, index: Tensor) -> bool:
+        """Keep the log-probabilities [M, C] of a small batch, which nobody else can change, to judge them with others.
+
+        Each of the kernels that judge a batch takes as long for a few rows as for a thousand.
+        """
+        room = log_p.numel()
+        if 32 * room > _PENDING_LOG_P or self._watch is not None or self.top_k is not None:
+            return False
+        if index.device != self._stats.count.device or log_p.device != index.device:
+            return False
+        self._log_p.append((log_p.detach(), index.clone()))  # callers may overwrite their targets
+        self._log_p_room -= room
+        if self._log_p_room < room or len(self._log_p) >= 64:
+            self._flush()
+        return True
+
+    @torch.no_grad()
+    def _judge_kept(self) -> None:
+        kept, self._log_p, self._log_p_room = self._log_p, [], _PENDING_LOG_P
+        kinds: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for batch in kept:
+            kinds.setdefault(batch[0].dtype, []).append(batch)
+        for batches in kinds.values():
+            log_p, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
+            y = index.clamp(0, self.num_classes - 1)  # `_fold` leaves out the rows that are ignored
+            losses = log_p.gather(1, y[:, None]).neg_()[:, 0]
+            self._fold(index, losses, _is_first(log_p, y) if self.accuracy else None, None, True)
 
     def _pending_allowed(self, index: Tensor) -> bool:
         return len(index) < _PENDING_ROWS and index.device == self._stats.count.device and self._is_eager()
@@ -514,6 +540,8 @@ class Monitor:
 
     @torch.no_grad()
     def _flush(self) -> None:
+        if self._log_p:
+            self._judge_kept()
         pending, self._pending, self._pending_rows = self._pending, [], 0
         kinds: dict[tuple[Any, ...], list[Any]] = {}
         for rows in pending:
@@ -531,6 +559,13 @@ class Monitor:
 
     def _fold(self, index: Tensor, losses: Tensor, correct: Tensor | None, top: Tensor | None, plain: bool) -> None:
         device = self._stats.count.device
+        if top is None and self._all_count(index, losses):
+            self._untopped += 1
+            self._unjudged += correct is None
+            self._unplain += not plain
+            judged = torch.zeros_like(index) if correct is None else correct.to(device)
+            self._stats.update(index, losses, judged, torch.exp(-losses.double()))
+            return
         valid = (index >= 0) & (index < self.num_classes)
         if self.ignore_index is not None:
             valid &= index != self.ignore_index
@@ -546,6 +581,16 @@ class Monitor:
         self._nonfinite.index_add_(0, index * valid, (valid & ~finite).long())
         if top is not None:
             self._top.index_add_(0, rows.clamp(min=0), (top.to(device) & (rows >= 0)).long())
+
+    def _all_count(self, index: Tensor, losses: Tensor) -> bool:
+        """Whether no row is ignored or not finite, where that is cheap to know: three passes instead of a dozen."""
+        if torch.compiler.is_compiling() or index.device.type != "cpu" or losses.device.type != "cpu":
+            return False
+        if not len(index):
+            return False
+        low, high = (int(end) for end in index.aminmax())
+        ignored = self.ignore_index is not None and low <= self.ignore_index <= high
+        return low >= 0 and high < self.num_classes and not ignored and math.isfinite(losses.sum().item())
 
     def _row_results(self, logits: Tensor, index: Tensor, judge: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Losses [M] of logits [..., C] and, on request, whether each target comes first, or among the first k."""
