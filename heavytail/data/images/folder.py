@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class ImageFolder(ImageRecipe):
         skip_corrupt: leave out training and validation images that cannot be decoded, and count them in
             `info`; finding them decodes every image of the subset once. If False, the first one raises a DataError.
     """
+
+    small: ClassVar[dict[str, Any]] = {"path": "images", "size": 8}
 
     path: str
     skip_corrupt: bool = False
