@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from heavytail.results.figure import Figure
 from heavytail.results.results import Results, SweepRef
 from heavytail.train.options import Options
 from heavytail.train.progress import Lines, Silence, display
+from heavytail.train.runner import Interrupted
 from tests.problems import tiny_preset
 from tools.publish import publish
 
@@ -164,6 +167,22 @@ def test_the_plan_and_each_figure_are_announced(
     assert "about 4 runs to train, roughly 1 minute with 1 worker\n" in printed
     assert "1 to draw after training, in this order: fig99" in printed
     assert "fig99 done" in printed
+
+
+def test_the_page_stops_reloading_when_it_is_interrupted(mine: Figure, tmp_path: Path) -> None:
+    """SIGINT leaves a report of what is complete that does not reload itself; the error names what is missing."""
+
+    class Interrupts(Silence):
+        def started(self, spec: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    options, figures = Options(tmp_path / "data", "cpu", 1), [mine, unneeding("fig97")]
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted, match=r"1 of 2 figures .*; missing: fig99"):
+        reproduce(figures, RunStore(tmp_path / "root"), out, scale="quick", options=options, display=Interrupts())
+    page = (out / "report.html").read_text()
+    assert "fig97" in page
+    assert 'http-equiv="refresh"' not in page
 
 
 def test_a_figure_with_a_bug_hides_no_other(mine: Figure, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def reproduce(
         finished = True
         return sorted(work.claims, key=lambda claim: claim.figure)
     except Interrupted as error:
+        if work.shown:
+            write_report(out)  # an open page stops reloading itself
         missing = ", ".join(figure.id for figure in work.pending)
         done = f"{len(figures) - len(work.pending)} of {len(figures)} figures are in {out}"
         raise Interrupted(f"{error}; {done}" + (f"; missing: {missing}" if missing else "")) from None
