@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from heavytail.errors import SpecError
+
+if TYPE_CHECKING:  # torch takes over a second to import, and the audit needs frequency groups alone
+    import torch
+    from torch import Tensor
 
 __all__ = ["ClassStats", "FrequencyGroups"]
 
@@ -145,6 +147,8 @@ class ClassStats:
     @classmethod
     def zeros(cls, num_classes: int, device: torch.device | str | None = None) -> ClassStats:
         """Return the statistics of no rows."""
+        import torch
+
         whole = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
         real = torch.zeros(2, num_classes, dtype=torch.float64, device=device)
         return cls(whole[0], real[0], whole[1], real[1])
@@ -175,6 +179,8 @@ class ClassStats:
         Raises:
             SpecError: the shapes differ, or targets are not integers or (on a CPU) not classes; then nothing is added.
         """
+        import torch
+
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise SpecError(f"targets: expected integers, got {targets.dtype}")
         for name, value in (("losses", losses), ("correct", correct), ("p_correct", p_correct)):

@@ -114,10 +114,11 @@ def test_modules_have_no_circle() -> None:
             "torch matplotlib polars",
         ),
         ("heavytail.train.runner", "torch"),
+        ("heavytail.audit.audit, heavytail.data.text.vocabulary, heavytail.data.text.tokenizer", "torch matplotlib"),
     ],
 )
 def test_importing_is_light(modules: str, heavy: str) -> None:
-    """Help, specs, presets and stores, and the parent of a pool of workers until it needs a key, load no torch."""
+    """Help, presets, stores, audits, and the parent of a pool of workers until it needs a key load no torch."""
     code = f"import sys, {modules}; print([m for m in {heavy.split()} if m in sys.modules])"
     assert output(code) == "[]"
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
+import os
+import pty
+import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,8 +22,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from heavytail.analysis.zipf import fit
+from heavytail.audit import counting
 from heavytail.audit.audit import audit, audit_counts, group_times
+from heavytail.audit.counting import count
 from heavytail.cli import main
+from heavytail.data import readers
 from heavytail.errors import DataError, SpecError
 from tests.reference import monitor as reference
 
@@ -48,6 +57,39 @@ def test_text_in_every_container(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt.gz", "c.jsonl", "d.csv", "folder"):
         assert found(tmp_path / name) == WORDS, name
     assert found(tmp_path / "e.parquet", column="body") == WORDS
+
+
+def test_processes_count_what_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several processes give the counts of one, classes in the same order, for every container of text."""
+    generator = random.Random(0)
+    rows = [" ".join(f"w{int(generator.paretovariate(0.8))}, it's" for _ in range(50)) for _ in range(300)]
+    (tmp_path / "a.txt").write_text("\n".join(rows))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress("\n".join(rows).encode(), mtime=0))
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    monkeypatch.setattr(readers, "SHOWN", 0)
+    monkeypatch.setattr(counting, "_TASK", 1)
+    for name in ("a.txt", "b.txt.gz", "c.jsonl"):
+        one, two = count(tmp_path / name), count(tmp_path / name, jobs=2)
+        assert list(one.by_name.items()) == list(two.by_name.items())
+        assert sum(one.by_name.values()) == 300 * 50 * 5
+
+
+def test_a_long_audit_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
+    """Standard error has a bar that names the file if it is a terminal, and standard output the same table."""
+    (tmp_path / "a.txt").write_text(TEXT * 20_000)
+    code = "import sys; from heavytail.data import readers; readers.SHOWN = 0; from heavytail.cli import main; "
+    command = [sys.executable, "-c", code + f"main(['audit', {str(tmp_path / 'a.txt')!r}])"]
+    shown, terminal = pty.openpty()
+    with subprocess.Popen(command, stderr=terminal, stdout=subprocess.PIPE, text=True) as process:
+        os.close(terminal)
+        table, bar = process.communicate()[0], b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := os.read(shown, 4096):
+                bar += part
+    os.close(shown)
+    assert b"reading a.txt" in bar
+    assert table == subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "280000 samples of 8 classes" in table
 
 
 def test_labels_in_every_container(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def audit(
     labels: bool = False,
     dtype: str | None = None,
     num_groups: int = 10,
+    jobs: int = 1,
 ) -> Audit:
     """Count the classes in a file, or in all files of a folder, and return the statistics of the counts.
 
@@ -211,6 +212,8 @@ def audit(
         labels: each cell of the column is one class, text included.
         dtype: type of raw token ids without a header ("uint16").
         num_groups: number of frequency groups.
+        jobs: processes that count the words of large texts; a script that asks for several needs the usual
+            `if __name__ == "__main__"`.
 
     Raises:
         DataError: a file cannot be read in the format of its name and first bytes, or has no samples.
@@ -221,7 +224,7 @@ def audit(
         place = Path(path).expanduser()
     except RuntimeError as error:
         raise DataError(f"{path}: {error}") from error
-    found = count(place, tokenizer=tokenizer, vocab=vocab, column=column, labels=labels, dtype=dtype)
+    found = count(place, tokenizer=tokenizer, vocab=vocab, column=column, labels=labels, dtype=dtype, jobs=jobs)
     if not found.by_name:
         empty = f", only {found.missing} empty cells" if found.missing else ""
         raise DataError(f"{path}: expected at least one class, got none{empty}")

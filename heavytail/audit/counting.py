@@ -7,10 +7,13 @@ is checked. Memory is bounded by the number of classes and `readers.LONGEST`.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ TOKENIZERS = ("words", "bpe", "unigram")
 MOST_CLASSES = 10_000_000  # about 1 GB of words
 _LINES = 10_000  # tokenised at a time
 _BLOCK = 2**16  # characters of text split into words at a time
+_TASK = 64  # blocks sent to a process at a time
 _LONG_WORDS = 20  # mean characters of a word: text without spaces
 
 _WHOLE = r"^\s*-?[0-9]{1,18}(\.0*)?\s*$"  # in csv: a whole number, also with the .0 of a column of floats
@@ -60,6 +64,7 @@ def count(
     column: str | None = None,
     labels: bool = False,
     dtype: str | None = None,
+    jobs: int = 1,
 ) -> Counts:
     """Count the classes in a file or in all files of a folder; arguments and errors as for `audit`."""
     if vocab is not None and vocab < 2:
@@ -84,7 +89,7 @@ def count(
         corpus.missing, repeated = found
         if repeated:
             notes.append(repeated)
-    by_name, what = _count_text(corpus, tokenizer, vocab)
+    by_name, what = _count_text(corpus, tokenizer, vocab, jobs if corpus.size >= readers.SHOWN else 1)
     return Counts(by_name, what, missing=corpus.missing, notes=(*notes, *_long_words(by_name, tokenizer)))
 
 
@@ -97,6 +102,11 @@ class _Corpus:
     dtype: str | None
     missing: int = 0
 
+    @cached_property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(file.stat().st_size for file in self.files)
+
     def cells(self) -> Iterator[readers.Cells]:
         return self._read(lambda file, form, bar: readers.columns(file, form, self.column, self.dtype, bar))
 
@@ -104,8 +114,7 @@ class _Corpus:
         return self._read(lambda file, form, bar: readers.texts(file, form, self.column, bar))
 
     def _read(self, read: Callable[..., Iterator[Any]]) -> Iterator[Any]:
-        total = sum(file.stat().st_size for file in self.files)
-        with readers.progress(f"reading {self.files[0].name}", total) as bar:
+        with readers.progress(f"reading {self.files[0].name}", self.size) as bar:
             for file in self.files:
                 form: Format = readers.sniff(file, self.dtype)
                 yield from read(file, form, bar)
@@ -114,14 +123,14 @@ class _Corpus:
 # -- text ------------------------------------------------------------------------------------------------------------
 
 
-def _count_text(corpus: _Corpus, tokenizer: str, vocab: int | None) -> tuple[Mapping[str, int], str]:
+def _count_text(corpus: _Corpus, tokenizer: str, vocab: int | None, jobs: int) -> tuple[Mapping[str, int], str]:
     """Counts by token, and a description of the tokens."""
-    from heavytail.data.text.vocabulary import UNKNOWN, basic_english, vocabulary_of
-
     if tokenizer == "words":
+        from heavytail.data.text.vocabulary import UNKNOWN, vocabulary_of
+
         counts: Counter[str] = Counter()
-        for block in _blocks(corpus.texts()):
-            counts.update(basic_english(block))
+        for some in _counted(_blocks(corpus.texts()), jobs):
+            counts.update(some)
             _check_size(counts)
         if vocab is None:
             return counts, "words"
@@ -151,6 +160,30 @@ def _count_text(corpus: _Corpus, tokenizer: str, vocab: int | None) -> tuple[Map
     by_name = {pieces[k] or f"#{k}": int(total[k]) for k in np.flatnonzero(total).tolist()}
     assert sum(by_name.values()) == tokens, "two tokens share a name"
     return by_name, what
+
+
+def _counted(blocks: Iterator[str], jobs: int) -> Iterator[Counter[str]]:
+    """Counts of the words of all blocks, in their order, by `jobs` processes."""
+    tasks = iter(lambda: list(islice(blocks, _TASK)), [])
+    if jobs == 1:
+        yield from map(_count_words, tasks)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        waiting: deque[Future[Counter[str]]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(_count_words, task))
+            if len(waiting) > 2 * jobs:  # reading must not run far ahead of counting
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
+
+
+def _count_words(blocks: list[str]) -> Counter[str]:
+    from heavytail.data.text.vocabulary import basic_english
+
+    counts: Counter[str] = Counter()
+    for block in blocks:
+        counts.update(basic_english(block))
+    return counts
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:

@@ -37,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the audit, and write it with its picture to --out."""
     from heavytail.audit.audit import audit
+    from heavytail.train.options import num_cores
 
     out = writable(args.out) if args.out is not None else None
     result = audit(
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         labels=args.labels,
         dtype=args.dtype,
         num_groups=args.groups,
+        jobs=num_cores(),
     )
     if isinstance(sys.stdout, io.TextIOWrapper):  # class names may have characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")

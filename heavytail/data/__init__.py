@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from heavytail.errors import DataError
 from heavytail.experiment.registry import Registry
 from heavytail.metrics import FrequencyGroups
+
+if TYPE_CHECKING:  # torch takes over a second to import, and the audit reads files alone
+    import torch
+    from torch import Tensor
 
 
 class Batch(NamedTuple):
@@ -77,6 +78,8 @@ class Data:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        import torch
+
         for name, split in (("train", self.train), ("test", self.test)):
             if split is None:
                 continue
@@ -100,6 +103,8 @@ class Data:
     @cached_property
     def counts(self) -> Tensor:
         """Number of training targets of each class, [C] int64."""
+        import torch
+
         return torch.bincount(self.train.targets.flatten(), minlength=self.num_classes)
 
     def groups(self, num_groups: int = 10) -> FrequencyGroups:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from heavytail.data import Data, Nominal, Split
 from heavytail.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    import torch
 
 UNKNOWN = "<unk>"
 
@@ -58,6 +60,8 @@ def vocabulary_of(counts: Counter[str], max_size: int | None = None) -> dict[str
 
 def encode(words: Sequence[str], vocabulary: Mapping[str, int]) -> torch.Tensor:
     """Return the class numbers [T] of the words, int64; a word outside the vocabulary is `<unk>`."""
+    import torch
+
     numbers = np.fromiter((vocabulary.get(word, 0) for word in words), np.int64, len(words))
     return torch.from_numpy(numbers)
 
@@ -65,6 +69,7 @@ def encode(words: Sequence[str], vocabulary: Mapping[str, int]) -> torch.Tensor:
 def cut_sequences(tokens: torch.Tensor, length: int) -> Split:
     """Return the sequences [N, L] of a token stream [T] and their targets, N = (T - 1) // L; the tail is dropped.
 
+    >>> import torch
     >>> split = cut_sequences(torch.arange(8), 3)
     >>> split.inputs.tolist(), split.targets.tolist()
     ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
@@ -104,6 +109,8 @@ class TextSettings:
 
     def _nominal(self, train: int, test: int, types: int) -> Nominal:
         """Return the sizes of a data set, without loading it, from the numbers of tokens and types."""
+        import torch
+
         tokens = torch.zeros(1, self.length, dtype=torch.int64)
         data = Data(Split(tokens, tokens), None, min(self.max_vocab or types, types))
         samples = ((min(self.max_tokens or n, n) - 1) // self.length for n in (train, test))
