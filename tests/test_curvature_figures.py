@@ -29,7 +29,7 @@ LIGHT = (64 // 2**GROUP) / (64 // 2**GROUP).sum()  # the same with a first class
 ONES = np.ones((3, C))
 NOISE, OTHER = np.exp(np.random.default_rng(0).normal(size=(2, 3, C)))
 PRESETS = {
-    "linear": "",
+    "linear-path": "",
     "cnn": "",
     "resnet18": "heavy-tailed",
     "two-layer-transformer": "",
@@ -52,7 +52,9 @@ def entries(within: float, between: float, share: float) -> Arrays:
     block = np.kron(np.eye(3), np.ones((2, 2))) > 0
     hessian = np.stack([np.where(block, within, between)] * 3)
     others = np.full((3, C), 0.1)
-    return {"log_uniform": hessian, "uniform": hessian, "diagonal_share": share + 0 * others, "largest_other": others}
+    traces = np.stack([np.where(np.eye(3), within, between)] * 3)
+    sampled = {"log_uniform": hessian, "uniform": hessian, "log_uniform_traces": traces, "uniform_traces": traces}
+    return {**sampled, "diagonal_share": share + 0 * others, "largest_other": others, "median_other": others}
 
 
 def moments(error: float = 0.0) -> Arrays:
@@ -80,7 +82,7 @@ def made(tmp_path: Path) -> Callable[..., Results]:
             text = f'name = "{preset}"\ntitle = "made up"\n[run]\nmodel = "linear"\nsteps = 20\ndata_seed = {place}\n'
             text += 'data = { name = "random-heavy-tail", groups = 3 }\n'
             text += f"[sweep]\nlr = 1.0\nseeds = [0]\nprobes = [{measured}]\n"
-            text += '[[sweep.optim]]\nname = "gd"\nmomentum = 0.9\n[[sweep.optim]]\nname = "adam"\nbeta1 = 0.9\n'
+            text += '[[sweep.optim]]\nname = "gd"\nmomentum = [0.0, 0.9]\n[[sweep.optim]]\nname = "adam"\nbeta1 = 0.9\n'
             text += f"[variant.{variant}]\n" if variant else ""
             (tmp_path / f"{preset}.toml").write_text(text)
         results = Results(RunStore(tmp_path), "quick", presets=tmp_path)
@@ -123,8 +125,8 @@ EITHER_WAY: list[tuple[str, str, Arrays, Arrays]] = [
     (
         "fig23",
         "adam-assigns-rare",
-        {"head-blocks": {"gd+m": blocks(), "adam+m": blocks(p_correct=0.51)}},
-        {"head-blocks": {"gd+m": blocks(), "adam+m": blocks(p_correct=np.where(GROUP == 4, 0.49, 1.0))}},
+        {"head-blocks": {"gd-m": blocks(), "adam+m": blocks(p_correct=0.51)}},
+        {"head-blocks": {"gd-m": blocks(), "adam+m": blocks(p_correct=np.where(GROUP == 4, 0.49, 1.0))}},
     ),
     (
         "fig23",
@@ -144,7 +146,7 @@ EITHER_WAY: list[tuple[str, str, Arrays, Arrays]] = [
         "fig27",
         "uncorrelated",
         {"mirrored-head-blocks": blocks(PI * NOISE, 1 / PI)},
-        {"mirrored-head-blocks": {"gd+m": blocks(PI, 1 / PI), "adam+m": blocks(PI, PI)}},
+        {"mirrored-head-blocks": {"adam+m": blocks(PI, PI)}},
     ),
     *(
         (name, claim, {"hessian-entries": entries(-1.0, 0.1, 1.0)}, {"hessian-entries": bad})

@@ -67,11 +67,11 @@ def test_dropout_does_not_enter_what_is_recorded(tmp_path: Path) -> None:
 
 def test_figures_8_and_28_show_forty_classes_and_four_inputs() -> None:
     """160 x 160 entries are 40 classes times 4 inputs, of two samplings (erratum 7)."""
-    for preset in (Sweep.load("linear", scale=scale) for scale in ("paper", "small", "quick")):
+    for preset in (Sweep.load("linear-path", scale=scale) for scale in ("paper", "small", "quick")):
         component = next(p for p in preset.probes if p.name == "hessian-entries")
         probe = registry("probe").make(component)
         assert isinstance(probe, HessianEntriesProbe)
-        assert (probe.classes, probe.inputs) == (40, 4)
+        assert (probe.classes, probe.inputs, probe.traced) == (40, 4, 160)
 
 
 def test_block_traces_cannot_fail_to_be_dominant() -> None:

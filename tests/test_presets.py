@@ -72,6 +72,7 @@ def image_models(name: str, settings: dict[str, Any]) -> dict[tuple[str, str], d
 
 PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("linear", ""): LINEAR,
+    ("linear-path", ""): {**LINEAR, "steps": 100},
     ("linear", "weighted-sqrt"): LINEAR | SQRT,
     ("linear", "weighted-inverse"): LINEAR | INVERSE,
     ("linear-inputs", ""): {**SMALL_LINEAR, "steps": 25, "data": {**SMALL_LINEAR["data"], "inputs": "aligned"}},
@@ -124,8 +125,11 @@ OPTIMIZERS = {  # the others have GD_AND_ADAM
     "two-layer-transformer": {"gd-m", "gd+m", "adam-m", "adam+m"},
     "linear-inputs": {"gd-m", "adam-m"},
     "linear-long": {"gd-m"},
+    "linear-path": {"gd-m", "adam+m"},
     "simple-imbalanced": {"gd", "sign"},
 }
+# Step sizes that a figure is defined by, as powers of ten: the authors' own, without a search (one seed of a path).
+FIXED = {"linear-path": ({"gd-m": -2.5, "adam+m": -3.5}, (0,)), "linear-long": ({"gd-m": -2.0}, (0, 1, 2))}
 
 
 def variants(preset: str) -> list[str]:
@@ -180,7 +184,12 @@ def test_paper_scale_is_the_papers(preset: str, variant: str) -> None:
         for name, value in wanted.items():
             got = table[name]
             assert ({k: got[k] for k in value} if isinstance(value, dict) else got) == value
-        if preset != "simple-imbalanced":  # whose step sizes are time steps of a flow, and nothing is random
+        if preset in FIXED:
+            rates, seeds = FIXED[preset]
+            assert arm.grid.fixed
+            assert arm.grid.exponents == (rates[arm.label],)
+            assert sweep.seeds == seeds
+        elif preset != "simple-imbalanced":  # whose step sizes are time steps of a flow, and nothing is random
             assert set(GRID) <= set(arm.grid.exponents)
             assert arm.grid.refine == 2
             assert sweep.seeds == (0, 1, 2)

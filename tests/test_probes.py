@@ -15,6 +15,7 @@ from heavytail.experiment.preset import SCALES
 from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Array, RunStore
+from heavytail.experiment.sweep import Sweep
 from heavytail.results.figure import all_figures
 from heavytail.results.results import MissingRuns, Results, SweepRef
 from heavytail.train.engine import build_model, load_data, train
@@ -113,7 +114,9 @@ def test_probes_measure_the_head(tmp_path: Path) -> None:
         classes = sample_classes(data.counts.numpy(), 40, name)  # type: ignore[arg-type]
         expected = hessian[classes][:, inputs][:, :, classes][..., inputs].reshape(28, 28)
         measured = arrays[f"probe/hessian-entries/{name.replace('-', '_')}"][0]
+        traces = arrays[f"probe/hessian-entries/{name.replace('-', '_')}_traces"][0]
         np.testing.assert_allclose(measured, expected, rtol=1e-6)
+        np.testing.assert_allclose(traces, torch.einsum("kdjd->kj", hessian)[classes][:, classes], rtol=1e-6)
     gradient, hessian, _, _ = reference.head_derivatives(X, y, 0 * head.weight, 0 * head.bias)
     for kind, value in (("grad_norm", gradient.norm(dim=1)), ("trace", torch.einsum("kdkd->k", hessian))):
         np.testing.assert_allclose(arrays[f"probe/proposition-2/zero_{kind}"][0], value, rtol=1e-10)
@@ -166,8 +169,15 @@ def test_only_the_selected_runs_are_probed(tmp_path: Path) -> None:
 
 def test_a_need_without_probes_does_not_pay_for_them() -> None:
     """A figure that only needs the losses does not make the search measure anything."""
-    assert SweepRef("linear", probed=True).load("quick").probes
-    assert SweepRef("linear").load("quick").probes == ()
+    assert SweepRef("cnn", probed=True).load("quick").probes
+    assert SweepRef("cnn").load("quick").probes == ()
+
+
+def test_a_fixed_step_size_is_measured_in_its_only_run() -> None:
+    """Without a search the first seed's run carries the probes from the start; other seeds' runs carry none."""
+    sweep = replace(Sweep.load("linear-path"), seeds=(0, 1))
+    assert [(s.seed, s.probes == sweep.probes) for s in sweep.propose(lambda _: None)] == [(0, True), (1, False)] * 2
+    assert all(s.probes == () for s in sweep.unprobed().propose(lambda _: None))
 
 
 @pytest.mark.parametrize("scale", SCALES)

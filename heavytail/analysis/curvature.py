@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -217,6 +217,19 @@ def dominance(matrix: Tensor) -> tuple[Tensor, Tensor]:
     diagonal = size.diagonal().clone()
     size.fill_diagonal_(0.0)
     return diagonal / size.sum(1), size.amax(1) / diagonal
+
+
+def median_other(matrix: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the median over j != k of |H_kj| / |H_kk| for each row of a square matrix [C, C] -> [C].
+
+    >>> median_other(np.array([[4.0, -1.0, 3.0], [1.0, 2.0, 1.0], [2.0, 6.0, 4.0]])).tolist()
+    [0.5, 0.5, 1.0]
+    """
+    size = np.abs(matrix)
+    C = len(size)
+    others = size[~np.eye(C, dtype=bool)].reshape(C, C - 1)
+    median: NDArray[np.float64] = np.median(others, axis=1) / size.diagonal()
+    return median
 
 
 def _probabilities(pairs: Pairs, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:

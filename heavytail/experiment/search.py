@@ -29,6 +29,11 @@ class Grid:
     exponents: tuple[float, ...]
     refine: int | None = None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether there is a single step size, so that nothing is searched."""
+        return len(self.exponents) == 1 and self.refine is None
+
     @classmethod
     def parse(cls, value: object, where: str) -> Grid:
         """Read a grid.

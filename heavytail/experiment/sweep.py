@@ -129,6 +129,9 @@ class Sweep:
             probed = None if best is None else self.probed(best)
             if probed is not None and lookup(probed) is None:
                 todo = [probed]
+            elif arm.grid.fixed:
+                # Without a search the selected run is known: measure along it at once, not in a second run.
+                todo = [replace(s, probes=self.probes) if self.probes and s.seed == self.seeds[0] else s for s in todo]
             proposed += todo
         return proposed
 

@@ -1,7 +1,7 @@
 """Gradient norm against Hessian trace, class by class, along a run (figures 7 and 23 to 27).
 
-Both are per row of the head, measured by the probes `head-blocks` and `mirrored-head-blocks` along the
-selected runs of the first seed.
+Both are per row of the head, measured by the probes `head-blocks` and `mirrored-head-blocks` along the selected runs of
+the first seed. On softmax regression the figures show one path at the authors' step sizes, without a search.
 
 Shapes: P measured steps, C classes, G frequency groups.
 """
@@ -21,7 +21,8 @@ from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 
 PAIR = ("gd+m", "adam+m")
-LINEAR = SweepRef("linear", PAIR, probed=True)
+LINEAR = SweepRef("linear-path", ("gd-m", "adam+m"), probed=True)
+ADAM = SweepRef("linear-path", ("adam+m",), probed=True)
 BLOCKS, MIRRORED = "head-blocks", "mirrored-head-blocks"
 WARMED_UP, REPEATED = 10, 4  # figure 7: first step, and minimum samples of a class, of the correlation
 
@@ -70,6 +71,13 @@ class BlockTrack:
         seen = self.count > 0
         return loglog(self.grad_norm[row], self.trace[row], seen if where is None else seen & where)
 
+    def group_p_quantiles(self, *shares: float) -> Array:
+        """Return quantiles over each group's classes of the probability of the correct class, [Q, P, G]."""
+        seen = self.count > 0
+        groups = range(int(self.group.max()) + 1)
+        quantiles = [np.quantile(self.p_correct[:, seen & (self.group == g)], shares, axis=1) for g in groups]
+        return np.stack(quantiles, axis=-1)
+
     def group_p_correct(self) -> Array:
         """Return the mean probability of the correct class over the samples of each group, [P, G]."""
         num_groups = int(self.group.max()) + 1
@@ -113,12 +121,13 @@ def same_axes(panels: Sequence[Panel]) -> None:
 
 
 def group_probabilities(panel: Panel, track: BlockTrack) -> None:
-    """Plot the probability of the correct class over steps, one line per group."""
-    p = track.group_p_correct()
-    for g, colour in enumerate(group_colours(p.shape[1])):
-        panel.line(track.step, p[:, g], f"group {g + 1}", color=colour, marker=".", markersize=3)
+    """Plot the probability of the correct class over steps: median of each group, shaded from 5 to 95 % of classes."""
+    low, median, high = track.group_p_quantiles(0.05, 0.5, 0.95)
+    for g, colour in enumerate(group_colours(median.shape[1])):
+        panel.band(track.step, low[:, g], high[:, g], f"group {g + 1}", color=colour, alpha=0.15)
+        panel.line(track.step, median[:, g], f"group {g + 1}", color=colour, marker=".", markersize=3, linewidth=1.0)
     panel.axes.set_xscale("symlog", linthresh=1)
-    panel.axes.set(ylim=(-0.03, 1.03), xlim=(0, None))
+    panel.axes.set(yscale="log", ylim=(max(float(low.min()), 1e-8) / 2, 1.5), xlim=(0, None))
 
 
 # -- figure 7 --------------------------------------------------------------------------------------------------------
@@ -126,7 +135,7 @@ def group_probabilities(panel: Panel, track: BlockTrack) -> None:
 
 def adam_track(results: Results) -> BlockTrack:
     """Return the blocks along Adam's path on the problem of figure 4."""
-    return BlockTrack.read(results, LINEAR, "adam+m")
+    return BlockTrack.read(results, ADAM, "adam+m")
 
 
 def plot_adam_path(results: Results) -> Picture:
@@ -173,7 +182,7 @@ register(
         "Gradient norm and Hessian trace of each class",
         "Figure 7",
         "Under Adam, gradient norm and Hessian trace of the rows become proportional, both ordered by class frequency.",
-        (SweepRef("linear", ("adam+m",), probed=True),),
+        (ADAM,),
         (
             claim("traces-start-equal", "<=", 1.2, "largest over smallest Hessian trace of a class at step 0",
                 initial_spread),
@@ -188,27 +197,39 @@ register(
 # -- figures 23 to 27 ------------------------------------------------------------------------------------------------
 
 
-def shown_rows(track: BlockTrack, num: int = 4) -> list[int]:
+COLUMNS = 4  # scatter plots of one row
+
+
+def shown_rows(track: BlockTrack, num: int) -> list[int]:
     """Return up to `num` of the measured steps, the first and the last among them."""
     return sorted(set(np.linspace(0, len(track.step) - 1, num).round().astype(int).tolist()))
 
 
-def paths_plot(ref: SweepRef, probe: str = BLOCKS) -> Callable[[Results], Picture]:
-    """Return a plot function: per optimizer a row of scatter plots along its path and p(correct) by group."""
+def paths_plot(ref: SweepRef, probe: str = BLOCKS, *, times: int = COLUMNS) -> Callable[[Results], Picture]:
+    """Return a plot function: per optimizer the scatter plots along its path, and p(correct) by group on their right.
+
+    Args:
+        ref: the sweep.
+        probe: the measurements.
+        times: the largest number of scatter plots of an optimizer.
+    """
 
     def plot(results: Results) -> Picture:
         tracks = [BlockTrack.read(results, ref, label, probe) for label in results.labels(ref)]
-        rows = shown_rows(tracks[0])
-        picture = Picture(len(tracks), len(rows) + 1, width=2.2)
+        rows = shown_rows(tracks[0], times)
+        lines = -(-len(rows) // COLUMNS)
+        columns = min(len(rows), COLUMNS)
+        picture = Picture(len(tracks) * lines, columns + 1, width=2.0, height=1.9)
         scatters = []
-        for r, track in enumerate(tracks):
-            last = r == len(tracks) - 1
-            for c, row in enumerate(rows):
-                xlabel, ylabel = "gradient norm" if last else "", "" if c else "Hessian trace"
-                scatters.append(picture.panel(r, c, f"{track.name}, t = {track.step[row]}", xlabel, ylabel))
+        for first, track in zip(range(0, len(tracks) * lines, lines), tracks, strict=True):
+            for place, row in enumerate(rows):
+                r, c = first + place // COLUMNS, place % COLUMNS
+                xlabel = "gradient norm" if r == len(tracks) * lines - 1 else ""
+                title = f"{track.name}, t = {track.step[row]}"
+                scatters.append(picture.panel(r, c, title, xlabel, "" if c else "Hessian trace"))
                 scatter(scatters[-1], track, row)
-            panel = picture.panel(r, len(rows), f"{track.name}, p(correct)", "step" if last else "", "")
-            group_probabilities(panel, track)
+            tall = slice(first, first + lines)
+            group_probabilities(picture.panel(tall, columns, f"{track.name}, p(correct)", "step", ""), track)
         same_axes(scatters)
         picture.group_bar(list(picture.panels.values()), int(tracks[0].group.max()) + 1)
         return picture
@@ -218,7 +239,7 @@ def paths_plot(ref: SweepRef, probe: str = BLOCKS) -> Callable[[Results], Pictur
 
 def halves_apart(results: Results) -> float:
     """Return Pearson over the more frequent half of classes minus that over the rarer half, at the end of GD's path."""
-    track = BlockTrack.read(results, LINEAR, "gd+m")
+    track = BlockTrack.read(results, LINEAR, "gd-m")
     frequent, rare = (track.relation(-1, half).pearson.value for half in frequency_halves(track.count))
     return frequent - rare
 
@@ -239,7 +260,7 @@ register(
                 "log-log Pearson (gradient norm, trace) at the last measured step of GD: more frequent half of classes "
                 "less rarer half", halves_apart),
         ),
-        paths_plot(LINEAR),
+        paths_plot(LINEAR, times=8),
     )
 )  # fmt: skip
 
@@ -268,24 +289,23 @@ register(correlation_figure("fig26", "The head of a two-layer transformer", "Fig
 
 
 def mirrored_correlation(results: Results) -> float:
-    """Return Pearson at the last measured step along -W_t, the larger one of GD and Adam."""
-    tracks = [BlockTrack.read(results, LINEAR, label, MIRRORED) for label in PAIR]
-    return float(np.max([track.relation(-1).pearson.value for track in tracks]))
+    """Return Pearson at the last measured step along -W_t of Adam."""
+    return BlockTrack.read(results, ADAM, "adam+m", MIRRORED).relation(-1).pearson.value
 
 
 register(
     Figure(
         "fig27",
-        "The same along the mirrored paths",
+        "The same along the mirrored path",
         "Figure 27",
         "At -W_t, where samples are assigned to wrong classes, gradient norm and Hessian trace are not proportional: "
         "it takes training, not only large weights.",
-        (LINEAR,),
+        (ADAM,),
         (
             claim("uncorrelated", "<=", 0.2,
-                "log-log Pearson (gradient norm, trace) over classes at the last measured -W_t, larger of GD and Adam",
+                "log-log Pearson (gradient norm, trace) over classes at the last measured -W_t of Adam",
                 mirrored_correlation),
         ),
-        paths_plot(LINEAR, MIRRORED),
+        paths_plot(ADAM, MIRRORED, times=8),
     )
 )  # fmt: skip

@@ -1,7 +1,8 @@
-"""Entries of the Hessian between some classes and inputs: the diagonal blocks dominate (figures 8 and 28, section H.1).
+"""Blocks of the Hessian between classes: those on the diagonal dominate (figures 8 and 28, section H.1).
 
-Measured by the probe `hessian-entries` along Adam's path on the problem of figure 4. The captions and the text of the
-paper disagree on the sampling of the classes (erratum 7): here figure 8 samples log-uniformly, figure 28 uniformly.
+Measured by the probe `hessian-entries` along Adam's path on the problem of figure 4. Figure 8 shows the traces of
+blocks, figure 28 entries. The captions and the text of the paper disagree on the sampling of the classes (erratum 7):
+here figure 8 samples log-uniformly, figure 28 uniformly.
 
 Shapes: P measured steps, C classes, K sampled classes, J inputs.
 """
@@ -15,7 +16,7 @@ from heavytail.results.claims import claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results, SweepRef
 
-ADAM = SweepRef("linear", ("adam+m",), probed=True)
+ADAM = SweepRef("linear-path", ("adam+m",), probed=True)
 DECADES = 6  # range of the colour scale below the largest entry
 ROUNDING = 1e-9  # relative rounding error allowed in an identity of sums over classes
 
@@ -44,26 +45,28 @@ def block_medians(entries: Array, inputs: int) -> tuple[float, float]:
     return float(np.median(size[diagonal])), float(np.median(size[~diagonal]))
 
 
-def hessian_figure(name: str, paper: str, array: str, words: str) -> Figure:
-    """Return the figure of the entries for one sampling of the classes."""
+def hessian_figure(name: str, paper: str, array: str, words: str, *, traces: bool) -> Figure:
+    """Return the figure of one sampling of the classes, of the traces of blocks or of entries."""
+    shown_array, axis = (f"{array}_traces", "class") if traces else (array, "class x input")
+    value = "|block trace|" if traces else "|entry|"
 
     def plot(results: Results) -> Picture:
-        steps, entries, inputs = measured(results, "step"), measured(results, array), num_inputs(results)
-        picture = Picture(1, len(steps) + 1, width=2.5, height=2.6)
+        steps, matrices = measured(results, "step"), measured(results, shown_array)
+        inputs = 1 if traces else num_inputs(results)
+        picture = Picture(1, len(steps) + 1, width=2.0, height=2.4)
         with np.errstate(divide="ignore"):
-            size = np.log10(np.abs(entries.astype(np.float64)))
+            size = np.log10(np.abs(matrices.astype(np.float64)))
         top = float(size.max())
         panels = []
         for column, step in enumerate(steps):
-            label = "class x input" if column == 0 else ""
-            panels.append(picture.panel(0, column, f"t = {step}", "class x input", label))
+            panels.append(picture.panel(0, column, f"t = {step}", axis, "" if column else axis))
             shown = np.maximum(size[column], top - DECADES)
-            panels[-1].image(shown, "log10 |entry|", vmin=top - DECADES, vmax=top, cmap="magma")
-            within, between = block_medians(entries[column], inputs)
-            panels[-1].corner(f"median within blocks {within:.1e}\nbetween blocks {between:.1e}")
+            panels[-1].image(shown, f"log10 {value}", vmin=top - DECADES, vmax=top, cmap="magma")
+            within, between = block_medians(matrices[column], inputs)
+            panels[-1].below(f"median: diagonal {within:.0e},\nothers {between:.0e}")
             panels[-1].axes.set(xticks=[], yticks=[])
-        picture.colour_bar(panels, "log10 |entry|")
-        panel = picture.panel(0, len(steps), "largest off-diagonal block", "classes, sorted", "of the diagonal trace")
+        picture.colour_bar(panels, f"log10 {value}")
+        panel = picture.panel(0, len(steps), "largest other block", "classes, sorted", "of the diagonal trace")
         others = measured(results, "largest_other")
         for column, step in enumerate(steps):
             shade = str(0.75 - 0.75 * column / max(1, len(steps) - 1))
@@ -86,12 +89,12 @@ def hessian_figure(name: str, paper: str, array: str, words: str) -> Figure:
             "Tr H_kk over sum of |Tr H_kj| over j != k, smallest over classes and measured steps (1 by an identity of "
             "the softmax, up to rounding)", lambda r: float(measured(r, "diagonal_share").min())),
     )  # fmt: skip
+    what = "Traces of Hessian blocks" if traces else "Entries of the Hessian"
     about = (
-        f"Entries of the Hessian along Adam's path, classes sampled {words}, most frequent first: the blocks on the "
-        "diagonal stand out."
+        f"{what} along Adam's path, classes sampled {words}, most frequent first: the blocks on the diagonal stand out."
     )
-    return Figure(name, f"Entries of the Hessian, classes sampled {words}", paper, about, (ADAM,), rules, plot)
+    return Figure(name, f"{what}, classes sampled {words}", paper, about, (ADAM,), rules, plot)
 
 
-register(hessian_figure("fig08", "Figure 8", "log_uniform", "log-uniformly"))
-register(hessian_figure("fig28", "Figure 28", "uniform", "uniformly"))
+register(hessian_figure("fig08", "Figure 8", "log_uniform", "log-uniformly", traces=True))
+register(hessian_figure("fig28", "Figure 28", "uniform", "uniformly", traces=False))

@@ -20,7 +20,7 @@ from heavytail.results.claims import claim
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 
-ADAM = SweepRef("linear", ("adam+m",), probed=True)
+ADAM = SweepRef("linear-path", ("adam+m",), probed=True)
 FREQUENT = 20.0  # eq. 2 neglects terms of order 1/c relative to pi_k: it is checked where c pi_k is at least this
 
 

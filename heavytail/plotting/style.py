@@ -207,6 +207,12 @@ class Panel:
         place = {"transform": self.axes.transAxes, "ha": "right", "va": "bottom"}
         self.axes.text(0.98, 0.03, text, color=INK, fontsize=6.5, bbox=box, **place)
 
+    def below(self, text: str) -> None:
+        """Write measured numbers below the axis, off the data."""
+        self.record["notes"].append(text)
+        name = self.axes.get_xlabel()
+        self.axes.set_xlabel(f"{name}\n{text}" if name else text)
+
     def note(self, text: str) -> None:
         """Write a remark in the middle of the panel, below earlier ones."""
         height = 0.5 - 0.12 * len(self.record["notes"])
@@ -241,11 +247,11 @@ class Picture:
 
         self.figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
         self._grid = self.figure.add_gridspec(rows, columns)
-        self.panels: dict[tuple[int, int], Panel] = {}
+        self.panels: dict[tuple[int, ...], Panel] = {}
 
-    def panel(self, row: int, column: int | slice, title: str, xlabel: str, ylabel: str) -> Panel:
-        """Add a panel in one cell of the grid, or across several columns."""
-        place = (row, column.start if isinstance(column, slice) else column)
+    def panel(self, row: int | slice, column: int | slice, title: str, xlabel: str, ylabel: str) -> Panel:
+        """Add a panel in one cell of the grid, or across several rows or columns."""
+        place = tuple(cell.start if isinstance(cell, slice) else cell for cell in (row, column))
         assert place not in self.panels, f"panel {place} is taken"
         axes = self.figure.add_subplot(self._grid[row, column])
         self.panels[place] = Panel(axes, title, xlabel, ylabel)

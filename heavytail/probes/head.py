@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heavytail.analysis.curvature import (
+    Sampling,
     block_trace_matrix,
     class_features,
     dominance,
     head_blocks,
     hessian_entries,
+    median_other,
     sample_classes,
 )
 from heavytail.analysis.theory import init_prediction
@@ -31,6 +33,7 @@ from heavytail.probes import REGISTRY, StepView
 Arrays = dict[str, NDArray]  # type: ignore[type-arg]
 
 FIGURE_STEPS = (0, 1, 5, 10, 50, 100)  # the steps of figure 7
+SAMPLINGS: dict[str, Sampling] = {"log_uniform": "log-uniform", "uniform": "uniform"}
 
 
 @dataclass(frozen=True)
@@ -86,43 +89,52 @@ class MirroredHeadBlocksProbe(HeadBlocksProbe):
     scale: float = -1.0
 
 
-@REGISTRY.register("hessian-entries")
+@REGISTRY.register("hessian-entries", version=2)
 @dataclass(frozen=True)
 class HessianEntriesProbe(_AtSteps):
-    """Entries of the head's Hessian for some classes and inputs, and the dominance of its diagonal blocks (figs 8, 28).
+    """Entries of the head's Hessian for some classes and inputs, and the traces of its blocks (figs 8, 28).
 
     Attributes:
         classes: K, the number of classes of two samples: evenly spaced in the logarithm of the rank, and in the rank.
         inputs: J, the number of evenly spaced features.
+        traced: B, the number of classes, sampled in the same two ways, whose block traces are returned.
     """
 
     classes: int = 40
     inputs: int = 4
+    traced: int = 160
 
-    small: ClassVar[dict[str, Any]] = {**_AtSteps.small, "classes": 3, "inputs": 2}
+    small: ClassVar[dict[str, Any]] = {**_AtSteps.small, "classes": 3, "inputs": 2, "traced": 3}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("classes", "inputs"):
+        for field in ("classes", "inputs", "traced"):
             if getattr(self, field) < 1:
                 raise SpecError(f"probe.{field}: expected at least 1, got {getattr(self, field)}")
 
     def measure(self, view: StepView) -> Arrays:
-        """Return `log_uniform` and `uniform` [K J, K J] float32, `diagonal_share` and `largest_other` [C].
+        """Return entries, block traces, and the dominance of the diagonal blocks.
 
-        The last two are `dominance` of the matrix of block traces.
+        `log_uniform` and `uniform` [K J, K J] are entries, `log_uniform_traces` and `uniform_traces` [B, B] block
+        traces Tr H_kj, all float32. `diagonal_share` and `largest_other` [C] are `dominance` of all block traces,
+        `median_other` [C] is the median over j != k of |Tr H_kj| / Tr H_kk.
         """
         weight, bias = view.head.weight, view.head.bias
         D = view.head.in_features
         inputs = np.unique(np.linspace(0, D - 1, min(self.inputs, D)).astype(np.int64))
         counts = view.data.counts.numpy()
-        arrays = {}
-        for name, sampling in (("log_uniform", "log-uniform"), ("uniform", "uniform")):
-            classes = sample_classes(counts, self.classes, sampling)  # type: ignore[arg-type]
+        traces = block_trace_matrix(view.pairs(), weight, bias)
+        share, largest = dominance(traces)
+        traces_np = traces.cpu().numpy()
+        arrays = {"diagonal_share": share.cpu().numpy(), "largest_other": largest.cpu().numpy()}
+        arrays["median_other"] = median_other(traces_np)
+        for name, sampling in SAMPLINGS.items():
+            classes = sample_classes(counts, self.classes, sampling)
             entries = hessian_entries(view.pairs(), weight, bias, classes, inputs)
             arrays[name] = entries.cpu().numpy().astype(np.float32)
-        share, largest = dominance(block_trace_matrix(view.pairs(), weight, bias))
-        return {**arrays, "diagonal_share": share.cpu().numpy(), "largest_other": largest.cpu().numpy()}
+            traced = sample_classes(counts, self.traced, sampling)
+            arrays[f"{name}_traces"] = traces_np[np.ix_(traced, traced)].astype(np.float32)
+        return arrays
 
 
 @REGISTRY.register("proposition-2")

@@ -63,7 +63,9 @@ class Figure:
         if all(ref.probed for ref in self.sweeps):
             spread = "measured along the selected runs of the first seed"
         data = ", ".join(dict.fromkeys(results.data_title(ref) for ref in self.sweeps))
-        return f"{self.about} Step sizes by the paper's search, {spread}; data: {data}; {sweeps[0].caption}."
+        fixed = all(arm.grid.fixed for sweep in sweeps for arm in sweep.arms)
+        rates = "Step sizes fixed" if fixed else "Step sizes by the paper's search"
+        return f"{self.about} {rates}, {spread}; data: {data}; {sweeps[0].caption}."
 
     def search(self, results: Results) -> list[dict[str, Any]]:
         """Return the step-size search of every optimizer: all candidates, and why each was selected or rejected."""
