@@ -349,6 +349,18 @@ def test_commits_on_the_way_are_where_a_killed_run_resumes(
     assert_equal(run(spec, stores[1]).arrays, whole.arrays)
 
 
+def test_only_the_process_with_the_lock_writes_why_a_run_failed(store: RunStore) -> None:
+    """An error in a process of another rank is raised there, and the record is left to rank 0."""
+
+    def die() -> bool:
+        raise MemoryError("out of memory")
+
+    for rank, status in ((1, "missing"), (0, "failed")):
+        with pytest.raises(MemoryError):
+            train(tiny(), store, data_dir=store.root, should_stop=die, group=Group(rank))
+        assert store.status(tiny()) == status
+
+
 def test_large_checkpoints_are_not_kept(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished run above the limit keeps its history only; one that is interrupted keeps its checkpoint."""
     monkeypatch.setattr(engine, "KEEP_BYTES", 0)

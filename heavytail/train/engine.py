@@ -102,6 +102,8 @@ def train(
         except LostProcess:
             raise
         except Exception as error:
+            if group.rank != 0:  # rank 0 holds the lock, and commits the run as interrupted
+                raise
             store.mark_failed(spec, f"{type(error).__name__}: {error}")
             raise
 

@@ -353,8 +353,10 @@ class _Pool:
             _LOG.warning("%s: %s; trying once more", spec.describe(), message.text)
             status = "interrupted"
         else:
-            if message.kind == "died":  # a dead worker cannot write the reason itself
-                self._store.mark_failed(spec, message.text)
+            # A dead worker cannot write the reason itself. If another command has taken the run over, it has none.
+            if message.kind == "died" and not self._store.locked(spec.key):
+                with self._store.lock(spec):
+                    self._store.mark_failed(spec, message.text)
             self._ledger.note(spec, message.text, data=message.kind == "no data")
         self._display.finished(spec, status)
         return True
