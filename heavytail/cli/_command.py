@@ -90,9 +90,18 @@ def device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
 
 
-def workers_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --workers."""
-    parser.add_argument("--workers", type=int, help="training processes (default: one per CPU core, or one on a GPU)")
+def executor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --executor, the options of every executor, --jobs and --shard."""
+    from heavytail.train import executors
+
+    parser.add_argument(
+        "--executor", default="local", metavar="NAME", help=f"{', '.join(executors.names())} (default: local)"
+    )
+    parser.add_argument(
+        "--jobs", "--workers", dest="workers", type=int, metavar="N",
+        help="runs trained at a time (default: one per CPU core, or one per GPU)",
+    )  # fmt: skip
+    parser.add_argument("--shard", metavar="I/N", help="train part I of N of the runs (see: heavytail store merge)")
 
 
 def root(args: argparse.Namespace) -> Path:
@@ -118,12 +127,17 @@ def run_store(args: argparse.Namespace) -> RunStore:
 
 
 def options(args: argparse.Namespace, workers: int | None = None) -> Options:
-    """Return how to train: --data-dir, --device, --compile, and --workers or the number given."""
-    from heavytail.train.options import Options
+    """Return how to train: --data-dir, --device, --compile, --executor, --shard, and --jobs or the number given."""
+    from heavytail.train.executors import executor
+    from heavytail.train.options import ALL, Options, Shard
 
-    workers = workers or args.workers
+    given = vars(args)
+    workers = workers or given["workers"]
     if workers is not None and workers < 1:
-        raise SpecError(f"--workers: expected an integer >= 1, got {workers}")
+        raise SpecError(f"--jobs: expected an integer >= 1, got {workers}")
+    shard = ALL if given.get("shard") is None else Shard.parse(args.shard)
+    name = given.get("executor", "local")
+    executor(name)
     device = args.device
     if device is None or device != "cpu":
         import torch
@@ -133,7 +147,7 @@ def options(args: argparse.Namespace, workers: int | None = None) -> Options:
         if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not available):
             allowed = "cpu or cuda" if available else "cpu (no GPU is available)"
             raise SpecError(f"--device: expected {allowed}, got '{device}'")
-    return Options(data_dir(args), device, workers, args.compile)
+    return Options(data_dir(args), device, workers, args.compile, executor=name, shard=shard)
 
 
 def writable(folder: Path) -> Path:

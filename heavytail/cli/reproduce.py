@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from heavytail.cli._command import (
     data_dir,
     device_arguments,
+    executor_arguments,
     options,
     run_store,
     scale_argument,
     store_arguments,
-    workers_argument,
     writable,
 )
 
@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     store_arguments(parser)
     device_arguments(parser)
-    workers_argument(parser)
+    executor_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from heavytail.cli._command import (
     data_dir,
     device_arguments,
+    executor_arguments,
     options,
     run_store,
     scale_argument,
     store_arguments,
-    workers_argument,
     writable,
 )
 from heavytail.errors import HeavyTailError
@@ -38,13 +38,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for the tables of each optimizer's selected run")
     store_arguments(parser)
     device_arguments(parser)
-    workers_argument(parser)
+    executor_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Search, and print the searches that are complete even if another one failed."""
     from heavytail.experiment.sweep import Sweep
     from heavytail.train.distributed import joined
+    from heavytail.train.options import ALL
     from heavytail.train.progress import display
     from heavytail.train.runner import remember, search
 
@@ -56,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
         failures = search([sweep], store, chosen, progress)
     if not chosen.first:
         return 0
+    lookup = remember(store)
     for arm in sweep.arms:
-        best = sweep.best(arm.label, remember(store))
+        best = sweep.best(arm.label, lookup)
         if best is None:
             continue
         _print(arm.label, best)
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
             _write_tables(best, store, args.out / arm.label)
     if failures:
         raise HeavyTailError(failures[0].reason)
+    if chosen.shard != ALL and sweep.propose(lookup):
+        print("runs of other shards are missing; once they are stored here, repeat this command", file=sys.stderr)
     return 0
 
 

@@ -24,7 +24,7 @@ from heavytail.report.page import write_report
 from heavytail.results.claims import Claim
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results
-from heavytail.train.options import Options
+from heavytail.train.options import ALL, Options
 from heavytail.train.runner import Display, Failure, Interrupted, remember, run_all
 
 if TYPE_CHECKING:
@@ -124,9 +124,10 @@ class _Work:
         self.lookup = remember(self.store)
 
     def propose(self) -> list[RunSpec]:
-        """Draw complete figures; return the runs that the others need next, in the order of `pending`."""
+        """Draw complete figures; return the runs that the others need next: figure by figure, longest runs first."""
         self.draw_complete()
-        return [spec for figure in self.pending for spec in self._missing(figure)]
+        seconds = self.display.seconds
+        return [spec for figure in self.pending for spec in sorted(self._missing(figure), key=seconds, reverse=True)]
 
     def draw_complete(self) -> None:
         """Draw every pending figure whose runs are finished."""
@@ -137,7 +138,9 @@ class _Work:
     def draw_rest(self, failures: list[Failure]) -> None:
         """Write the figures whose runs failed, with the reason; raise the error of a figure, if there was one."""
         for figure in list(self.pending):
-            reasons = (_failed(self.sweeps[ref], failures) for ref in figure.sweeps)
+            reasons = [_failed(self.sweeps[ref], failures) for ref in figure.sweeps]
+            if self.options.shard != ALL:
+                reasons.append("runs of other shards are missing")
             self._draw(figure, missing=next(filter(None, reasons), None))
         if self.error is not None:
             raise self.error
@@ -245,6 +248,10 @@ class _Tally:
         minutes = _minutes(self._total / workers)
         self.announce(f"about {runs} runs to train, roughly {minutes} with {workers} worker{'s' * (workers > 1)}")
 
+    def seconds(self, spec: RunSpec) -> float:
+        """Return the estimated seconds of a run; 0 if its problem is not planned."""
+        return self._seconds.get(_problem(spec), 0.0)
+
     def drawn(self, figure: str, done: int, figures: int, claims: Sequence[Claim]) -> None:
         """Announce a figure."""
         self._figures = f"{done} of {figures} figures"
@@ -262,7 +269,7 @@ class _Tally:
     def finished(self, spec: RunSpec, status: str) -> None:
         if status in ("done", "diverged"):
             self.trained.add(spec.key)
-        self._done += self._seconds.get(_problem(spec), 0.0)
+        self._done += self.seconds(spec)
         if 0 < self._done < self._total:
             left = (time.perf_counter() - self._clock) * (self._total / self._done - 1)
             self._display.note(f"{self._figures}, about {_minutes(left)} left".lstrip(", "))

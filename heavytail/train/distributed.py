@@ -35,14 +35,16 @@ def joined(options: Options) -> Iterator[Options]:
         options: how to run. Each process uses the GPU of its local rank.
 
     Raises:
-        SpecError: `workers` is above 1 under torchrun.
+        SpecError: under torchrun, `workers` is above 1, or the executor is not "local".
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield options
         return
     if options.workers not in (None, 1):
-        raise SpecError(f"--workers: expected 1 under torchrun, got {options.workers}")
+        raise SpecError(f"--jobs: expected 1 under torchrun, got {options.workers}")
+    if options.executor != "local":
+        raise SpecError(f"--executor: expected local under torchrun, got {options.executor}")
     # The functions of this module bind the default group at import as a default value. The first optimizer imports the
     # module; a group that exists by then stays referenced, and its threads abort the process at interpreter exit.
     import torch.distributed.nn.functional

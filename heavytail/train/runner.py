@@ -1,34 +1,27 @@
-"""The runner: train all runs of a search, several at a time; an interrupted search can be continued.
+"""The runner: train all runs of a search on an executor; an interrupted search can be continued.
 
 `propose` is called again after every finished run, so that the dense grid of one optimizer starts while the sparse grid
-of another is still running. With one worker, runs are trained in this process; with more, each worker is a spawned
-process (which shares no torch state) with its share of the cores. On Ctrl-C every run commits its current step. If a
-worker dies, only its current run is lost; another worker continues it, once.
+of another is still running. A run whose process died is started once more.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import multiprocessing
-import os
 import signal
-import traceback
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from types import FrameType
-from typing import Literal, Protocol
+from typing import Protocol
 
-from heavytail.errors import DataError, HeavyTailError, RefusedError, UnreadableError
+from heavytail.errors import HeavyTailError, UnreadableError
 from heavytail.experiment.search import Lookup
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome, RunStore
 from heavytail.experiment.sweep import Sweep
-from heavytail.train.options import Options, num_cores
+from heavytail.train.executors import Event, Executor, executor
+from heavytail.train.options import Options
 
 _LOG = logging.getLogger("heavytail")
 Propose = Callable[[], list[RunSpec]]
@@ -106,19 +99,23 @@ def run_all(propose: Propose, store: RunStore, options: Options, display: Displa
     Args:
         propose: returns the unfinished runs that are needed next, including those in progress.
         store: where runs are committed.
-        options: device, data folder, number of workers.
+        options: data folder, device, executor, shard.
         display: receives progress events.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, with everything committed.
         HeavyTailError: a setting is wrong, or the store cannot be written.
     """
-    if not propose():
+
+    def mine() -> list[RunSpec]:
+        return options.shard.of(propose())
+
+    if not mine():
         return []
     ledger = _Ledger()
     with _Stop() as stop:
-        work = _run_here if options.num_workers() == 1 else _run_in_workers
-        work(propose, store, options, display, stop, ledger)
+        with closing(executor(options.executor).connect(store, options, lambda: stop.requested)) as chosen:
+            _Driver(mine, store, chosen, display, ledger).drive(stop)
         if stop.requested:
             raise Interrupted("stopped; everything trained so far is stored, the same command continues")
     return ledger.failures()
@@ -175,238 +172,58 @@ class _Stop:
         self.requested = True
 
 
-def _run_here(
-    propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop, ledger: _Ledger
-) -> None:
-    from heavytail.train.engine import train
+class _Driver:
+    """Starts the proposed runs and handles their events, until none is proposed and none is in progress."""
 
-    while todo := ledger.open(propose()):
-        spec = todo[0]
-        display.started(spec)
-        try:
-            history = train(
-                spec,
-                store,
-                data_dir=options.data_dir,
-                device=options.device,
-                on_progress=lambda p: display.progressed(p.spec, p.step, p.loss),
-                should_stop=lambda: stop.requested,
-                compiled=options.compiled,
-                **({} if options.group is None else {"group": options.group}),
-            )
-        except DataError as error:
-            ledger.note(spec, str(error), data=True)
-            display.finished(spec, "failed")
-        except (RefusedError, UnreadableError) as error:  # errors of this run only
-            ledger.note(spec, str(error))
-            display.finished(spec, "failed")
-        except HeavyTailError:
-            raise
-        except Exception as error:  # a run out of memory must not stop the others
-            traceback.clear_frames(error.__traceback__)  # which hold the model and its data
-            ledger.note(spec, f"{type(error).__name__}: {error}", error=error)
-            display.finished(spec, "failed")
-        else:
-            display.finished(spec, history.status)
-        if stop.requested:
-            break
-
-
-@dataclass
-class _Worker:
-    """A process, the parent's end of its pipe, and its current run.
-
-    Processes share only pipes: a worker killed while it holds a lock or a queue would block all others.
-    """
-
-    process: SpawnProcess
-    pipe: Connection
-    spec: RunSpec | None = None
-
-    def send(self, spec: RunSpec) -> None:
-        self.spec = spec
-        with contextlib.suppress(OSError):  # it died while idle; `receive` reports that
-            self.pipe.send(spec)
-
-    def receive(self) -> _Message:
-        try:
-            message: _Message = self.pipe.recv()
-            return message
-        except (EOFError, OSError):
-            self.process.join()  # for its exit code
-            return _Message("died", f"its worker process died (exit code {self.process.exitcode})")
-
-    def stop(self, *, patience: float = 0.0) -> None:
-        """Wait up to `patience` seconds for the process to exit, then kill it."""
-        self.pipe.close()
-        self.process.join(patience)
-        self.process.kill()
-        self.process.join()
-
-
-@dataclass(frozen=True)
-class _Message:
-    """A worker's message about its current run."""
-
-    kind: Literal["progress", "finished", "no data", "failed", "fatal", "died"]
-    text: str = ""
-    step: int = 0
-    loss: float = 0.0
-
-
-def _run_in_workers(
-    propose: Propose, store: RunStore, options: Options, display: Display, stop: _Stop, ledger: _Ledger
-) -> None:
-    pool = _Pool(propose, store, options, display, ledger)
-    try:
-        pool.hand_out()
-        while pool.active():
-            if stop.requested or pool.fatal is not None:
-                pool.ask_to_stop()
-            ended = pool.listen(timeout=0.5)
-            if ended and not stop.requested and pool.fatal is None:
-                pool.hand_out()
-    finally:
-        pool.stop()
-    if pool.fatal is not None:
-        raise HeavyTailError(pool.fatal)
-
-
-class _Pool:
-    """The worker processes: sends runs to idle ones, receives messages from busy ones.
-
-    Attributes:
-        fatal: the error that stops all work, such as an invalid setting; None if there was none.
-    """
-
-    def __init__(self, propose: Propose, store: RunStore, options: Options, display: Display, ledger: _Ledger) -> None:
-        self.fatal: str | None = None
-        self._propose, self._store, self._options = propose, store, options
+    def __init__(
+        self, propose: Propose, store: RunStore, executor: Executor, display: Display, ledger: _Ledger
+    ) -> None:
+        self._propose, self._store, self._executor = propose, store, executor
         self._display, self._ledger = display, ledger
-        self._workers: list[_Worker] = []
-        self._asked = False
-        self._context = multiprocessing.get_context("spawn")
+        self._active: dict[str, RunSpec] = {}
+        self._ended = True  # whether a run has ended since the last proposal
+        self._fatal: str | None = None
 
-    def active(self) -> set[str]:
-        """Return the keys of the runs in progress."""
-        return {worker.spec.key for worker in self._workers if worker.spec is not None}
-
-    def hand_out(self) -> None:
-        """Send a run to every idle worker, starting workers as needed."""
-        active = self.active()
-        todo = self._ledger.open(self._propose(), active)
-        while len(self._workers) < min(self._options.num_workers(), len(active) + len(todo)):
-            self._start()
-        for worker in self._workers:
-            if worker.spec is None and todo:
-                self._display.started(todo[0])
-                worker.send(todo.pop(0))
-
-    def listen(self, *, timeout: float) -> bool:
-        """Receive one message from every worker that has sent one; return whether a run has ended."""
-        ready = wait([worker.pipe for worker in self._workers], timeout)
-        ended = [self._receive(worker) for worker in list(self._workers) if worker.pipe in ready]
-        return any(ended)
-
-    def ask_to_stop(self) -> None:
-        """Send SIGTERM to every worker, once: it commits its run and exits."""
-        if not self._asked:
-            self._asked = True
-            for worker in self._workers:
-                worker.process.terminate()
-
-    def stop(self) -> None:
-        """Stop every worker; a busy one has ten seconds to commit its run, an idle one has nothing to lose."""
-        for worker in self._workers:
-            worker.process.terminate()
-        for worker in self._workers:
-            worker.stop(patience=10.0 if worker.spec else 0.0)
+    def drive(self, stop: _Stop) -> None:
+        """Train; after a request to stop or a fatal error, wait until the runs in progress have ended."""
+        while True:
+            if stop.requested or self._fatal is not None:
+                self._executor.stop()
+            elif self._ended:
+                self._start()
+            self._ended = False
+            if not self._active:
+                break
+            self._executor.poll(self._handle, timeout=0.5)
+        if self._fatal is not None:
+            raise HeavyTailError(self._fatal)
 
     def _start(self) -> None:
-        ours, theirs = self._context.Pipe()
-        threads = max(1, num_cores() // self._options.num_workers())
-        arguments = (theirs, threads, self._store.root, self._options)
-        process = self._context.Process(target=_work, args=arguments, daemon=True)
-        process.start()
-        theirs.close()  # then only the worker holds this end, and it closes when the worker dies
-        self._workers.append(_Worker(process, ours))
+        for spec in self._executor.start(self._ledger.open(self._propose(), set(self._active))):
+            self._active[spec.key] = spec
+            self._display.started(spec)
 
-    def _receive(self, worker: _Worker) -> bool:
-        """Receive one message; return whether its run has ended."""
-        message, spec = worker.receive(), worker.spec
-        if message.kind == "progress":
-            assert spec is not None
-            self._display.progressed(spec, message.step, message.loss)
-            return False
-        worker.spec = None
-        if message.kind == "died" or message.text == "interrupted":  # after SIGTERM it has committed and exits
-            self._workers.remove(worker)
-            worker.stop()
-        if spec is None:
-            return False
+    def _handle(self, event: Event) -> None:
+        spec = event.spec
+        if event.kind == "progress":
+            self._display.progressed(spec, event.step, event.loss)
+            return
+        del self._active[spec.key]
+        self._ended = True
         status = "failed"
-        if message.kind == "finished":
-            status = message.text
-        elif message.kind == "fatal":
-            self.fatal = self.fatal or message.text
-        elif message.kind == "died" and self._ledger.may_retry(spec):
-            _LOG.warning("%s: %s; trying once more", spec.describe(), message.text)
+        if event.kind == "finished":
+            status = event.text
+        elif event.kind == "fatal":
+            self._fatal = self._fatal or event.text
+        elif event.kind == "returned":
+            status = "interrupted"
+        elif event.kind == "lost" and self._ledger.may_retry(spec):
+            _LOG.warning("%s: %s; trying once more", spec.describe(), event.text)
             status = "interrupted"
         else:
-            # A dead worker cannot write the reason itself. If another command has taken the run over, it has none.
-            if message.kind == "died" and not self._store.locked(spec.key):
+            # A dead process cannot write the reason itself. If another command has taken the run over, it has none.
+            if event.kind == "lost" and not self._store.locked(spec.key):
                 with self._store.lock(spec):
-                    self._store.mark_failed(spec, message.text)
-            self._ledger.note(spec, message.text, data=message.kind == "no data")
+                    self._store.mark_failed(spec, event.text)
+            self._ledger.note(spec, event.text, data=event.kind == "no data", error=event.error)
         self._display.finished(spec, status)
-        return True
-
-
-def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
-    """Worker process: train the runs received over the pipe, and send the outcome of each."""
-    stopped = []
-    _LOG.setLevel(logging.ERROR)  # the parent reports damaged runs
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
-    signal.signal(signal.SIGTERM, lambda signum, frame: stopped.append(signum))
-    parent = os.getppid()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    import torch
-
-    torch.set_num_threads(threads)
-    from heavytail.train.engine import Progress, train
-
-    def send(message: _Message) -> None:
-        with contextlib.suppress(OSError):  # the parent died
-            pipe.send(message)
-
-    def on_progress(progress: Progress) -> None:
-        send(_Message("progress", step=progress.step, loss=progress.loss))
-
-    def should_stop() -> bool:
-        return bool(stopped) or os.getppid() != parent  # stop if the parent died
-
-    store = RunStore(root)
-    while not stopped:
-        try:
-            spec: RunSpec = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            history = train(
-                spec,
-                store,
-                data_dir=options.data_dir,
-                device=options.device,
-                on_progress=on_progress,
-                should_stop=should_stop,
-                compiled=options.compiled,
-            )
-            send(_Message("finished", history.status))
-        except DataError as error:
-            send(_Message("no data", str(error)))
-        except (RefusedError, UnreadableError) as error:
-            send(_Message("failed", str(error)))
-        except HeavyTailError as error:
-            send(_Message("fatal", str(error)))
-        except Exception as error:
-            send(_Message("failed", f"{type(error).__name__}: {error}"))

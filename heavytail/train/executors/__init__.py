@@ -1,0 +1,130 @@
+"""Executors: where the runs of a search are trained - in processes of this machine, on Ray, by Slurm.
+
+A file in this folder without a leading underscore is an executor of the same name (`--executor NAME`). Its function
+`connect` returns an `Executor`; a `HeavyTailError` there is the user's: a package that is not installed, no cluster.
+Results travel through the run store alone. An executor starts runs and reports how each of them ended.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+from heavytail.errors import DataError, HeavyTailError, RefusedError, UnreadableError, unknown
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
+from heavytail.train.options import Options
+
+if TYPE_CHECKING:
+    from heavytail.train.engine import Progress
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of a run that was started.
+
+    Attributes:
+        spec: the run.
+        kind: "progress"; or how the run ended: "finished" (its status is `text`), "no data" (its data cannot be
+            loaded), "failed", "lost" (its process died), "returned" (not begun; it may be started again), "fatal" (a
+            setting is wrong: no run can be trained).
+        text: the status of a finished run, or the reason.
+        step, loss: of a run in progress.
+        error: the exception, if it is no HeavyTailError and was raised in this process.
+    """
+
+    spec: RunSpec
+    kind: Literal["progress", "finished", "no data", "failed", "lost", "returned", "fatal"]
+    text: str = ""
+    step: int = 0
+    loss: float = 0.0
+    error: Exception | None = None
+
+
+Handle = Callable[[Event], None]
+
+
+class Executor(Protocol):
+    """Trains runs. The caller starts runs, polls for events, and closes the executor at the end, also after errors."""
+
+    def start(self, specs: Sequence[RunSpec]) -> Sequence[RunSpec]:
+        """Start the first of these runs, as many as there is room for; return those that were started."""
+
+    def poll(self, handle: Handle, timeout: float) -> None:
+        """Pass events to `handle`; wait up to `timeout` seconds for the first one."""
+
+    def stop(self) -> None:
+        """Ask all runs to commit their current step and end, or leave them if they outlive this process."""
+
+    def close(self) -> None:
+        """Release processes and connections. No run that was started here goes on unless it outlives this process."""
+
+
+class Module(Protocol):
+    """Interface of an executor's module."""
+
+    def connect(self, store: RunStore, options: Options, should_stop: Callable[[], bool]) -> Executor:
+        """Return the executor.
+
+        Args:
+            store: where runs are committed.
+            options: how to train.
+            should_stop: whether the user has asked to stop.
+        """
+
+
+def names() -> list[str]:
+    """Return the names of all executors: the modules of this folder without a leading underscore."""
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+
+
+def executor(name: str) -> Module:
+    """Return the module of an executor.
+
+    Raises:
+        SpecError: there is no executor of this name.
+    """
+    if name not in names():
+        raise unknown("--executor", name, names())
+    return cast("Module", import_module(f"{__name__}.{name}"))
+
+
+def attempt(
+    spec: RunSpec,
+    store: RunStore,
+    options: Options,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Event:
+    """Train a run, and return how it ended; a wrong setting or a store that cannot be written is raised.
+
+    Raises:
+        HeavyTailError: no run can be trained.
+    """
+    from heavytail.train.engine import train
+
+    try:
+        history = train(
+            spec,
+            store,
+            data_dir=options.data_dir,
+            device=options.device,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            compiled=options.compiled,
+            **({} if options.group is None else {"group": options.group}),
+        )
+    except DataError as error:
+        return Event(spec, "no data", str(error))
+    except (RefusedError, UnreadableError) as error:  # errors of this run only
+        return Event(spec, "failed", str(error))
+    except HeavyTailError:
+        raise
+    except Exception as error:  # a run out of memory must not stop the others
+        traceback.clear_frames(error.__traceback__)  # which hold the model and its data
+        return Event(spec, "failed", f"{type(error).__name__}: {error}", error=error)
+    return Event(spec, "finished", history.status)
