@@ -7,6 +7,8 @@ import difflib
 import os
 import re
 import tempfile
+import tomllib
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 LAB = ("scipy", "matplotlib", "polars", "rich", "jinja2", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
 SCALES = ("paper", "small", "quick")
+ROLES = ("head", "embedding", "norm", "hidden")  # of heavytail.optim.roles, which imports torch
 
 
 class Command(Protocol):
@@ -102,6 +105,42 @@ def executor_arguments(parser: argparse.ArgumentParser) -> None:
         help="runs trained at a time (default: one per CPU core, or one per GPU)",
     )  # fmt: skip
     parser.add_argument("--shard", metavar="I/N", help="train part I of N of the runs (see: heavytail store merge)")
+
+
+def on_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --on."""
+    parser.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="ROLE=OPT",
+        help="optimizer of the parameters with a role: head, embedding, norm, hidden or rest (repeatable)",
+    )
+
+
+def optimizer(name: str | None, on: Sequence[str]) -> dict[str, Any]:
+    """Return the table of an optimizer: `name`, or one for each role in `on`; `name` is then that of the rest."""
+    if not on:
+        if name is None:
+            raise SpecError("--optim: expected the name of an optimizer, got none")
+        return {"name": name}
+    table: dict[str, Any] = {"name": "by-role"} | ({} if name is None else {"rest": {"name": name}})
+    for assignment in on:
+        role, _, part = assignment.partition("=")
+        if role not in (*ROLES, "rest") or not part:
+            raise SpecError(f"--on: expected ROLE=OPT with ROLE {', '.join(ROLES)} or rest, got '{assignment}'")
+        table[role] = {"name": part}
+    return table
+
+
+def toml_value(setting: str, text: str) -> Any:
+    """Return the value of `--set SETTING=TEXT`, TOML or else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
+    except RecursionError as error:
+        raise SpecError(f"--set {setting}: nested too deeply") from error
 
 
 def root(args: argparse.Namespace) -> Path:

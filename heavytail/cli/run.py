@@ -6,13 +6,22 @@ Runs are stored: repeating the command of a finished run trains nothing; that of
 from __future__ import annotations
 
 import argparse
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heavytail.cli._command import data_dir, device_arguments, options, run_store, store_arguments, writable
+from heavytail.cli._command import (
+    data_dir,
+    device_arguments,
+    on_argument,
+    optimizer,
+    options,
+    run_store,
+    store_arguments,
+    toml_value,
+    writable,
+)
 from heavytail.errors import HeavyTailError, SpecError
 
 EXAMPLE = (
@@ -24,8 +33,12 @@ DURATION = "4 seconds on one CPU core"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the settings of a run."""
-    for kind, text in (("data", "data set"), ("model", "model"), ("optim", "optimizer")):
+    for kind, text in (("data", "data set"), ("model", "model")):
         parser.add_argument(f"--{kind}", required=True, metavar="NAME", help=f"{text} (see: heavytail list {kind})")
+    parser.add_argument(
+        "--optim", metavar="NAME", help="optimizer (see: heavytail list optim), or the import path of one, module:Class"
+    )
+    on_argument(parser)
     parser.add_argument("--lr", type=float, required=True, help="step size")
     parser.add_argument("--steps", type=int, required=True, help="number of updates")
     parser.add_argument("--batch-size", type=int, help="samples per update (default: all, the full batch)")
@@ -38,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="another setting: data.path=x.npz, model.init=zero, optim.momentum=0.9, loss.weights=inverse-sqrt, ...",
+        help="another setting: data.path=x.npz, model.init=zero, optim.momentum=0.9, optim.betas=[0.9,0.95], ...",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of history.parquet and groups.parquet")
     store_arguments(parser)
@@ -55,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.train.progress import display
     from heavytail.train.runner import remember, run_all
 
-    table: dict[str, Any] = {kind: {"name": getattr(args, kind)} for kind in ("data", "model", "optim")}
+    table: dict[str, Any] = {kind: {"name": getattr(args, kind)} for kind in ("data", "model")}
+    table["optim"] = optimizer(args.optim, args.on)
     table |= {"lr": args.lr, "steps": args.steps, "seed": args.seed, "eval_every": args.eval_every}
     if args.batch_size is not None:
         table["batch_size"] = args.batch_size
@@ -89,14 +103,9 @@ def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, 
         path, equals, text = setting.partition("=")
         if not (path and equals):
             raise SpecError(f"--set: expected KEY=VALUE, got '{setting}'")
-        if path.count(".") > 1:
+        if path.count(".") > (2 if path.startswith("optim.") else 1):
             raise SpecError(f"--set: expected KEY=VALUE or COMPONENT.KEY=VALUE, got '{setting}'")
-        try:
-            value: Any = tomllib.loads(f"value = {text}")["value"]
-        except ValueError:
-            value = text
-        except RecursionError as error:
-            raise SpecError(f"--set {path}: nested too deeply") from error
+        value = toml_value(path, text)
         for key in reversed(path.split(".")):
             value = {key: value}
         table = overlay(table, value)

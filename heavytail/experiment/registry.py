@@ -57,11 +57,13 @@ class Registry(Generic[R]):
     Args:
         kind: the field of a RunSpec ("data", "model", ...); also used in messages.
         module: the package (or single module) whose files register the recipes.
+        imported: returns the recipe of an import path, a name with a dot or colon; None if there are none.
     """
 
-    def __init__(self, kind: str, module: str) -> None:
+    def __init__(self, kind: str, module: str, imported: Callable[[str], type[R]] | None = None) -> None:
         self.kind = kind
         self._module = module
+        self._imported = imported
         self._recipes: dict[str, type[R]] = {}
         self._versions: dict[str, int] = {}
         self._complete = False
@@ -90,6 +92,8 @@ class Registry(Generic[R]):
         """Return the recipe class called `name`; raise SpecError with the nearest name if there is none."""
         self._discover()
         if name not in self._recipes:
+            if self._imported is not None and is_path(name):
+                return self._imported(name)
             raise unknown(_NOUNS.get(self.kind, self.kind), name, self._recipes, see=f"heavytail list {self.kind}")
         return self._recipes[name]
 
@@ -118,7 +122,9 @@ class Registry(Generic[R]):
         if hasattr(recipe, "pinned"):
             recipe = recipe.pinned()
         settings = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.init}
-        return Component(component.name, settings)
+        return Component(
+            getattr(recipe, "path", component.name) if is_path(component.name) else component.name, settings
+        )
 
     def pin(self, component: Component, data_dir: Path) -> Component:
         """Return the component with the content of what it reads in the data folder named, too.
@@ -141,7 +147,7 @@ class Registry(Generic[R]):
         that is 0 except for the settings whose results a later change altered.
         """
         recipe: Any = self.make(component)
-        return self._versions[component.name] + int(getattr(recipe, "revision", 0))
+        return self._versions.get(component.name, 1) + int(getattr(recipe, "revision", 0))
 
     def _discover(self) -> None:
         if self._complete:
@@ -150,6 +156,11 @@ class Registry(Generic[R]):
         for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"{self._module}."):
             import_module(info.name)
         self._complete = True
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a component is an import path, such as `package.module:Class`."""
+    return "." in name or ":" in name
 
 
 _WHERE = {

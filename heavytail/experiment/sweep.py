@@ -16,15 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from heavytail.errors import SpecError, unknown
 from heavytail.experiment.preset import Preset, known
-from heavytail.experiment.registry import Component, registry
+from heavytail.experiment.registry import Component, is_path, registry, type_hints
 from heavytail.experiment.search import Best, Candidate, Grid, Lookup, select, warn_at_edge
 from heavytail.experiment.spec import RunSpec
 
 # A label is the name of a folder of `sweep --out` and of a line in plots.
+IMPORTED_GRID = {"decades": [-5, 1], "refine": 1}  # step sizes of an optimizer without a recipe
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+-]*")
 
 
@@ -214,14 +215,18 @@ def _arms(tables: object, shared: object) -> tuple[Arm, ...]:
     for table in tables:
         if not isinstance(table, Mapping):
             raise SpecError(f"sweep.optim: expected a table, got {table!r}")
-        rate = table.get("lr", shared)
+        name = table.get("name")
+        path = name if isinstance(name, str) and is_path(name) else None
+        rate = table.get("lr", IMPORTED_GRID if path and shared is None else shared)
         if rate is None:
             raise SpecError(f"sweep.optim {table.get('name', '?')}: expected lr, got none")
-        settings = {k: v if isinstance(v, list) else [v] for k, v in table.items() if k not in ("lr", "label")}
+        # A list of numbers is one value of an imported optimizer (betas), and several of a recipe.
+        several = [k for k, v in table.items() if isinstance(v, list) and not (path and _takes_list(path, k, v))]
+        settings = {k: v if k in several else [v] for k, v in table.items() if k not in ("lr", "label")}
         for values in itertools.product(*settings.values()):
             optim = Component.parse(dict(zip(settings, values, strict=True)), "sweep.optim")
             suffix = momentum_suffix(optim)
-            label = table.get("label", f"{optim.name}{suffix}")
+            label = table.get("label", f"{re.split('[.:]', optim.name)[-1]}{suffix}")
             if not (isinstance(label, str) and _LABEL.fullmatch(label)):
                 raise SpecError(f"sweep.optim.label: expected letters, digits, spaces and _.+-, got {label!r}")
             if any(arm.label == label for arm in arms):
@@ -233,6 +238,12 @@ def _arms(tables: object, shared: object) -> tuple[Arm, ...]:
     if isinstance(shared, Mapping) and isinstance(decades := shared.get("decades"), Mapping):
         known(decades, names, "optimizer of sweep.lr.decades:")
     return tuple(arms)
+
+
+def _takes_list(path: str, setting: str, value: list[object]) -> bool:
+    """Whether a list is one value of a setting of an imported optimizer, and not several values to cross."""
+    hint = type_hints(registry("optim").recipe(path)).get(setting)
+    return get_origin(hint) is tuple and not any(isinstance(v, list) for v in value)
 
 
 def _grid(rate: object, names: tuple[str, str, str], where: str) -> Grid:

@@ -1,4 +1,4 @@
-"""Optimizers: a recipe per name, each building a plain torch.optim.Optimizer."""
+"""Optimizers: a recipe per name, each building a plain torch.optim.Optimizer; any other one by its import path."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from heavytail.experiment.registry import Registry
 class OptimRecipe(Protocol):
     """Interface of optimizer recipes.
 
+    A recipe that treats parameters differently by their role has a method `build_for(model, lr)`, too. One whose
+    optimizer comes from another distribution may have `versions`, a table of names and versions for a run's record.
+
     Attributes:
         small: settings for the contract tests, with which the optimizer keeps state between steps.
     """
@@ -24,4 +27,10 @@ class OptimRecipe(Protocol):
         """Return the optimizer of these parameters, or parameter groups, with step size `lr`."""
 
 
-REGISTRY: Registry[OptimRecipe] = Registry("optim", __name__)
+def _imported(path: str) -> type[Any]:
+    from heavytail.optim.imported import recipe
+
+    return recipe(path)
+
+
+REGISTRY: Registry[OptimRecipe] = Registry("optim", __name__, imported=_imported)

@@ -1,30 +1,50 @@
 """The state to continue a run bit for bit: step, parameters, optimizer state, generators, running sums.
 
-It consists of arrays named by path, so a checkpoint is a safetensors file and never a pickle. Arrays do not hold the
-memory layout of their tensors, on which kernels may rely: PyTorch's fused Adam walks the memory of weights and moments
-side by side. State of the shape of its parameter is therefore copied into a tensor with that parameter's layout.
+It consists of arrays named by path, so a checkpoint is a safetensors file and never a pickle. State other than tensors
+(step counts, lists of preconditioners, attributes of the optimizer) is described in JSON, itself an array of bytes.
+Arrays do not hold the memory layout of their tensors, on which kernels may rely: PyTorch's fused Adam walks the memory
+of weights and moments side by side. State of the shape of its parameter is therefore copied into a tensor with that
+parameter's layout.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from heavytail.errors import StoreError
+from heavytail.errors import RefusedError, StoreError
 from heavytail.experiment.store import Array
 from heavytail.metrics import ClassStats
 
 RUNNING = ("count", "loss_sum", "correct", "p_correct_sum")
+_COMMON = set(vars(torch.optim.Optimizer([nn.Parameter(torch.zeros(1))], {})))  # attributes of every optimizer
+_OTHER = "optim-other"  # JSON of state that is no tensor
 
 
 def size(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Return the bytes of parameters and optimizer state."""
-    tensors = [*model.state_dict().values()]
-    tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    return sum(t.numel() * t.element_size() for t in weights.values()) + state_bytes(optimizer)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of the tensors in an optimizer's state."""
+    return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in _tensors(state))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested tables and lists."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (t for v in value.values() for t in _tensors(v))
+    elif isinstance(value, list | tuple):
+        yield from (t for v in value for t in _tensors(v))
 
 
 def pack(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, running: ClassStats | None) -> dict[str, Array]:
@@ -32,9 +52,22 @@ def pack(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, running:
     arrays: dict[str, Array] = {"step": np.array(step)}
     arrays |= {f"model/{name}": _host(value) for name, value in model.state_dict().items()}
     table = optimizer.state_dict()
+    other: dict[str, Any] = {}
     for index, state in table["state"].items():
+        if not (isinstance(index, int) and isinstance(state, dict)):
+            raise RefusedError(f"{type(optimizer).__name__}: expected state of parameters only, got state of '{index}'")
         for name, value in state.items():
-            arrays[f"optim/{index}/{name}"] = _host(torch.as_tensor(value))
+            path = f"optim/{index}/{name}"
+            if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:
+                arrays[path] = _host(value)
+            else:
+                other[path] = _describe(value, path, arrays, type(optimizer).__name__)
+    for index, part in enumerate(_parts(optimizer)):
+        for name, value in _own(part).items():
+            path = f"attribute/{index}/{name}"
+            other[path] = _describe(value, path, arrays, type(part).__name__)
+    if other:
+        arrays[_OTHER] = np.frombuffer(json.dumps(other).encode(), np.uint8)
     for index, group in enumerate(table["param_groups"]):
         for name, value in group.items():
             if isinstance(value, bool | int | float):  # some optimizers keep step counts in their groups
@@ -73,13 +106,100 @@ def unpack(
         elif kind == "group":
             index, name = rest.split("/", 1)
             groups[int(index)][name] = value.item()
+    attributes: list[tuple[torch.optim.Optimizer, str, Any]] = []
+    described = json.loads(bytes(arrays[_OTHER])) if _OTHER in arrays else {}
+    for path, description in described.items():
+        kind, index, name = path.split("/", 2)
+        restored = _rebuild(description, arrays)
+        if kind == "attribute":
+            attributes.append((_parts(optimizer)[int(index)], name, restored))
+        else:
+            state.setdefault(int(index), {})[name] = restored
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for number, saved in state.items():  # load_state_dict casts them to the parameter's precision
+        parameter = parameters[number]
+        loaded = optimizer.state[parameter]
+        for name, entry in saved.items():
+            loaded[name] = _exact(loaded.get(name), entry, parameter.device)
+    for part, name, entry in attributes:
+        setattr(part, name, _exact(getattr(part, name, None), entry, parameters[0].device))
     torch.set_rng_state(_tensor(arrays["rng/cpu"]))
     if "rng/cuda" in arrays and torch.cuda.is_available():
         torch.cuda.set_rng_state(_tensor(arrays["rng/cuda"]))
     if running is not None and "running/count" in arrays:
         for name in RUNNING:
             getattr(running, name).copy_(_tensor(arrays[f"running/{name}"]))
+
+
+def _parts(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizer, and those that it consists of."""
+    return [optimizer, *getattr(optimizer, "optimizers", [])]
+
+
+def _own(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Attributes of an optimizer that its class adds and that may be state: numbers, texts, tensors, lists of them."""
+    return {k: v for k, v in vars(optimizer).items() if k not in _COMMON and _is_state(v)}
+
+
+def _is_state(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return type(value) in (list, tuple) and all(map(_is_state, value))
+    if type(value) is dict:
+        return all(_is_state(v) for pair in value.items() for v in pair)
+    return value is None or type(value) in (bool, int, float, str, torch.Tensor)
+
+
+def _describe(value: Any, path: str, arrays: dict[str, Array], optimizer: str) -> Any:
+    """Return JSON from which `_rebuild` makes the value; its tensors go to `arrays`, below `state/`."""
+    if isinstance(value, torch.Tensor):
+        name = f"state/{path}"
+        half = value.dtype == torch.bfloat16
+        arrays[name] = _host(value.view(torch.int16) if half else value)
+        return {"tensor": name, "half": half}
+    if type(value) in (list, tuple):
+        items = [_describe(v, f"{path}/{i}", arrays, optimizer) for i, v in enumerate(value)]
+        return {type(value).__name__: items}
+    if type(value) is dict:
+        pairs = [(k, _describe(v, f"{path}/{i}", arrays, optimizer)) for i, (k, v) in enumerate(value.items())]
+        if all(k is None or type(k) in (bool, int, float, str) for k, _ in pairs):
+            return {"dict": pairs}
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    kind = type(value).__name__
+    raise RefusedError(f"{optimizer}: expected state of tensors, numbers and lists, got {path} of type {kind}")
+
+
+def _rebuild(described: Any, arrays: dict[str, Array]) -> Any:
+    """Return the value that `_describe` described."""
+    match described:
+        case {"tensor": name, "half": half}:
+            tensor = _tensor(arrays[name])
+            return tensor.view(torch.bfloat16) if half else tensor
+        case {"list": items}:
+            return [_rebuild(item, arrays) for item in items]
+        case {"tuple": items}:
+            return tuple(_rebuild(item, arrays) for item in items)
+        case {"dict": pairs}:
+            return {key: _rebuild(item, arrays) for key, item in pairs}
+    return described["value"]
+
+
+def _exact(loaded: Any, saved: Any, device: torch.device) -> Any:
+    """The saved value; tensors on the device, and in the layout, in which the optimizer loaded them."""
+    if isinstance(saved, torch.Tensor):
+        if isinstance(loaded, torch.Tensor) and loaded.dtype == saved.dtype:
+            return loaded
+        return saved.to(loaded.device if isinstance(loaded, torch.Tensor) else device)
+    if isinstance(saved, list | tuple):
+        pairs = (
+            zip(loaded, saved, strict=True)
+            if isinstance(loaded, list | tuple) and len(loaded) == len(saved)
+            else ((None, s) for s in saved)
+        )
+        return type(saved)(_exact(a, b, device) for a, b in pairs)
+    if isinstance(saved, dict):
+        return {k: _exact(loaded.get(k) if isinstance(loaded, dict) else None, v, device) for k, v in saved.items()}
+    return saved
 
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

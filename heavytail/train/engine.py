@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,7 +170,8 @@ class _Run:
         self.train_split = data.train.to(self.device, self.dtype)
         self.test_split = None if data.test is None else data.test.to(self.device, self.dtype)
         self.microbatch = self.group.portion(spec.batch_size or len(data.train), spec.microbatch)
-        self.gradient_pass_evaluates = gradient_pass_evaluates(spec, self.model, data.train)
+        self.averages = bool(_averaging(self.optimizer))
+        self.gradient_pass_evaluates = gradient_pass_evaluates(spec, self.model, data.train) and not self.averages
         if self.gradient_pass_evaluates and _frozen_body(self.model):
             self._keep_features()
 
@@ -316,7 +317,7 @@ class _Run:
         """Sums per class over a split, in eval mode and through its deterministic transform."""
         stats = ClassStats.zeros(self.data.num_classes, self.device)
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _averaged(self.optimizer) if self.averages else nullcontext():
             for batch in split.batches(self.group.share(_cut(len(split), self.microbatch))):
                 self._loss(batch, None, float(batch.targets.numel()), stats)
         self.group.add(stats.tensors())
@@ -408,6 +409,8 @@ class _Run:
         arrays["group"] = self.data.groups().index
         arrays["objective"] = torch.stack(self.objective).cpu().numpy() if self.objective else np.empty(0)
         about = environment(str(self.device)) | {"processes": self.group.size}
+        if versions := getattr(registry("optim").make(self.spec.optim), "versions", {}):
+            about["optim"] = versions
         history = History(self.spec, status, arrays, about, resumed=self.resumed)
         if self.group.rank > 0:
             return history
@@ -449,14 +452,40 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     """
     recipe = registry("optim").make(spec.optim)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
     try:
-        optimizer: torch.optim.Optimizer = recipe.build([p for _, p in named], spec.lr)
+        if hasattr(recipe, "build_for"):
+            optimizer = recipe.build_for(model, spec.lr)
+        else:
+            optimizer = recipe.build([p for _, p in named], spec.lr)
     except HeavyTailError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RefusedError(f"optim '{spec.optim.name}' cannot train {_refused(recipe, named)}: {reason}") from error
     return optimizer
+
+
+def _averaging(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The parts of an optimizer whose result is not the point of its gradients (schedule-free): they have modes."""
+    parts = getattr(optimizer, "optimizers", [optimizer])
+    return [part for part in parts if callable(getattr(part, "eval", None)) and callable(getattr(part, "train", None))]
+
+
+@contextmanager
+def _averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put the optimizer's result into the parameters for an evaluation, and then the same bits as before."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in parameters]
+    for part in _averaging(optimizer):
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in _averaging(optimizer):
+            part.train()
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, before)
 
 
 def _refused(recipe: Any, named: list[tuple[str, nn.Parameter]]) -> str:

@@ -1,0 +1,198 @@
+"""A different optimizer for each role of a model's parameters: `hidden = "muon"`, `rest = "adam"`.
+
+Every part is an optimizer of its own, with its own state. All have the step size of the run, each times the `lr_scale`
+of its part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from heavytail.errors import RefusedError, SpecError
+from heavytail.experiment.registry import Component
+from heavytail.optim import REGISTRY
+from heavytail.optim.roles import ROLES, Role, roles
+
+_Table = dict | str | None  # type: ignore[type-arg] # a field's type must be a class to be checked
+
+
+class Joined(Optimizer):
+    """Several optimizers of different parameters as one, with their parameter groups and state.
+
+    Args:
+        optimizers: the parts, in the order of the parameter groups.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+        super().__init__([group for part in self.optimizers for group in part.param_groups], {})
+        for part in self.optimizers:
+            self.state.update(part.state)
+        self._share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy; the base class would leave out the parts."""
+        return {**super().__getstate__(), "optimizers": self.optimizers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Give every part its parameter groups and the common state; load_state_dict replaces both."""
+        start = 0
+        for part in self.optimizers:
+            end = start + len(part.param_groups)
+            part.__setstate__({"state": self.state, "param_groups": self.param_groups[start:end]})
+            start = end
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step of every part."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.optimizers:
+            part.step()
+        return loss
+
+
+@dataclass(frozen=True)
+class Part:
+    """The optimizer of some parameters.
+
+    Attributes:
+        recipe: builds it.
+        lr_scale: its step size divided by the run's.
+    """
+
+    recipe: Any
+    lr_scale: float = 1.0
+
+    @classmethod
+    def parse(cls, value: object, role: str) -> Part:
+        """Read `"adam"` or `{"name": "adam", "beta1": 0.5, "lr_scale": 0.1}`."""
+        component, scale = _split(value, role)
+        return cls(REGISTRY.make(component), scale)
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of these parameters in a run of step size `lr`."""
+        optimizer: Optimizer = self.recipe.build(params, lr * self.lr_scale)
+        return optimizer
+
+
+def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) -> Optimizer:
+    """Return the optimizer of a model whose roles are trained by different parts.
+
+    A part that trains matrices only leaves the other parameters of its roles to `rest`. Equal parts are one optimizer.
+
+    Args:
+        model: has a head (see `roles`).
+        parts: the optimizers by role.
+        rest: the optimizer of all other parameters.
+        lr: the run's step size.
+
+    Raises:
+        RefusedError: a part has no parameters to train.
+    """
+    shares: dict[Part, list[Parameter]] = {}
+    for role, parameters in roles(model).items():
+        part = parts.get(role, rest)
+        matrices = getattr(part.recipe, "matrices_only", False)
+        if role in parts and not any(p.ndim == 2 or not matrices for p in parameters):
+            kind = "matrices" if matrices else "parameters"
+            raise RefusedError(f"optim.{role}: the model has no {kind} with this role")
+        for p in parameters:
+            shares.setdefault(part if p.ndim == 2 or not matrices else rest, []).append(p)
+    built = [part.build(parameters, lr) for part, parameters in shares.items()]
+    return built[0] if len(built) == 1 else Joined(built)
+
+
+@REGISTRY.register("by-role")
+@dataclass(frozen=True)
+class ByRole:
+    """An optimizer for each role of the parameters; `rest` trains those of the roles that are not given.
+
+    Each is a name, or a table of a name, its settings and `lr_scale`, its step size divided by the run's.
+
+    Attributes:
+        head, embedding, norm, hidden: the optimizer of the role; None leaves it to `rest`.
+        rest: the optimizer of the other parameters.
+    """
+
+    head: _Table = None
+    embedding: _Table = None
+    norm: _Table = None
+    hidden: _Table = None
+    rest: dict | str = "adam"  # type: ignore[type-arg]
+
+    small: ClassVar[dict[str, Any]] = {
+        "head": {"name": "gd", "momentum": 0.5},
+        "rest": {"name": "adam", "lr_scale": 0.5},
+    }
+
+    def __post_init__(self) -> None:
+        self._parts()  # raise on an unknown name or setting
+
+    def _parts(self) -> dict[str, Part]:
+        given = {role: getattr(self, role) for role in (*ROLES, "rest")}
+        return {role: Part.parse(value, role) for role, value in given.items() if value is not None}
+
+    def pinned(self) -> ByRole:
+        """Return the recipe with the settings of every part filled in, for the run's key."""
+        changes: Any = {f.name: _resolved(getattr(self, f.name), f.name) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **changes)
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of parameters without a model, all of them hidden."""
+        parts = self._parts()
+        return parts.get("hidden", parts["rest"]).build(params, lr)
+
+    def build_for(self, model: nn.Module, lr: float) -> Optimizer:
+        """Return the optimizer of a model."""
+        parts = self._parts()
+        rest = parts.pop("rest")
+        return assign(model, parts, rest, lr)  # type: ignore[arg-type]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the distributions that the parts come from."""
+        return {k: v for part in self._parts().values() for k, v in getattr(part.recipe, "versions", {}).items()}
+
+
+def _split(value: object, role: str) -> tuple[Component, float]:
+    """The component of a part, and its lr_scale."""
+    component = Component.parse(value, f"optim.{role}")
+    if component.name == "by-role":
+        raise SpecError(f"optim.{role}: expected one optimizer, got by-role")
+    settings = dict(component.params)
+    scale = settings.pop("lr_scale", 1.0)
+    settings.pop("version", None)
+    if not (type(scale) in (int, float) and math.isfinite(scale) and scale > 0):
+        raise SpecError(f"optim.{role}.lr_scale: expected a positive finite number, got {scale!r}")
+    return Component(component.name, settings), float(scale)
+
+
+def _resolved(value: object, role: str) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    component, scale = _split(value, role)
+    version = REGISTRY.version(component)
+    return {
+        **REGISTRY.resolve(component).to_dict(),
+        "lr_scale": scale,
+        **({"version": version} if version > 1 else {}),
+    }
