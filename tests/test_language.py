@@ -184,12 +184,13 @@ def test_operations_of_a_transformer(tmp_path: Path) -> None:
 
 
 def test_a_search_counts_its_runs() -> None:
-    """At most: eight decades on one seed, then five dense step sizes on three, of which three runs are there."""
+    """At most: eight decades on one seed, five dense ones on all, less the shared runs; then the verdict seeds."""
     sweep = replace(Sweep.load("gpt2", scale="paper"), probes=())
     assert cost.num_runs(sweep, sweep.arms[0]) == 8 + 5 * 3 - 3
-    assert cost.num_runs(replace(sweep, probes=(Component("head-blocks"),)), sweep.arms[0]) == 21
+    assert cost.num_runs(replace(sweep, probes=(Component("head-blocks"),)), sweep.arms[0]) == 20 + 3
     sweep = replace(Sweep.load("gpt2", scale="quick"), probes=())
-    assert cost.num_runs(sweep, sweep.arms[0]) == 4 + 3 - 1
+    assert cost.num_runs(sweep, sweep.arms[0]) == 4 + 3 - 1 + 1
+    assert cost.num_runs(replace(Sweep.load("gpt2", scale="small"), probes=()), sweep.arms[0]) == 4 + 3 - 1 + 3
 
 
 def test_memory_holds_what_training_holds(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_two_probes_of_one_name_are_refused() -> None:
 
 
 def test_only_the_selected_runs_are_probed(tmp_path: Path) -> None:
-    """A search trains its grid without probes, then the selected run of the first seed of each optimizer with them."""
+    """A search trains its grid without probes, then the runs of the verdict seeds of each optimizer with them."""
     (tmp_path / "mine.toml").write_text(PRESET)
     ref = SweepRef("mine", ("gd+m", "adam+m"), probed=True)
     results = Results(RunStore(tmp_path), "quick", presets=tmp_path)
@@ -155,16 +155,19 @@ def test_only_the_selected_runs_are_probed(tmp_path: Path) -> None:
         results.probed(ref, "adam+m")
     search([sweep], results.store, options, shown)
     probed = shown.specs[grid:]
-    assert len(probed) == 2
-    for spec, label in zip(probed, ref.optim, strict=True):
+    assert len(probed) == 4
+    for place, label in enumerate(ref.optim):
         best = sweep.best(label, results.store.outcome)
         assert best is not None
         assert best.chosen is not None
-        assert (spec.key, spec.seed) == (best.chosen.specs[0].key, 0)
-        assert results.probed(ref, label).arrays["probe/head-blocks/step"].tolist() == [0, 4]
+        assert sweep.verdict(best) == tuple(probed[2 * place : 2 * place + 2])
+        assert [spec.key for spec in sweep.verdict(best)] == [spec.key for spec in best.chosen.specs]
+        for seed in (0, 1):
+            history = results.for_seed(seed).probed(ref, label)
+            assert (history.spec.seed, history.arrays["probe/head-blocks/step"].tolist()) == (seed, [0, 4])
     assert sweep.propose(results.store.outcome) == []
     search([sweep, sweep.unprobed()], results.store, options, shown)
-    assert len(shown.specs) == grid + 2
+    assert len(shown.specs) == grid + 4
 
 
 def test_a_need_without_probes_does_not_pay_for_them() -> None:
@@ -174,9 +177,9 @@ def test_a_need_without_probes_does_not_pay_for_them() -> None:
 
 
 def test_a_fixed_step_size_is_measured_in_its_only_run() -> None:
-    """Without a search the first seed's run carries the probes from the start; other seeds' runs carry none."""
-    sweep = replace(Sweep.load("linear-path"), seeds=(0, 1))
-    assert [(s.seed, s.probes == sweep.probes) for s in sweep.propose(lambda _: None)] == [(0, True), (1, False)] * 2
+    """Without a search the runs of the verdict seeds carry the probes from the start."""
+    sweep = Sweep.load("linear-path", scale="small")
+    assert [(s.seed, s.probes) for s in sweep.propose(lambda _: None)] == [(k, sweep.probes) for k in (11, 12, 13)] * 2
     assert all(s.probes == () for s in sweep.unprobed().propose(lambda _: None))
 
 

@@ -19,7 +19,7 @@ from heavytail import report
 from heavytail.errors import DamagedError
 from heavytail.experiment.store import RunStore
 from heavytail.files import plain
-from heavytail.report.files import add_timing, write_claims, write_figure
+from heavytail.report.files import VERDICTS, add_timing, write_claims, write_figure
 from heavytail.report.page import POINTS, SCRIPTS, charted, write_report
 from heavytail.results.claims import Claim
 from heavytail.results.figure import figure
@@ -353,7 +353,7 @@ def test_tables_of_another_shape_are_named(tmp_path, content):
 def test_an_empty_reproduction_has_a_page(tmp_path):
     """A report of nothing is a page that counts nothing."""
     page = Page(write_report(tmp_path).read_text())
-    assert page.words.count("0") == 3
+    assert page.words.count("0") == len(VERDICTS)
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -395,3 +395,19 @@ def test_two_processes_writing_into_one_folder_lose_nothing(tmp_path: Path) -> N
     assert len(rows) == 80
     for number in range(4):
         assert [row["row"] for row in rows if row["number"] == number] == list(range(20))
+
+
+def test_exact_claims_are_counted_apart_in_the_page(tmp_path):
+    """The totals of the page have a button of their own for identities; old rows without a kind are measurements."""
+    new = Claim("fig99", "c", "s", 1.0, "<=", 2.0, "quick", per_seed=(0.5, 1.0, 1.5), kind="exact", quote="section 9")
+    rows = [
+        {**new.to_dict(), "claim": "one"},
+        {k: v for k, v in new.to_dict().items() if k not in ("per_seed", "margin", "kind", "quote")},
+    ]
+    (tmp_path / "claims.json").write_text(json.dumps(rows))
+    page = write_report(tmp_path).read_text()
+    tally = dict(re.findall(r'data-verdict="([^"]*)" class="[^"]*"><b>(\d+)</b>', page))
+    assert tally == {**dict.fromkeys(VERDICTS, "0"), "reproduced": "1", "exact, reproduced": "1"}
+    assert "0.5, 1, 1.5" in page
+    assert "section 9" in page
+    assert page.count('data-verdict="exact, reproduced"') == 3  # the button, and a row in both tables

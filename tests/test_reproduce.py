@@ -163,7 +163,7 @@ def test_the_plan_and_each_figure_are_announced(
             scale="quick", options=options, display=lines,
         )  # fmt: skip
     printed = capsys.readouterr().err
-    assert "fig97 done, 1 of 1 claims reproduced (1 of 2 figures)" in printed
+    assert "fig97 done, claims reproduced: 1 of 1 (1 of 2 figures)" in printed
     assert "about 4 runs to train, roughly 1 minute with 1 worker\n" in printed
     assert "1 to draw after training, in this order: fig99" in printed
     assert "fig99 done" in printed

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from heavytail.experiment.search import Best, Candidate, Grid, select
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
+from heavytail.train import cost
 from tests.problems import BASE, tiny, tiny_preset
 from tests.reference import sweep as reference
 
@@ -42,7 +44,7 @@ def candidates(table: reference.Table) -> list[Candidate]:
 
 
 def sweep(grid: Grid, seeds: tuple[int, ...]) -> Sweep:
-    return Sweep("made-up", "Made up", "quick", "", RUN, (Arm("gd", Component("gd"), grid),), seeds)
+    return Sweep("made-up", "Made up", "quick", "", RUN, (Arm("gd", Component("gd"), grid),), seeds, seeds)
 
 
 def exponent(spec: RunSpec) -> float:
@@ -198,6 +200,72 @@ def test_a_final_loss_that_is_not_a_number_is_infinite() -> None:
     assert all(best.reasons)
 
 
+# -- verdict seeds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if "scale" in read_preset(name)])
+def test_verdicts_come_from_fresh_seeds(name: str) -> None:
+    """Below the paper's scale every preset searches on seed 0 and judges on seeds that the search has not used."""
+    for variant in ("", *read_preset(name).get("variant", {})):
+        paper, small, quick = (Sweep.load(name, scale=scale, variant=variant) for scale in ("paper", "small", "quick"))
+        assert paper.verdict_seeds == paper.seeds
+        assert (small.seeds, small.verdict_seeds) == ((0,), (11, 12, 13))
+        assert (quick.seeds, quick.verdict_seeds) == ((0,), (11,))
+
+
+def test_a_preset_without_scales_is_judged_on_its_own_seeds(tmp_path: Path) -> None:
+    """One's own problem has no reduced scale: its seeds serve the search and the verdict, unless it says otherwise."""
+    file = tmp_path / "mine.toml"
+    file.write_text(tiny_preset(10, "lr = [0.1, 1.0]\nseeds = [3, 4]", 'name = "gd"'))
+    assert Sweep.load(file).verdict_seeds == Sweep.load(file).seeds == (3, 4)
+    file.write_text(tiny_preset(10, "lr = [0.1, 1.0]\nverdict_seeds = [5]", 'name = "gd"'))
+    assert (Sweep.load(file).seeds, Sweep.load(file).verdict_seeds) == ((0,), (5,))
+    file.write_text(PRESET + "[scale.small.sweep]\nverdict_seeds = [5]\n")
+    assert (Sweep.load(file, scale="small").seeds, Sweep.load(file, scale="small").verdict_seeds) == ((0,), (5,))
+
+
+@pytest.mark.parametrize("refine", [None, 1])
+@pytest.mark.parametrize("probes", [(), (Component("head-blocks", {"at": [0]}),)])
+def test_verdict_runs_follow_the_search(refine: int | None, probes: tuple[Component, ...]) -> None:
+    """Once the search has selected, its step size is run on every verdict seed, with the probes; nothing else is."""
+    search = replace(sweep(Grid((-2.0, -1.0), refine), (0,)), verdict_seeds=(11, 12), probes=probes)
+    done: dict[tuple[str, int], Outcome] = {}
+
+    def lookup(spec: RunSpec) -> Outcome | None:
+        return done.get((spec.key, len(spec.probes)))
+
+    rounds: list[list[RunSpec]] = []
+    while proposed := search.propose(lookup):
+        rounds.append(proposed)
+        # Fresh seeds have another optimum, which must not be selected.
+        done |= {(s.key, len(s.probes)): outcome(abs(exponent(s) + (1 if s.seed == 0 else 2)), 1.0) for s in proposed}
+    best = search.best("gd", lookup)
+    assert best is not None
+    assert [(exponent(s), s.seed, s.probes) for s in rounds[-1]] == [(-1.0, 11, probes), (-1.0, 12, probes)]
+    assert tuple(rounds[-1]) == search.verdict(best)
+    assert {s.seed for proposed in rounds[:-1] for s in proposed} == {0}
+    assert not any(s.probes for proposed in rounds[:-1] for s in proposed)
+    assert len(rounds) == (3 if refine else 2)
+    assert cost.num_runs(search, search.arms[0]) == sum(map(len, rounds))
+
+
+@pytest.mark.parametrize("probes", [(), (Component("head-blocks", {"at": [0]}),)])
+def test_a_given_step_size_is_not_searched_for(probes: tuple[Component, ...]) -> None:
+    """A single step size is trained on the verdict seeds alone, at once with the probes; an unstable one stays."""
+    search = replace(sweep(Grid((-2.0,)), (0, 1)), verdict_seeds=(11, 12), probes=probes)
+    proposed = search.propose(lambda spec: None)
+    assert [(s.seed, s.probes) for s in proposed] == [(11, probes), (12, probes)]
+    assert cost.num_runs(search, search.arms[0]) == 2
+    for peak in (1.0, 3.0):
+        best = search.best("gd", lambda spec, peak=peak: outcome(1.0, peak))
+        assert best is not None
+        assert best.chosen is not None
+        assert search.propose(lambda spec, peak=peak: outcome(1.0, peak)) == []
+    best = search.best("gd", lambda spec: outcome(*(DIVERGED if spec.seed == 12 else (1.0, 1.0))))
+    assert best is not None
+    assert (best.chosen, best.reasons) == (None, ("diverged at step 3 (seed 12)",))
+
+
 # -- step sizes --------------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +378,7 @@ def test_step_sizes_by_momentum(preset: Path) -> None:
         ("seeds = [0, 1]", "seed = [0, 1]", "unknown setting of preset mine, sweep: 'seed'; did you mean 'seeds'"),
         ("seeds = [0, 1]", "seeds = 3", "sweep.seeds: expected a list of integers, got 3"),
         ("seeds = [0, 1]", "seeds = []", r"sweep.seeds: expected a list of integers, got \[\]"),
+        ("seeds = [0, 1]", "verdict_seeds = [0, 0]", r"sweep.verdict_seeds: expected different integers, got \[0, 0\]"),
         ("seeds = [0, 1]", "seeds = [0, 0]", r"sweep.seeds: expected different integers, got \[0, 0\]"),
         ("decades", "decade", "'decade'; did you mean 'decades'"),
         ("run.steps = 30", "runs.steps = 30", "unknown table of preset mine: 'runs'; did you mean 'run'"),
@@ -364,6 +433,7 @@ WRONG = {
     "run.steps": ("true", "nan", "1.5", "{ a = 1 }", "[1]", "2026-11-25"),
     "sweep": ("3", "[1]"),
     "sweep.seeds": ("[true]", "[0.5]", "{ a = 1 }", "'ab'"),
+    "sweep.verdict_seeds": ("[true]", "[]", "3"),
     "sweep.probes": ("3", "'head-blocks'", "[3]", "[[]]", "[{ at = [0] }]"),
     "sweep.optim": (
         "{ name = 'gd' }",

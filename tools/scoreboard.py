@@ -11,6 +11,7 @@ from pathlib import Path
 
 from heavytail.errors import StoreError
 from heavytail.files import Row, read_json, write_atomic
+from heavytail.results.claims import summary
 from heavytail.results.figure import Figure, all_figures
 from tools.publish import SCALES
 
@@ -59,7 +60,7 @@ def table(published: Path, link: str) -> Iterator[str]:
         cells = [_cell(figure, scale, claims[scale], published, link) for scale in SCALES]
         if any(cell != NOTHING for cell in cells):
             yield f"| {figure.id} | {figure.title.replace('|', '&#124;')} | {' | '.join(cells)} |"
-    totals = (f"**{_count(rows)}**" if rows else NOTHING for rows in claims.values())
+    totals = (f"**{summary(rows)}**" if rows else NOTHING for rows in claims.values())
     yield f"| all | | {' | '.join(totals)} |"
     lines = [line for scale in SCALES for line in _made(scale, published / scale)]
     yield from ["", *lines] if lines else []
@@ -72,16 +73,8 @@ def _cell(figure: Figure, scale: str, claims: list[Row], published: Path, link: 
         return NOTHING
     drawn = (published / f"{place}.png").is_file()
     mine = [row for row in claims if row["figure"] == figure.id]
-    text = _count(mine) if mine else "drawn" if drawn else "not drawn"
+    text = summary(mine) if mine else "drawn" if drawn else "not drawn"
     return f"[{text}]({link}/{place}.png)" if drawn else text
-
-
-def _count(claims: list[Row]) -> str:
-    """Such as "4 of 6", "4 of 6, 1 not run", or "not run"."""
-    reproduced, not_run = (sum(row["verdict"] == verdict for row in claims) for verdict in ("reproduced", "not run"))
-    if not_run == len(claims):
-        return "not run"
-    return f"{reproduced} of {len(claims)}" + (f", {not_run} not run" if not_run else "")
 
 
 def _made(scale: str, folder: Path) -> Iterator[str]:

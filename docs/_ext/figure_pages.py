@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sphinx.application import Sphinx
 
+from heavytail.results.claims import summary
 from heavytail.results.figure import Figure, all_figures
 
 SCALES = ("quick", "small", "paper")
@@ -34,7 +35,7 @@ def write_pages(app: Sphinx) -> None:
         mine = {scale: [row for row in claims[scale] if row["figure"] == figure.id] for scale in SCALES}
         page = templates.get_template("figure.md.j2").render(_page(figure, mine, docs))
         (folder / f"{figure.id}.md").write_text(page, encoding="utf-8")
-        rows.append((figure, [_count(mine[scale]) for scale in SCALES]))
+        rows.append((figure, [summary(mine[scale]) or "-" for scale in SCALES]))
     index = templates.get_template("figures.md.j2").render(scales=SCALES, rows=rows)
     (folder / "index.md").write_text(index, encoding="utf-8")
 
@@ -65,10 +66,6 @@ def _claim(name: str, rows: list[Row | None]) -> Row:
 def _read(file: Path) -> list[Row]:
     rows: list[Row] = json.loads(file.read_text()) if file.exists() else []
     return rows
-
-
-def _count(rows: list[Row]) -> str:
-    return f"{sum(row['verdict'] == 'reproduced' for row in rows)} of {len(rows)}" if rows else "-"
 
 
 def _cell(text: str) -> str:

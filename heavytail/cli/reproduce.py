@@ -83,15 +83,19 @@ def _print_claims(claims: Sequence[Claim]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("figure", "claim", "measured", "threshold", "verdict", title="Claims", title_justify="left")
-    colour = {"reproduced": "green", "not reproduced": "red", "not run": "yellow"}
+    from heavytail.results.claims import summary
+
+    columns = ("figure", "claim", "kind", "measured", "threshold", "margin", "verdict")
+    table = Table(*columns, title="Claims", title_justify="left")
+    colour = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not run": "yellow"}
     for claim in claims:
         measured = "" if claim.measured is None else f"{claim.measured:.4g}"
+        margin = "" if claim.margin is None else f"{claim.margin:+.2f}"
         verdict = f"[{colour[claim.verdict]}]{claim.verdict}[/]"
-        table.add_row(claim.figure, claim.claim, measured, f"{claim.comparison} {claim.threshold}", verdict)
+        threshold = f"{claim.comparison} {claim.threshold}"
+        table.add_row(claim.figure, claim.claim, claim.kind, measured, threshold, margin, verdict)
     Console().print(table)
-    counts = {verdict: sum(c.verdict == verdict for c in claims) for verdict in colour}
-    print(", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
+    print(f"claims reproduced: {summary(claim.to_dict() for claim in claims) or 'none to check'}")
 
 
 def _print_costs(figures: Sequence[Figure], args: argparse.Namespace) -> int:

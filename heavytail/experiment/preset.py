@@ -1,7 +1,8 @@
 """Presets: TOML files that describe a problem and its optimizers, at three scales and in variants.
 
-The tables of a preset are overlaid in the order preset <- variant <- scale <- scale.variant. This module reads the
-tables; `sweep` interprets their content. It does not import torch.
+The tables of a preset are overlaid in the order preset <- variant <- protocol <- scale <- scale.variant. The protocol
+is the choice of seeds at a reduced scale (rule 1 of docs/claims.md); a preset without scales has none. This module
+reads the tables; `sweep` interprets their content. It does not import torch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from typing import Any
 from heavytail.errors import DataError, SpecError, unknown
 
 SCALES = ("paper", "small", "quick")
+# Reduced scales search on one seed and judge claims on fresh ones; the paper's scale uses the preset's seeds for both.
+PROTOCOL: Mapping[str, Mapping[str, Any]] = {
+    "small": {"sweep": {"seeds": [0], "verdict_seeds": [11, 12, 13]}},
+    "quick": {"sweep": {"seeds": [0], "verdict_seeds": [11]}},
+}
 _TABLES = ("name", "title", "paper", "run", "sweep", "variant", "scale")
 
 
@@ -56,7 +62,8 @@ class Preset:
         known(both, overlays, tables)
         run: dict[str, Any] = {}
         sweep: dict[str, Any] = {}
-        for layer in (table, varied, scaled, both):
+        protocol = PROTOCOL.get(scale, {}) if scales else {}
+        for layer in (table, varied, protocol, scaled, both):
             run, sweep = overlay(run, subtable(layer, "run")), overlay(sweep, subtable(layer, "sweep"))
         title = name
         for layer in (table, scaled, varied, both):

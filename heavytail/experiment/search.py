@@ -31,8 +31,8 @@ class Grid:
 
     @property
     def fixed(self) -> bool:
-        """Whether there is a single step size, so that nothing is searched."""
-        return len(self.exponents) == 1 and self.refine is None
+        """Whether this is a single step size, which needs no search."""
+        return self.refine is None and len(self.exponents) == 1
 
     @classmethod
     def parse(cls, value: object, where: str) -> Grid:
@@ -155,6 +155,15 @@ def select(label: str, candidates: list[Candidate]) -> Best:
         chosen = fallbacks[-1] if fallbacks else None
     reasons = tuple(_reason(c, smallest, chosen) for c in ordered)
     return Best(label, chosen, tuple(ordered), reasons)
+
+
+def fixed(label: str, candidate: Candidate) -> Best:
+    """Return a step size that is given, not searched for: selected unless a seed diverged."""
+    for spec, outcome in zip(candidate.specs, candidate.outcomes, strict=True):
+        if not math.isfinite(outcome.final_loss):
+            reason = f"diverged at step {outcome.last_step} (seed {spec.seed})"
+            return Best(label, None, (candidate,), (reason,))
+    return Best(label, candidate, (candidate,), ("selected: the only step size",))
 
 
 def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate | None) -> str:

@@ -5,6 +5,10 @@ step size with the smallest *maximum over seeds of the final training loss*. If 
 times its initial value at any recorded step, the next smaller step size is selected until one is stable. Diverged runs
 have an infinite loss. Nothing here trains: `propose` returns the missing runs, given the finished ones.
 
+Figures and claims read the runs of the verdict seeds at the selected step size. At the paper's scale these are the
+seeds of the search; at a reduced scale they are fresh (`preset.PROTOCOL`), and their runs are proposed once the
+search is finished. A single step size is not searched for: it is trained on the verdict seeds alone.
+
 A sweep is read from a preset (see `preset`). This module does not import torch.
 """
 
@@ -21,11 +25,12 @@ from typing import Any, get_origin
 from heavytail.errors import SpecError, unknown
 from heavytail.experiment.preset import Preset, known
 from heavytail.experiment.registry import Component, is_path, registry, type_hints
-from heavytail.experiment.search import Best, Candidate, Grid, Lookup, select, warn_at_edge
+from heavytail.experiment.search import Best, Candidate, Grid, Lookup, fixed, select, warn_at_edge
 from heavytail.experiment.spec import RunSpec
 
-# A label is the name of a folder of `sweep --out` and of a line in plots.
 IMPORTED_GRID = {"decades": [-5, 1], "refine": 1}  # step sizes of an optimizer without a recipe
+_SETTINGS = ("seeds", "verdict_seeds", "optim", "lr", "probes")
+# A label is the name of a folder of `sweep --out` and of a line in plots.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+-]*")
 
 
@@ -48,8 +53,9 @@ class Sweep:
         variant: name of the variant, "" for none.
         run: settings shared by all runs.
         arms: the optimizers.
-        seeds: the sparse grid uses the first, the dense one all of them.
-        probes: measured along each selected run of the first seed once its search is finished, and along no other run.
+        seeds: of the search: the sparse grid uses the first, the dense one all of them.
+        verdict_seeds: of the runs at the selected step size that figures and claims read.
+        probes: measured along the runs of the verdict seeds once the search is finished, and along no other run.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Sweep:
     run: Mapping[str, Any]
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
+    verdict_seeds: tuple[int, ...]
     probes: tuple[Component, ...] = ()
     _specs: dict[tuple[str, float, int], RunSpec] = field(default_factory=dict, repr=False, compare=False)
 
@@ -76,15 +83,17 @@ class Sweep:
             SpecError: a setting is unknown or invalid.
         """
         tables = Preset.load(preset, scale, variant)
-        known(tables.sweep, ("seeds", "optim", "lr", "probes"), f"setting of preset {tables.name}, sweep:")
+        known(tables.sweep, _SETTINGS, f"setting of preset {tables.name}, sweep:")
         for key in ("optim", "lr", "seed"):
             if key in tables.run:
                 raise SpecError(f"run.{key}: the sweep sets it, expected none, got {tables.run[key]!r}")
         arms = _arms(tables.sweep.get("optim", []), tables.sweep.get("lr"))
         if not arms:
             raise SpecError(f"preset '{tables.name}': expected at least one [[sweep.optim]], got none")
-        seeds, probes = _seeds(tables.sweep.get("seeds", [0])), _probes(tables.sweep.get("probes", []))
-        sweep = cls(tables.name, tables.title, scale, variant, tables.run, arms, seeds, probes)
+        seeds = _seeds(tables.sweep.get("seeds", [0]), "seeds")
+        verdict_seeds = _seeds(tables.sweep.get("verdict_seeds", [*seeds]), "verdict_seeds")
+        probes = _probes(tables.sweep.get("probes", []))
+        sweep = cls(tables.name, tables.title, scale, variant, tables.run, arms, seeds, verdict_seeds, probes)
         # Raise on an invalid table now, not at the first run.
         replace(sweep.spec(arms[0], arms[0].grid.exponents[0], seeds[0]), probes=probes)
         return sweep
@@ -119,7 +128,7 @@ class Sweep:
         return self._specs[name]
 
     def propose(self, lookup: Lookup) -> list[RunSpec]:
-        """Return the runs that the search needs next; none when it is finished.
+        """Return the runs that the search needs next, then those of the verdict seeds; none when all are finished.
 
         Args:
             lookup: the outcome of a finished run, None for one that is not finished.
@@ -127,23 +136,23 @@ class Sweep:
         proposed = []
         for arm in self.arms:
             best, todo = self._search(arm, lookup)
-            probed = None if best is None else self.probed(best)
-            if probed is not None and lookup(probed) is None:
-                todo = [probed]
-            elif arm.grid.fixed:
-                # Without a search the selected run is known: measure along it at once, not in a second run.
-                todo = [replace(s, probes=self.probes) if self.probes and s.seed == self.seeds[0] else s for s in todo]
+            if best is not None:
+                todo = [spec for spec in self.verdict(best) if lookup(spec) is None]
             proposed += todo
         return proposed
 
-    def probed(self, best: Best) -> RunSpec | None:
-        """Return the selected run of the first seed with the sweep's probes; None without probes or a selection.
+    def verdict(self, best: Best) -> tuple[RunSpec, ...]:
+        """Return the runs of the verdict seeds at the selected step size, with the sweep's probes; none without one.
 
-        Its key is that of the selected run: the measurements are added to that run.
+        Probes do not change the key of a run: the measurements are added to a run that the search has trained.
         """
-        if not self.probes or best.chosen is None:
-            return None
-        return replace(best.chosen.specs[0], probes=self.probes)
+        if best.chosen is None:
+            return ()
+        arm, exponent = self.arm(best.label), best.chosen.exponent
+        return tuple(self._probed(self.spec(arm, exponent, seed)) for seed in self.verdict_seeds)
+
+    def _probed(self, spec: RunSpec) -> RunSpec:
+        return replace(spec, probes=self.probes) if self.probes else spec
 
     def best(self, label: str, lookup: Lookup) -> Best | None:
         """Return the selected step size of one optimizer; None while its search is not finished."""
@@ -152,6 +161,9 @@ class Sweep:
     def _search(self, arm: Arm, lookup: Lookup) -> tuple[Best | None, list[RunSpec]]:
         """The result of a search, or the runs that it needs next, given the finished runs."""
         grid = arm.grid
+        if grid.fixed:
+            (only,), todo = self._judge(arm, grid.exponents, self.verdict_seeds, lookup)
+            return (None, [*map(self._probed, todo)]) if todo else (fixed(arm.label, only), [])
         if grid.refine is None:
             judged, todo = self._judge(arm, grid.exponents, self.seeds, lookup)
             return (None, todo) if todo else (select(arm.label, judged), [])
@@ -188,11 +200,11 @@ class Sweep:
         return "paper's scale" if self.scale == "paper" else f"{self.scale} scale, not the paper's"
 
 
-def _seeds(value: object) -> tuple[int, ...]:
+def _seeds(value: object, name: str) -> tuple[int, ...]:
     if not (isinstance(value, list) and value and all(type(seed) is int for seed in value)):
-        raise SpecError(f"sweep.seeds: expected a list of integers, got {value!r}")
+        raise SpecError(f"sweep.{name}: expected a list of integers, got {value!r}")
     if len(set(value)) < len(value):
-        raise SpecError(f"sweep.seeds: expected different integers, got {value!r}")
+        raise SpecError(f"sweep.{name}: expected different integers, got {value!r}")
     return tuple(value)
 
 

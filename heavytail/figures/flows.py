@@ -84,8 +84,7 @@ SOLVED = 1e-3  # nats: smaller losses are not compared; float32 histories and fi
 
 def simulation(results: Results, label: str) -> tuple[Array, Array, Array, History]:
     """Return times [E], losses [E, C] and class frequencies [C] of the descent that discretises a flow, and its run."""
-    best = results.search(FLOWS, label)
-    history = next(results.histories(best.chosen or best.candidates[0]))
+    history = next(results.histories(FLOWS, label))
     count = history.arrays["train/count"].astype(np.float64)
     loss = history.arrays["train/class_loss"].astype(np.float64)
     return history.step * history.spec.lr, loss, count / count.sum(), history

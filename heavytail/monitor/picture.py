@@ -80,8 +80,8 @@ def _as_selected(split: str, track: Track, counts: Array, index: Array) -> Selec
         step=track.step,
         loss=loss[None],
         group_loss=by_group[None],
-        initial_loss=float(loss[started[0]]) if len(started) else float("nan"),
-        initial_group_loss=by_group[0] if len(by_group) else np.full(by_group.shape[1], np.nan),
+        start=loss[started[:1]] if len(started) else np.array([np.nan]),
+        group_start=by_group[:1] if len(by_group) else np.full((1, by_group.shape[1]), np.nan),
         group=index,
         counts=counts,
     )

@@ -24,7 +24,7 @@ from heavytail.results.claims import Claim
 from heavytail.results.figure import Figure
 from heavytail.results.results import MissingRuns, Results
 
-VERDICTS = ("reproduced", "not reproduced", "not run")
+VERDICTS = ("reproduced", "not reproduced", "undecided", "not run")
 FIGURE_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # also the name of its files
 LOCK = ".lock"  # held while a file is read, changed and replaced: several `reproduce` may write into one OUT
 _REMEDY = "; delete it and run `heavytail reproduce` again"
@@ -33,6 +33,9 @@ _CLAIM = {
     **dict.fromkeys(("figure", "claim", "verdict", "scale", "comparison", "statement", "reason"), str),
     "measured": (float, None),
     "threshold": (float, [float]),
+    "per_seed?": [(float, None)],
+    "margin?": (float, None),
+    **dict.fromkeys(("kind?", "quote?"), str),
 }
 _SEARCH = {
     **dict.fromkeys(("preset", "variant", "optimizer"), str),

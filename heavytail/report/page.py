@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -25,8 +26,14 @@ from markupsafe import Markup
 from heavytail.files import Row, write_atomic
 from heavytail.report.files import VERDICTS, read_claims, read_figures
 
-SIGNS = {"reproduced": "\N{CHECK MARK}", "not reproduced": "\N{MULTIPLICATION SIGN}", "not run": "\N{EN DASH}"}
+SIGNS = {
+    "reproduced": "\N{CHECK MARK}",
+    "not reproduced": "\N{MULTIPLICATION SIGN}",
+    "undecided": "?",
+    "not run": "\N{EN DASH}",
+}
 POINTS = 400  # of a series in the page; the JSON file beside it has all of them
+EXACT = "exact, "
 CHARTED = ("line", "band", "points", "steps", "level")  # kinds of series that page.js draws
 SCRIPTS = ("uplot/uPlot.iife.min.js", "page.js")
 STYLES = ("uplot/uPlot.min.css", "page.css")
@@ -157,7 +164,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {
         "base64": lambda content: base64.b64encode(_small(content)).decode(),
         "style": _style,
-        "sign": lambda verdict: SIGNS.get(verdict, ""),
+        "sign": lambda verdict: SIGNS.get(verdict.removeprefix(EXACT), ""),
     }
     return environment.from_string(_asset("page.html.j2"))
 
@@ -264,8 +271,8 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims", rel
     ]
     every = [Section("All claims", id="all", tables=_claims_table(claims, linked=True))] if claims else []
     note = (
-        "The thresholds of the claims were fixed before any run and are the same at every scale; "
-        "below paper scale, a verdict is about a smaller problem."
+        "The thresholds of the claims are the same at every scale, and verdicts come from seeds that the step-size "
+        "search has not used; below paper scale, a verdict is about a smaller problem."
     )
     path = out / "report.html"
     out.mkdir(parents=True, exist_ok=True)
@@ -275,8 +282,15 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims", rel
     return path
 
 
+def _verdict(claim: Row) -> str:
+    """Return the verdict on a claim; exact claims are counted apart."""
+    return (EXACT if claim.get("kind") == "exact" else "") + str(claim["verdict"])
+
+
 def _tally(claims: Sequence[Row]) -> dict[str, int]:
-    return {verdict: sum(row["verdict"] == verdict for row in claims) for verdict in VERDICTS}
+    counts = Counter(map(_verdict, claims))
+    exact = [EXACT + verdict for verdict in VERDICTS if counts[EXACT + verdict]]
+    return {verdict: counts[verdict] for verdict in (*VERDICTS, *exact)}
 
 
 def _facts(claims: Sequence[Row], figures: Sequence[Row]) -> list[tuple[str, str]]:
@@ -325,24 +339,31 @@ def _figure_section(figure: Row, claims: Sequence[Row], folder: Path) -> Section
 
 
 def _claims_table(claims: Sequence[Row], *, linked: bool = False) -> list[Table]:
-    columns = ("claim", "verdict", "measured", "threshold", "quantity")
+    columns = ("claim", "verdict", "measured", "threshold", "margin", "quantity")
     rows = [
         (
             row["claim"],
-            Cell(f"{SIGNS.get(row['verdict'], '')} {row['verdict']}".strip(), f"verdict {_style(row['verdict'])}"),
-            _number(row["measured"]),
+            Cell(f"{SIGNS.get(row['verdict'], '')} {_verdict(row)}".strip(), f"verdict {_style(row['verdict'])}"),
+            Cell(_number(row["measured"]), "number", note=_seeds(row)),
             f"{row['comparison']}\N{NO-BREAK SPACE}{_number(row['threshold'])}",
-            Cell(row["statement"], note=row["reason"]),
+            _number(row.get("margin")),
+            Cell(row["statement"], note=". ".join(filter(None, [row.get("quote"), row["reason"]]))),
         )
         for row in claims
     ]
-    verdicts = [row["verdict"] for row in claims]
+    verdicts = [*map(_verdict, claims)]
     if not rows:
         return []
     if not linked:
-        return [Table(columns, rows, numeric=[2], verdicts=verdicts)]
+        return [Table(columns, rows, numeric=[2, 4], verdicts=verdicts)]
     named = [(Cell(claim["figure"], target=claim["figure"]), *row) for claim, row in zip(claims, rows, strict=True)]
-    return [Table(("figure", *columns), named, numeric=[3], verdicts=verdicts)]
+    return [Table(("figure", *columns), named, numeric=[3, 5], verdicts=verdicts)]
+
+
+def _seeds(claim: Row) -> str:
+    """Return the values on several seeds."""
+    values = claim.get("per_seed", [])
+    return ", ".join(map(_number, values)) if len(values) > 1 else ""
 
 
 def _search_table(search: Row) -> Table:
@@ -383,4 +404,4 @@ def _number(value: Any) -> str:
 
 
 def _style(verdict: str) -> str:
-    return verdict.replace(" ", "-")
+    return verdict.removeprefix(EXACT).replace(" ", "-")

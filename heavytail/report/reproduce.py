@@ -21,7 +21,7 @@ from heavytail.experiment.store import Outcome, RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.report.files import add_timing, write_claims, write_figure
 from heavytail.report.page import write_report
-from heavytail.results.claims import Claim
+from heavytail.results.claims import Claim, summary
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results
 from heavytail.train.options import ALL, Options
@@ -255,8 +255,7 @@ class _Tally:
     def drawn(self, figure: str, done: int, figures: int, claims: Sequence[Claim]) -> None:
         """Announce a figure."""
         self._figures = f"{done} of {figures} figures"
-        reproduced = sum(claim.verdict == "reproduced" for claim in claims)
-        verdict = f", {reproduced} of {len(claims)} claims reproduced" if claims else ""
+        verdict = f", claims reproduced: {summary(claim.to_dict() for claim in claims)}" if claims else ""
         self.announce(f"{figure} done{verdict} ({self._figures})")
         self._display.note(self._figures)
 

@@ -1,9 +1,10 @@
-"""Claims of the figures: predicates over measured numbers, with thresholds fixed before any run.
+"""Claims of the figures: predicates over measured numbers, with thresholds fixed before any run (docs/claims.md).
 
-`claim` declares a rule; checking it against results gives a Claim with the measured number and a verdict. Families of
-claims shared by several figures are here: the gap between GD and Adam, the direction of the step, and balanced versus
-heavy-tailed data. Losses are those at the selected step sizes, medians over seeds, in nats; "rarest" is the
-last frequency group, "initial" the same quantity at step 0.
+`claim` declares a rule. It is measured on every verdict seed; the number of a Claim is the median, and the verdict
+needs all seeds to agree. Families of claims shared by several figures are here: the gap between GD and Adam, the
+direction of the step, and balanced versus heavy-tailed data. Losses are those at the selected step sizes, in nats.
+"Final" is the mean over the last tenth of the recorded rows, "rarest" the last frequency group, "initial" the same
+quantity at step 0.
 
 Shapes: G frequency groups.
 """
@@ -11,8 +12,8 @@ Shapes: G frequency groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,9 @@ from heavytail.results.results import Array, MissingRuns, Results, Selected, Swe
 
 Comparison = Literal["<=", ">=", "<", ">", "within"]
 Threshold = float | tuple[float, float]
-Verdict = Literal["reproduced", "not reproduced", "not run"]
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not run"]
+Kind = Literal["exact", "measured"]
+SOLVED, MOVED = 0.01, 0.9  # losses relative to their initial value: see `compared`
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,15 @@ class Claim:
         figure: "fig04".
         claim: short name, unique within the figure.
         statement: the measured quantity, in words.
-        measured: its value; None if the runs are missing.
+        measured: its value, the median over seeds; None if the runs are missing.
         comparison: comparison with the threshold; "within" includes both ends.
         threshold: a number, or (low, high) for "within".
         scale: the scale it was measured at.
-        reason: why the claim was not run, or why its number is not finite.
+        reason: why the claim was not run, is not informative, or has a number that is not finite.
+        per_seed: the value on each verdict seed.
+        kind: "exact" for identities that only a bug can break, "measured" for the rest.
+        quote: place in the paper, with its words.
+        informative: whether the runs can decide the claim (see `compared`).
     """
 
     figure: str
@@ -48,13 +55,34 @@ class Claim:
     threshold: Threshold
     scale: str
     reason: str = ""
+    per_seed: tuple[float, ...] = ()
+    kind: Kind = "measured"
+    quote: str = ""
+    informative: bool = True
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the measured number meets the threshold; NaN never does."""
+        """Whether the number meets the threshold on every seed, or on none; NaN never does."""
         if self.measured is None:
             return "not run"
-        return "reproduced" if _holds(self.measured, self.comparison, self.threshold) else "not reproduced"
+        held = {_holds(value, self.comparison, self.threshold) for value in self.per_seed or (self.measured,)}
+        if len(held) > 1 or not self.informative:
+            return "undecided"
+        return "reproduced" if held == {True} else "not reproduced"
+
+    @property
+    def margin(self) -> float | None:
+        """Distance of the number from the threshold in units of the threshold, positive where it holds.
+
+        The unit is 1 for a threshold of 0, and half the width of an interval. None for a number that is not finite.
+        """
+        if self.measured is None or not math.isfinite(self.measured):
+            return None
+        if isinstance(self.threshold, tuple):
+            low, high = self.threshold
+            return min(self.measured - low, high - self.measured) / ((high - low) / 2)
+        distance = self.measured - self.threshold
+        return (distance if self.comparison in (">", ">=") else -distance) / (abs(self.threshold) or 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a row of claims.json: a number that is not finite is null, and `reason` names its value."""
@@ -73,7 +101,19 @@ class Claim:
             "comparison": self.comparison,
             "statement": self.statement,
             "reason": reason,
+            "per_seed": [value if math.isfinite(value) else None for value in self.per_seed],
+            "margin": self.margin,
+            "kind": self.kind,
+            "quote": self.quote,
         }
+
+
+class NotInformative(Exception):
+    """The runs cannot decide a comparison; it carries the value that was measured nevertheless."""
+
+    def __init__(self, value: float, reason: str) -> None:
+        super().__init__(reason)
+        self.value = value
 
 
 @dataclass(frozen=True)
@@ -82,7 +122,8 @@ class ClaimRule:
 
     Attributes:
         id, statement, comparison, threshold: as in Claim.
-        measure: computes the number from results.
+        measure: computes the number from results, which are restricted to one verdict seed.
+        kind, quote: as in Claim.
     """
 
     id: str
@@ -90,27 +131,79 @@ class ClaimRule:
     comparison: Comparison
     threshold: Threshold
     measure: Callable[[Results], float]
+    kind: Kind = "measured"
+    quote: str = ""
 
-    def check(self, figure: str, results: Results, missing: str | None = None) -> Claim:
-        """Return the claim as measured, or as not run if runs are missing; `missing` is the reason, if known."""
+    def check(self, figure: str, results: Results, missing: str | None = None, seeds: int = 1) -> Claim:
+        """Return the claim as measured, or as not run if runs are missing.
+
+        Args:
+            figure: id of the figure.
+            results: finished runs.
+            missing: the reason for missing runs, if known.
+            seeds: number of verdict seeds.
+        """
+        values: list[float] = []
+        doubts: list[str] = []
         try:
-            return self._claim(figure, results.scale, float(self.measure(results)))
+            for place in range(seeds):
+                try:
+                    values.append(float(self.measure(results.for_seed(place))))
+                except NotInformative as error:
+                    values.append(float(error.value))
+                    doubts.append(str(error))
         except MissingRuns as error:
             return self.not_run(figure, results.scale, missing or str(error))
+        reason = f"not informative: {doubts[0]}" if doubts else ""
+        made = self._claim(figure, results.scale, float(np.median(values)), reason)
+        return replace(made, per_seed=tuple(values), informative=not doubts)
 
     def not_run(self, figure: str, scale: str, reason: str) -> Claim:
         """Return the claim as not run."""
         return self._claim(figure, scale, None, reason)
 
-    def _claim(self, figure: str, scale: str, measured: float | None, reason: str = "") -> Claim:
-        return Claim(figure, self.id, self.statement, measured, self.comparison, self.threshold, scale, reason)
+    def _claim(self, figure: str, scale: str, measured: float | None, reason: str) -> Claim:
+        return Claim(
+            figure, self.id, self.statement, measured, self.comparison, self.threshold, scale, reason,
+            kind=self.kind, quote=self.quote,
+        )  # fmt: skip
 
 
 def claim(
-    id: str, comparison: Comparison, threshold: Threshold, statement: str, measure: Callable[[Results], float]
+    id: str,
+    comparison: Comparison,
+    threshold: Threshold,
+    statement: str,
+    measure: Callable[[Results], float],
+    *,
+    quote: str = "",
+    kind: Kind = "measured",
 ) -> ClaimRule:
     """Declare a claim, its threshold first: `claim("rare-stays", ">=", 0.9, "final loss ...", lambda r: ...)`."""
-    return ClaimRule(id, statement, comparison, threshold, measure)
+    return ClaimRule(id, statement, comparison, threshold, measure, kind, quote)
+
+
+def summary(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return how many claims are reproduced, from rows of claims.json; exact claims are counted apart.
+
+    >>> row = {"verdict": "reproduced", "kind": "exact"}
+    >>> summary([row, {"verdict": "undecided"}, {"verdict": "reproduced"}])  # files of the first edition have no kind
+    '1 of 2, 1 undecided; exact 1 of 1'
+    """
+    counts = []
+    by_kind: dict[str, list[str]] = {"measured": [], "exact": []}
+    for row in rows:
+        by_kind[row.get("kind", "measured")].append(row["verdict"])
+    for kind, verdicts in by_kind.items():
+        if not verdicts:
+            continue
+        if verdicts.count("not run") == len(verdicts):
+            words = ["not run"]
+        else:
+            others = [f"{verdicts.count(name)} {name}" for name in ("undecided", "not run") if name in verdicts]
+            words = [f"{verdicts.count('reproduced')} of {len(verdicts)}", *others]
+        counts.append(("exact " if kind == "exact" else "") + ", ".join(words))
+    return "; ".join(counts)
 
 
 def _holds(measured: float, comparison: Comparison, threshold: Threshold) -> bool:

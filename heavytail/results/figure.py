@@ -51,20 +51,22 @@ class Figure:
     def claims(self, results: Results, missing: str | None = None) -> list[Claim]:
         """Return every claim, "not run" if its runs are missing; `missing` is the reason, if known."""
         results = results.for_figure(self.id)
-        return [rule.check(self.id, results, missing) for rule in self.rules]
+        seeds = max((len(results.sweep(ref).verdict_seeds) for ref in self.sweeps), default=1)
+        return [rule.check(self.id, results, missing, seeds) for rule in self.rules]
 
     def caption(self, results: Results) -> str:
         """Return the caption: the effect, the method, the data and the scale."""
         sweeps = [results.sweep(ref) for ref in self.sweeps]
         if not sweeps:
             return self.about
-        seeds = sorted({len(sweep.seeds) for sweep in sweeps})
-        spread = "one seed" if seeds == [1] else f"medians over {' or '.join(map(str, seeds))} seeds"
+        seeds = sorted({sweep.verdict_seeds for sweep in sweeps})
+        words = " or ".join(", ".join(map(str, one)) for one in seeds)
+        spread = f"seed {words}" if max(map(len, seeds)) == 1 else f"medians over seeds {words}"
         if all(ref.probed for ref in self.sweeps):
-            spread = "measured along the selected runs of the first seed"
-        data = ", ".join(dict.fromkeys(results.data_title(ref) for ref in self.sweeps))
+            spread = f"measured along the run of seed {seeds[0][0]}"
         fixed = all(arm.grid.fixed for sweep in sweeps for arm in sweep.arms)
-        rates = "Step sizes fixed" if fixed else "Step sizes by the paper's search"
+        rates = "Fixed step sizes" if fixed else "Step sizes by the paper's search"
+        data = ", ".join(dict.fromkeys(results.data_title(ref) for ref in self.sweeps))
         return f"{self.about} {rates}, {spread}; data: {data}; {sweeps[0].caption}."
 
     def search(self, results: Results) -> list[dict[str, Any]]:

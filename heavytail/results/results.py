@@ -1,9 +1,10 @@
 """Results: finished runs of a store, reduced to the curves that figures read; nothing here trains.
 
 A figure names the sweeps that it needs; `Results` selects each optimizer's step size by the paper's rule and reduces
-the histories of its seeds to curves per frequency group, so that a [E, C] array is held for one run at a time.
+the histories of its verdict seeds to curves per frequency group, so that a [E, C] array is held for one run at a time.
+`for_seed` restricts all of it to one seed; a claim is measured on each.
 
-Shapes: S seeds, E recorded steps, C classes, G frequency groups. Losses are in nats.
+Shapes: S verdict seeds, E recorded steps, C classes, G frequency groups. Losses are in nats.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from heavytail.errors import HeavyTailError, SpecError, StoreError
 from heavytail.experiment.registry import Component, registry
-from heavytail.experiment.search import Best, Candidate
+from heavytail.experiment.search import Best
+from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import History, RunStore
 from heavytail.experiment.sweep import Sweep
 
@@ -61,9 +63,11 @@ class SweepRef:
 
 @dataclass(frozen=True)
 class Selected:
-    """One optimizer at its selected step size, on one split of the data.
+    """One optimizer at its selected step size, on one split of the data: the runs of the verdict seeds.
 
-    If no step size was stable, the curves are empty and the final losses infinite; the initial losses are given.
+    If no step size was stable, the curves are empty and the final losses infinite; the initial losses are given. If a
+    run diverged, its losses are infinite from there on. "Final" is the mean over the last tenth of the recorded rows
+    (at least one), which a trough of an oscillation cannot decide.
 
     Attributes:
         label: label of the optimizer.
@@ -73,8 +77,8 @@ class Selected:
         step: recorded steps [E].
         loss: overall loss of every seed [S, E].
         group_loss: loss of every frequency group [S, E, G], most frequent group first; NaN for one without samples.
-        initial_loss: median over seeds of the overall loss at step 0.
-        initial_group_loss: the same for each group [G].
+        start: overall loss of every seed at step 0 [S].
+        group_start: the same for each group [S, G].
         group: frequency group of each class [C].
         counts: samples of each class [C]; where rows sum mini-batches, those of all rows.
         environments: versions and devices of the runs, without duplicates.
@@ -87,8 +91,8 @@ class Selected:
     step: Array
     loss: Array
     group_loss: Array
-    initial_loss: float
-    initial_group_loss: Array
+    start: Array
+    group_start: Array
     group: Array
     counts: Array
     environments: tuple[Mapping[str, Any], ...] = ()
@@ -101,19 +105,48 @@ class Selected:
     @property
     def num_groups(self) -> int:
         """G."""
-        return len(self.initial_group_loss)
+        return int(self.group_start.shape[1])
+
+    @property
+    def initial_loss(self) -> float:
+        """Median over seeds of the overall loss at step 0."""
+        return float(np.median(self.start))
+
+    @property
+    def initial_group_loss(self) -> Array:
+        """Median over seeds of each group's loss at step 0, [G]."""
+        return np.median(self.group_start, axis=0)
 
     @property
     def final_loss(self) -> float:
-        """Median over seeds of the overall loss at the last step."""
-        return float(np.median(self.loss[:, -1])) if self.step.size else float("inf")
+        """Median over seeds of the overall loss, averaged over the last tenth of the rows."""
+        return float(np.median(self._last(self.loss))) if self.step.size else float("inf")
 
     @property
     def final_group_loss(self) -> Array:
-        """Median over seeds of each group's loss at the last step, [G]."""
+        """Median over seeds of each group's loss, averaged over the last tenth of the rows, [G]."""
         if not self.step.size:
             return np.where(np.isnan(self.initial_group_loss), np.nan, np.inf)
-        return np.median(self.group_loss[:, -1], axis=0)
+        return np.median(self._last(self.group_loss), axis=0)
+
+    def only(self, place: int) -> Selected:
+        """Return the run of one verdict seed, by its place (the last if there are fewer); all if none was stable."""
+        if self.best.chosen is None:
+            return self
+        place = min(place, len(self.loss) - 1)
+        mine = slice(place, place + 1)
+        return replace(
+            self,
+            loss=self.loss[mine],
+            group_loss=self.group_loss[mine],
+            start=self.start[mine],
+            group_start=self.group_start[mine],
+        )
+
+    def _last(self, losses: Array) -> Array:
+        """The mean of losses [S, E, ...] over the last tenth of the rows."""
+        mean: Array = losses[:, -max(1, len(self.step) // 10) :].mean(axis=1)
+        return mean
 
     def curve(self) -> tuple[Array, Array, Array, Array]:
         """Return steps, and the median, minimum and maximum over seeds of the overall loss; [E] each."""
@@ -142,6 +175,7 @@ class Results:
         presets: folder to read presets from; by default those that come with the package.
         figure: id of the current figure, for the command in error messages.
         data_dir: the data folder, for figures of the data themselves.
+        place: place of the only verdict seed that is read; None for all of them.
     """
 
     store: RunStore
@@ -149,6 +183,7 @@ class Results:
     presets: Path | None = None
     figure: str = ""
     data_dir: Path | None = None
+    place: int | None = None
     _sweeps: dict[SweepRef, Sweep] = field(default_factory=dict, repr=False)
     _searches: dict[tuple[str, str, str], Best] = field(default_factory=dict, repr=False)
     _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)
@@ -156,6 +191,10 @@ class Results:
     def for_figure(self, name: str) -> Results:
         """Return these results with a figure's name in messages; the cache is shared."""
         return replace(self, figure=name)
+
+    def for_seed(self, place: int) -> Results:
+        """Return these results with one verdict seed of each sweep, by its place; the cache is shared."""
+        return replace(self, place=place)
 
     def sweep(self, ref: SweepRef) -> Sweep:
         """Return a sweep, restricted to the optimizers of the reference."""
@@ -188,7 +227,7 @@ class Results:
         return self._searches[key]
 
     def selected(self, ref: SweepRef, label: str, split: str = "train") -> Selected:
-        """Return one optimizer at its selected step size.
+        """Return one optimizer at its selected step size: the runs of its verdict seeds, or of one.
 
         Args:
             ref: the sweep.
@@ -196,93 +235,105 @@ class Results:
             split: "train" or "test".
 
         Raises:
-            MissingRuns: the search is not finished.
+            MissingRuns: the search is not finished, or a run of a verdict seed is missing.
             SpecError: the preset records no losses on this split.
         """
         key = (ref.preset, ref.variant, label)
         if key not in self._selected:
-            self._selected[key] = _reduce(self.search(ref, label), self.store)
+            self._selected[key] = self._reduce(ref, self.search(ref, label))
         if split not in self._selected[key]:
             raise SpecError(f"test_every: preset '{ref.preset}' records no losses on '{split}'; expected 1 or more")
-        return self._selected[key][split]
+        run = self._selected[key][split]
+        return run if self.place is None else run.only(self.place)
 
     def probed(self, ref: SweepRef, label: str) -> History:
-        """Return the selected run of the first seed, with the measurements of probes under probe/<name>/.
+        """Return the run of a verdict seed (by default the first), with the measurements of probes under probe/<name>/.
 
         Raises:
             MissingRuns: the search is not finished, or selected nothing, or the run has not been measured yet.
         """
         assert ref.probed, f"{ref} has no probes"
-        best = self.search(ref, label)
-        spec = self.sweep(ref).probed(best)
-        if spec is None:
+        specs = self.sweep(ref).verdict(self.search(ref, label))
+        if not specs:
             raise MissingRuns(f"{ref.preset}, {label}: no step size was stable, so no run was measured")
+        return self._load(specs[min(self.place or 0, len(specs) - 1)], ref, label)
+
+    def histories(self, ref: SweepRef, label: str) -> Iterator[History]:
+        """Yield the runs of the verdict seeds; those of the smallest step size searched if none was stable.
+
+        Raises:
+            MissingRuns: the search is not finished, or a run is missing.
+        """
+        best, sweep = self.search(ref, label), self.sweep(ref).unprobed()
+        for spec in sweep.verdict(best) if best.chosen else best.candidates[0].specs:
+            yield self._load(spec, ref, label)
+
+    def _load(self, spec: RunSpec, ref: SweepRef, label: str) -> History:
         history = self.store.load(spec)
         if history is None:
+            lacks = "is not measured" if spec.probes else "is missing"
             raise MissingRuns(
-                f"{' '.join(filter(None, [ref.preset, ref.variant]))}, {label}: its selected run is not measured; "
+                f"{' '.join(filter(None, [ref.preset, ref.variant]))}, {label}: its run with seed {spec.seed} {lacks}; "
                 f"run `heavytail reproduce {self.figure or 'FIGURE'} --scale {self.scale}`"
             )
         return history
 
-    def histories(self, candidate: Candidate) -> Iterator[History]:
-        """Yield the histories of a candidate step size, seed by seed; for figures that read more than losses."""
-        return _histories(candidate, self.store)
+    def _reduce(self, ref: SweepRef, best: Best) -> dict[str, Selected]:
+        """Read the runs of the verdict seeds one by one."""
+        runs: dict[str, list[_Run]] = {split: [] for split in SPLITS}
+        counts: dict[str, Array] = {}
+        environments: list[Mapping[str, Any]] = []
+        for history in self.histories(ref, best.label):
+            group, stochastic = history.arrays["group"], history.spec.batch_size is not None
+            if history.environment not in environments:
+                environments.append(history.environment)
+            for split in SPLITS:
+                step = history.arrays.get(f"{split}/step")
+                if step is not None and step.size:
+                    diverged = history.status == "diverged"
+                    losses = history.arrays[f"{split}/loss"].astype(np.float64), history.group_loss(split)
+                    runs[split].append(_Run(step, *losses, diverged))
+                    count = history.arrays[f"{split}/count"]
+                    counts.setdefault(split, count.sum(axis=0) if count.ndim == 2 else count)
+        shared = {"stochastic": stochastic, "group": group, "environments": tuple(environments)}
+        return {
+            split: _stack(best, split, mine, counts=counts[split], **shared) for split, mine in runs.items() if mine
+        }
 
 
-def _histories(candidate: Candidate, store: RunStore) -> Iterator[History]:
-    for spec in candidate.specs:
-        history = store.load(spec)
-        assert history is not None, "the search only judges finished runs"
-        yield history
+@dataclass(frozen=True)
+class _Run:
+    """Recorded steps [E], loss [E] and group loss [E, G] of one seed."""
+
+    step: Array
+    loss: Array
+    group_loss: Array
+    diverged: bool
+
+    def padded(self, rows: int, losses: Array) -> Array:
+        """Return losses [E, ...] with `rows` rows: infinite after the end of a diverged run, NaN staying NaN."""
+        after = np.where(np.isnan(losses[:1]), np.nan, np.inf)
+        if self.diverged:  # not even its last row counts as an outcome, if it has all of them
+            losses = losses[: rows - 1]
+        padded: Array = np.concatenate([losses, *[after] * (rows - len(losses))])
+        return padded
 
 
-def _reduce(best: Best, store: RunStore) -> dict[str, Selected]:
-    """Read the seeds of the selected step size one by one; of the smallest one if none was selected."""
-    candidate = best.chosen or best.candidates[0]
-    rows: dict[str, list[tuple[Array, Array, Array]]] = {split: [] for split in SPLITS}
-    counts: dict[str, Array] = {}
-    environments: list[Mapping[str, Any]] = []
-    for history in _histories(candidate, store):
-        group = history.arrays["group"]
-        if history.environment not in environments:
-            environments.append(history.environment)
-        for split in SPLITS:
-            step = history.arrays.get(f"{split}/step")
-            if step is not None and step.size:
-                rows[split].append((step, history.arrays[f"{split}/loss"], history.group_loss(split)))
-                count = history.arrays[f"{split}/count"]
-                counts.setdefault(split, count.sum(axis=0) if count.ndim == 2 else count)
-    return {
-        split: _selected(
-            best,
-            split,
-            seeds,
-            stochastic=candidate.specs[0].batch_size is not None,
-            group=group,
-            counts=counts[split],
-            environments=tuple(environments),
-        )
-        for split, seeds in rows.items()
-        if seeds
-    }
-
-
-def _selected(best: Best, split: str, seeds: list[tuple[Array, Array, Array]], **shared: Any) -> Selected:
-    """Stack (steps [E], loss [E], group loss [E, G]) of every seed."""
-    widths = {groups.shape[1] for _, _, groups in seeds}
+def _stack(best: Best, split: str, runs: list[_Run], **shared: Any) -> Selected:
+    """Stack the runs of all seeds."""
+    widths = {run.group_loss.shape[1] for run in runs}
     if len(widths) > 1:
         raise StoreError(f"{best.label}: its seeds have different numbers of frequency groups ({sorted(widths)})")
     rows = slice(None) if best.chosen else slice(0)  # without a stable step size there are no curves
-    shortest = min(len(step) for step, _, _ in seeds)
+    longest = max(runs, key=lambda run: len(run.step)).step
     return Selected(
         label=best.label,
         best=best,
         split=split,
-        step=seeds[0][0][rows],
-        loss=np.stack([loss[:shortest] for _, loss, _ in seeds]).astype(np.float64)[:, rows],
-        group_loss=np.stack([groups[:shortest] for _, _, groups in seeds])[:, rows],
-        initial_loss=float(np.median([loss[0] for _, loss, _ in seeds])),
-        initial_group_loss=np.median([groups[0] for _, _, groups in seeds], axis=0),
+        step=longest[rows],
+        loss=np.stack([run.padded(len(longest), run.loss) for run in runs])[:, rows],
+        group_loss=np.stack([run.padded(len(longest), run.group_loss) for run in runs])[:, rows],
+        start=np.array([run.loss[0] for run in runs]),
+        group_start=np.stack([run.group_loss[0] for run in runs]),
         **shared,
     )

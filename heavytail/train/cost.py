@@ -112,16 +112,20 @@ def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
 
 
 def num_runs(sweep: Sweep, arm: Arm) -> int:
-    """Return how many runs the search of an optimizer takes if none diverges and its dense grid is stable.
+    """Return how many runs an optimizer takes if none diverges and its dense grid is stable.
 
-    The sparse grid is run on one seed, the dense one on all; on the first seed its powers of ten are done already. With
-    probes, the selected run is trained once more to be measured.
+    The sparse grid is run on one seed, the dense one on all; on the first seed its powers of ten are done already. The
+    selected step size is then run on the verdict seeds, unless the search did that without probes to measure.
     """
-    grid, seeds = arm.grid, len(sweep.seeds)
+    grid, seeds, verdict = arm.grid, len(sweep.seeds), len(sweep.verdict_seeds)
+    if grid.fixed:
+        return verdict
+    if not sweep.probes:
+        verdict = len(set(sweep.verdict_seeds) - set(sweep.seeds))
     if grid.refine is None:
-        return len(grid.exponents) * seeds + bool(sweep.probes)
+        return len(grid.exponents) * seeds + verdict
     shared = 1 + 2 * (grid.refine // 2)
-    return len(grid.exponents) + (2 * grid.refine + 1) * seeds - shared + bool(sweep.probes)
+    return len(grid.exponents) + (2 * grid.refine + 1) * seeds - shared + verdict
 
 
 def cost(spec: RunSpec, data_dir: Path) -> Cost:
