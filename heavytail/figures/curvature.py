@@ -8,6 +8,7 @@ Shapes: P measured steps, C classes, G frequency groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 from heavytail.analysis.correlation import Correlation, frequency_halves, loglog
 from heavytail.metrics import sum_by_group
 from heavytail.plotting.style import Panel, Picture, group_colours, optimizer_name
-from heavytail.results.claims import claim
+from heavytail.results.claims import ClaimRule, claim, spearman
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, MissingRuns, Results, SweepRef
 
@@ -25,6 +26,9 @@ LINEAR = SweepRef("linear-path", ("gd-m", "adam+m"), probed=True)
 ADAM = SweepRef("linear-path", ("adam+m",), probed=True)
 BLOCKS, MIRRORED = "head-blocks", "mirrored-head-blocks"
 WARMED_UP, REPEATED = 10, 4  # figure 7: first step, and minimum samples of a class, of the correlation
+SHOWN = 100  # its last step
+OFTEN = 4.0  # least c pi_k of the classes in which gradients mirror frequencies
+MIDPOINT = 0.5  # slope of log trace on log gradient norm: eq. 1 predicts 0, eq. 2 predicts 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,19 @@ class BlockTrack:
         """
         seen = self.count > 0
         return loglog(self.grad_norm[row], self.trace[row], seen if where is None else seen & where)
+
+    def group_slope(self, row: int) -> float:
+        """Return the slope of log trace on log gradient norm through the groups' medians; NaN if they do not differ.
+
+        Each group counts once. Over all classes, the many classes of few samples would decide.
+        """
+        medians = [
+            np.log([np.median(values[row, mine]) for values in (self.grad_norm, self.trace)])
+            for g in np.unique(self.group)
+            if (mine := (self.group == g) & (self.count > 0)).any()
+        ]
+        x, y = np.array(medians).T
+        return float(np.cov(x, y, bias=True)[0, 1] / x.var()) if np.ptp(x) > 0 else math.nan
 
     def group_p_quantiles(self, *shares: float) -> Array:
         """Return quantiles over each group's classes of the probability of the correct class, [Q, P, G]."""
@@ -156,19 +173,27 @@ def plot_adam_path(results: Results) -> Picture:
     return picture
 
 
-def initial_spread(results: Results) -> float:
-    """Return the largest trace over the smallest at step 0."""
-    trace = adam_track(results).trace[0]
+def trace_spread(results: Results, row: int) -> float:
+    """Return the largest trace over the smallest at a measured step, over classes that have samples."""
+    track = adam_track(results)
+    trace = track.trace[row, track.count > 0]
     return float(trace.max() / trace.min())
+
+
+def initial_order(results: Results) -> float:
+    """Return the rank correlation of gradient norm and frequency at step 0, over classes with c pi_k >= 4."""
+    track = adam_track(results)
+    often = len(track.count) * track.count / track.count.sum() >= OFTEN
+    return spearman(track.grad_norm[0, often], track.count[often])
 
 
 def best_agreement(results: Results) -> float:
     """Return the maximum over steps of the smaller of Pearson (gradient norm, trace) and Spearman (trace, pi)."""
     track = adam_track(results)
     often = track.count >= REPEATED
-    rows = [i for i, step in enumerate(track.step) if step >= WARMED_UP]
+    rows = [i for i, step in enumerate(track.step) if WARMED_UP <= step <= SHOWN]
     if not rows:
-        raise MissingRuns(f"nothing was measured from step {WARMED_UP} on")
+        raise MissingRuns(f"nothing was measured from step {WARMED_UP} to {SHOWN}")
     both = [
         (track.relation(i, often).pearson.value, loglog(track.count, track.trace[i], often).spearman.value)
         for i in rows
@@ -184,11 +209,24 @@ register(
         "Under Adam, gradient norm and Hessian trace of the rows become proportional, both ordered by class frequency.",
         (ADAM,),
         (
-            claim("traces-start-equal", "<=", 1.2, "largest over smallest Hessian trace of a class at step 0",
-                initial_spread),
+            claim("traces-near-uniform", "<=", 10.0, "largest over smallest Hessian trace of a class at step 0",
+                lambda r: trace_spread(r, 0), quote="figure 7, t = 0: uniform traces (eq. 1)"),
+            claim("no-correlation-at-start", "<=", MIDPOINT,
+                "slope of log Hessian trace on log gradient norm over classes at step 0",
+                lambda r: adam_track(r).relation(0).slope.value, quote="figure 7, t = 0; eq. 1 predicts 0"),
+            claim("correlated-at-end", ">=", MIDPOINT, "the same at the last measured step",
+                lambda r: adam_track(r).relation(-1).slope.value, quote="figure 7, t = 100; eq. 2 predicts 1"),
+            claim("gradients-mirror-frequencies", ">=", 0.9,
+                f"Spearman (gradient norm, frequency) at step 0 over classes with c pi_k >= {OFTEN:g}", initial_order,
+                quote='"mirror the class frequencies for high-frequency classes ... the pattern observed at '
+                'initialization in figure 7"'),
+            claim("imbalanced", ">=", 10.0,
+                "largest over smallest Hessian trace of a class at the last measured step, relative to that at step 0",
+                lambda r: trace_spread(r, -1) / trace_spread(r, 0), quote='"correlated ... and become imbalanced"'),
             claim("traces-follow-gradients", ">=", 0.9,
                 f"smaller of log-log Pearson (gradient norm, trace) and Spearman (trace, frequency) over classes with "
-                f"at least {REPEATED} samples, at the best measured step from {WARMED_UP} on", best_agreement),
+                f"at least {REPEATED} samples, at the best measured step from {WARMED_UP} to {SHOWN}", best_agreement,
+                quote="figure 7"),
         ),
         plot_adam_path,
     )
@@ -237,11 +275,29 @@ def paths_plot(ref: SweepRef, probe: str = BLOCKS, *, times: int = COLUMNS) -> C
     return plot
 
 
-def halves_apart(results: Results) -> float:
-    """Return Pearson over the more frequent half of classes minus that over the rarer half, at the end of GD's path."""
-    track = BlockTrack.read(results, LINEAR, "gd-m")
-    frequent, rare = (track.relation(-1, half).pearson.value for half in frequency_halves(track.count))
-    return frequent - rare
+def only_frequent(ref: SweepRef, gd: str) -> ClaimRule:
+    """Return the claim that on GD's path the two are proportional on frequent classes alone."""
+
+    def halves_apart(results: Results) -> float:
+        track = BlockTrack.read(results, ref, gd)
+        frequent, rare = (track.relation(-1, half).pearson.value for half in frequency_halves(track.count))
+        return frequent - rare
+
+    return claim("gd-only-frequent", ">", 0.0,
+        "log-log Pearson (gradient norm, trace) at the last measured step of GD: more frequent half of classes less "
+        "rarer half", halves_apart, quote="figure 23: under GD, only on high-frequency classes")  # fmt: skip
+
+
+def frequent_spread(results: Results) -> float:
+    """Return the largest over the smallest probability over the more frequent half of groups at Adam's last step."""
+    p = adam_track(results).group_p_correct()[-1]
+    return float(p[: len(p) // 2].max() / p[: len(p) // 2].min())
+
+
+def gd_order(results: Results) -> float:
+    """Return the rank correlation of a group's number with the probability of the correct class at GD's last step."""
+    p = BlockTrack.read(results, LINEAR, "gd-m").group_p_correct()[-1]
+    return spearman(np.arange(len(p)), p)
 
 
 register(
@@ -253,12 +309,17 @@ register(
         "ones under GD.",
         (LINEAR,),
         (
-            claim("adam-assigns-rare", ">=", 0.5,
+            claim("adam-fits-rare", ">=", 0.9,
                 "probability of the correct class on the rarest group at the last measured step of Adam",
-                lambda r: adam_track(r).group_p_correct()[-1, -1]),
-            claim("gd-only-frequent", ">", 0.0,
-                "log-log Pearson (gradient norm, trace) at the last measured step of GD: more frequent half of classes "
-                "less rarer half", halves_apart),
+                lambda r: adam_track(r).group_p_correct()[-1, -1],
+                quote='figure 23: "p -> 1 for the least frequent"'),
+            claim("adam-similar", "<=", 2.0,
+                "largest over smallest probability of the correct class over the more frequent half of the groups at "
+                "the last measured step of Adam", frequent_spread, quote="figure 23: similar among the most frequent"),
+            claim("gd-frequent-first", "<=", -0.9,
+                "Spearman of a group's number (1 = most frequent) with the probability of the correct class on it, at "
+                "the last measured step of GD", gd_order, quote='figure 23: "frequent classes are learned faster"'),
+            only_frequent(LINEAR, "gd-m"),
         ),
         paths_plot(LINEAR, times=8),
     )
@@ -266,18 +327,19 @@ register(
 
 
 def correlation_figure(name: str, title: str, paper: str, preset: str, variant: str = "") -> Figure:
-    """Return figure 23 for another model: GD and Adam paths, and the claims that the correlation grows under Adam."""
+    """Return figure 23 for another model: paths of GD and Adam, and the claims that the two become proportional."""
     ref = SweepRef(preset, PAIR, variant, probed=True)
 
     def adam(results: Results, row: int) -> float:
-        return BlockTrack.read(results, ref, "adam+m").relation(row).spearman.value
+        return BlockTrack.read(results, ref, "adam+m").group_slope(row)
 
+    through = "slope of log Hessian trace on log gradient norm through the medians of the frequency groups"
     rules = (
-        claim("correlated", ">=", 0.5, "Spearman (gradient norm, trace) over classes at the last measured step of Adam",
-            lambda r: adam(r, -1)),
-        claim("correlation-rises", ">=", 0.2,
-            "Spearman (gradient norm, trace) over classes at the last measured step of Adam, less that at step 0",
-            lambda r: adam(r, -1) - adam(r, 0)),
+        claim("no-correlation-at-start", "<=", MIDPOINT, f"{through} at step 0", lambda r: adam(r, 0),
+            quote=f"{paper.lower()}; eq. 1 predicts 0"),
+        claim("correlated-at-end", ">=", MIDPOINT, f"{through} at the last measured step of Adam",
+            lambda r: adam(r, -1), quote=f"{paper.lower()}; eq. 2 predicts 1"),
+        only_frequent(ref, PAIR[0]),
     )  # fmt: skip
     about = "The correlation of gradient norm and Hessian trace over classes that training brings about (last layer)."
     return Figure(name, title, paper, about, (ref,), rules, paths_plot(ref))
@@ -302,9 +364,10 @@ register(
         "it takes training, not only large weights.",
         (ADAM,),
         (
-            claim("uncorrelated", "<=", 0.2,
+            claim("negative", "<", 0.0,
                 "log-log Pearson (gradient norm, trace) over classes at the last measured -W_t of Adam",
-                mirrored_correlation),
+                mirrored_correlation,
+                quote='on figure 27: "a negative correlation can instead be found ... over the path taken by Adam"'),
         ),
         paths_plot(ADAM, MIRRORED, times=8),
     )

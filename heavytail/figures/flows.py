@@ -49,6 +49,12 @@ def gd_error() -> float:
     return float(np.abs(quadratic("gd") - theory.quadratic_gd(pi, RATES["gd"] / pi[0], STEPS)).max())
 
 
+def first_coordinate(rate: float) -> Array:
+    """Return w_1 of GD at a step size in units of 1 / pi_1, [T+1]."""
+    pi = theory.zipf(DIMENSIONS)
+    return theory.quadratic_trajectory(pi, "gd", rate / pi[0], STEPS)[:, 0]
+
+
 def spread(w: Array) -> float:
     """Return the largest difference between coordinates at a step, relative to their size then [T+1, C]."""
     return float((np.ptp(w, axis=1) / np.abs(w).max(axis=1)).max())
@@ -63,13 +69,22 @@ register(
         "descent move all coordinates alike. Computed, not trained.",
         (),
         (
-            claim("gd-closed-form", "<=", 1e-12, "largest |w_k(t) - (1 - alpha pi_k)^t| of GD", lambda r: gd_error()),
+            claim("gd-closed-form", "<=", 1e-12, "largest |w_k(t) - (1 - alpha pi_k)^t| of GD", lambda r: gd_error(),
+                quote="figure 6", kind="exact"),
             claim("sign-alike", "<=", 1e-6,
                 "sign descent: largest difference between coordinates, relative to their size",
-                lambda r: spread(quadratic("sign"))),
+                lambda r: spread(quadratic("sign")), quote="figure 6", kind="exact"),
             claim("adam-alike", "<=", 1e-6,
                 "Adam with eps = 0: largest difference between coordinates, relative to their size",
-                lambda r: spread(quadratic("adam", eps=0.0))),
+                lambda r: spread(quadratic("adam", eps=0.0)), quote="figure 6", kind="exact"),
+            claim("oscillates", ">=", 1.0,
+                "GD at step size 1.5 / pi_1: share of the steps at which w_1 changes its sign",
+                lambda r: float((np.diff(np.sign(first_coordinate(1.5))) != 0).mean()),
+                quote='section 3.1: "increasing it beyond 1/pi_1 would cause instabilities"', kind="exact"),
+            claim("diverges", ">", 1.0,
+                "GD at step size 2.01 / pi_1: smallest growth of |w_1| from one step to the next",
+                lambda r: float(np.min(np.abs(first_coordinate(2.01)[1:] / first_coordinate(2.01)[:-1]))),
+                quote='section 3.1: "increasing it beyond 1/pi_1 would cause instabilities"', kind="exact"),
         ),
         plot_quadratic,
     )
@@ -146,6 +161,36 @@ def time_exponent(results: Results, label: str) -> float:
     return float(np.polyfit(np.log(pi), np.log(times_to_target(results, label)), 1)[0])
 
 
+CLASSES = (10, 1000)  # c of the closed forms that are compared with the statement of theorem 3
+
+
+def rate_error(c: int) -> float:
+    """Return the largest relative distance of pi_k t l_k(t) of gradient flow from (c-1)/c, once t is large enough.
+
+    That is t >= 100 z (log z + 1)/(c pi_k) with z = c - 1; by then the loss is proportional to 1/(pi_k t).
+    """
+    pi, z = theory.zipf(c), c - 1
+    late = 100 * z * (np.log(z) + 1) / (c * pi) * np.geomspace(1.0, 1e6, 25)[:, None]  # [T, C]
+    loss = theory.gradient_flow_loss(late, pi, c)
+    return float(np.abs(pi * late * loss * c / z - 1).max())
+
+
+def sign_rate_error(results: Results) -> float:
+    """Return the largest relative distance of the slope of log(loss) on t from -2 under sign flow, over all classes.
+
+    From a loss of 0.01 on: closed forms, and the trained classes of sign descent one by one.
+    """
+    slopes = []
+    for c in CLASSES:
+        t = theory.sign_flow_time(0.01, c) + np.linspace(0.0, 10.0, 50)
+        slopes.append(np.polyfit(t, np.log(theory.sign_flow_loss(t, c)), 1)[0])
+    t, loss, _, _ = simulation(results, "sign")
+    for trained in loss.T:
+        small = (trained > 0) & (trained < 0.01)
+        slopes.append(np.polyfit(t[small], np.log(trained[small]), 1)[0])
+    return float(np.abs(np.array(slopes) / -2 - 1).max())
+
+
 def plot_flows(results: Results) -> Picture:
     """Plot the loss of some classes under both flows, and the time to loss 0.1 of every class."""
     picture = Picture(1, 3, width=2.8)
@@ -190,13 +235,13 @@ def flow_rules(label: str, name: str, exponent: float) -> tuple[ClaimRule, ...]:
     return (
         claim(f"{name}-flow-solves-its-ode", "<=", 1e-8,
             f"{name} flow: largest relative distance of the closed form from a numerical integration",
-            lambda r: ode_error(label, r)),
+            lambda r: ode_error(label, r), quote="theorem 3", kind="exact"),
         claim(f"{name}-descent-follows", "<=", 0.01,
             f"{name} descent with small steps: largest relative distance of a class's loss (above {SOLVED}) from the "
-            "closed form", lambda r: descent_error(label, r)),
+            "closed form", lambda r: descent_error(label, r), quote="theorem 3", kind="exact"),
         claim(f"{name}-time-exponent", "within", (exponent - 0.05, exponent + 0.05),
             f"{name} descent: slope of log(time to loss {TARGET}) on log(class frequency)",
-            lambda r: time_exponent(r, label)),
+            lambda r: time_exponent(r, label), quote="theorem 3", kind="exact"),
     )  # fmt: skip
 
 
@@ -208,7 +253,30 @@ register(
         "Gradient flow takes a class of frequency pi a time of order 1/pi; sign flow takes all the same (lines: closed "
         "form; points: trained with small fixed steps).",
         (FLOWS,),
-        (*flow_rules("gd", "gradient", -1.0), *flow_rules("sign", "sign", 0.0)),
+        (
+            *flow_rules("gd", "gradient", -1.0),
+            *flow_rules("sign", "sign", 0.0),
+            claim(
+                "gradient-flow-statement",
+                "<=",
+                0.1,
+                "gradient flow: largest relative distance of pi_k t l_k(t) from (c-1)/c over classes and "
+                f"t >= 100 z (log z + 1)/(c pi_k), z = c - 1, c = {CLASSES[0]} and {CLASSES[1]}, closed form",
+                lambda r: max(map(rate_error, CLASSES)),
+                quote="theorem 3: loss Theta(1/(pi_k t))",
+                kind="exact",
+            ),
+            claim(
+                "sign-flow-statement",
+                "<=",
+                0.01,
+                "sign flow: largest relative distance of the slope of log(loss) on t from -2, over closed forms "
+                f"(c = {CLASSES[0]} and {CLASSES[1]}) and every trained class",
+                sign_rate_error,
+                quote="theorem 3, corrected by erratum 4: exponential, independent of pi_k",
+                kind="exact",
+            ),
+        ),
         plot_flows,
     )
 )

@@ -81,19 +81,26 @@ def hessian_figure(name: str, paper: str, array: str, words: str, *, traces: boo
         pairs = [block_medians(entries, inputs) for entries in measured(results, array)]
         return min(within / between if between else np.inf for within, between in pairs)
 
-    rules = (
-        claim("blocks-stand-out", ">=", 10.0,
+    rules = [
+        claim("blocks-stand-out", ">=", 100.0,
             f"median magnitude within diagonal blocks over that between blocks, {words}, smallest over measured steps",
-            contrast),
+            contrast, quote=f'{paper.lower()}: "orders of magnitude"'),
         claim("diagonally-dominant", ">=", 1 - ROUNDING,
             "Tr H_kk over sum of |Tr H_kj| over j != k, smallest over classes and measured steps (1 by an identity of "
-            "the softmax, up to rounding)", lambda r: float(measured(r, "diagonal_share").min())),
-    )  # fmt: skip
+            "the softmax, up to rounding)", lambda r: float(measured(r, "diagonal_share").min()),
+            quote="section H.1; an identity by erratum 12", kind="exact"),
+    ]  # fmt: skip
+    if traces:
+        rules.append(
+            claim("trace-blocks", "<=", 0.01,
+                "median over j != k of |Tr H_kj| / Tr H_kk, median over classes, largest over measured steps",
+                lambda r: float(np.median(measured(r, "median_other"), axis=1).max()),
+                quote=f'{paper.lower()}: "orders of magnitude"'))  # fmt: skip
     what = "Traces of Hessian blocks" if traces else "Entries of the Hessian"
     about = (
         f"{what} along Adam's path, classes sampled {words}, most frequent first: the blocks on the diagonal stand out."
     )
-    return Figure(name, f"{what}, classes sampled {words}", paper, about, (ADAM,), rules, plot)
+    return Figure(name, f"{what}, classes sampled {words}", paper, about, (ADAM,), tuple(rules), plot)
 
 
 register(hessian_figure("fig08", "Figure 8", "log_uniform", "log-uniformly", traces=True))

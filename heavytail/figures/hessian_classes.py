@@ -124,7 +124,7 @@ register(
         (
             *(slope_rule(inputs) for inputs in INPUTS),
             claim("zero-exact", "<=", 1e-9, "W = 0: largest relative distance of that ratio from 1/(C - 1)",
-                lambda results: zero_error()),
+                lambda results: zero_error(), kind="exact"),
         ),
         plot,
     )

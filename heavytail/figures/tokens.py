@@ -103,7 +103,8 @@ def rule(text: str, kind: str) -> ClaimRule:
     shown = f"{text} (at quick scale {EMBEDDED[text]['name']})" if text in EMBEDDED else text
     return claim(f"slope-{kind}-{text.lower()}", "within", (-1.3, -0.7),
         f"{shown}, {kind}: least-squares slope of log frequency on log rank, ranks {zipf.LOW} to {zipf.HIGH}",
-        lambda results: zipf.fit(counts(results, text, kind)).slope)  # fmt: skip
+        lambda results: zipf.fit(counts(results, text, kind)).slope,
+        quote="figure 9: the k-th most frequent token has frequency about 1/k")  # fmt: skip
 
 
 register(

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from heavytail.errors import unknown
+from heavytail.experiment.store import History
 from heavytail.results.results import Array, MissingRuns, Results, Selected, SweepRef
 
 Comparison = Literal["<=", ">=", "<", ">", "within"]
@@ -260,9 +261,9 @@ def group_ratios(run: Selected, losses: Array | None = None) -> Array:
     return np.array([ratio(loss, start) for start, loss in zip(*present(run, losses), strict=True)])
 
 
-def progress(run: Selected) -> float:
-    """Return the final overall loss relative to the initial one."""
-    return ratio(run.final_loss, run.initial_loss)
+def progress(run: Selected, *, rare: bool = False) -> float:
+    """Return the final overall loss, or that of the rarest group, relative to the initial one."""
+    return float(group_ratios(run)[-1]) if rare else ratio(run.final_loss, run.initial_loss)
 
 
 def order(run: Selected) -> float:
@@ -271,16 +272,71 @@ def order(run: Selected) -> float:
     return spearman(np.arange(len(final)), final) if not np.isnan(final).any() else math.nan
 
 
+def area(run: Selected, *, rare: bool = False) -> float:
+    """Return the mean over recorded rows of the loss (or the rarest group's) relative to its initial value.
+
+    The area under the curve as the figures draw it; infinite without a stable step size. A of docs/claims.md.
+    """
+    if not run.step.size:
+        return math.inf
+    group = np.flatnonzero(~np.isnan(run.initial_group_loss))[-1]
+    curves, start = (run.group_loss[:, :, group], run.group_start[:, group]) if rare else (run.loss, run.start)
+    return float(np.median(curves.mean(axis=1) / start))
+
+
+def lag(slow: Selected, fast: Selected, *, rare: bool = False) -> float:
+    """Return the area between the curves of two optimizers on one problem. D of docs/claims.md."""
+    return area(slow, rare=rare) - area(fast, rare=rare)
+
+
+def compared(value: float, *losses: float) -> float:
+    """Return the value of a comparison of final losses, given relative to their initial values.
+
+    Raises:
+        NotInformative: all of them are below 0.01, so that solved losses are compared, or none is below 0.9.
+    """
+    if all(loss < SOLVED for loss in losses):
+        raise NotInformative(value, f"all losses compared are below {SOLVED} of their initial value")
+    return moved(value, *losses)
+
+
+def moved(value: float, *losses: float) -> float:
+    """Return the value of a comparison of whole curves, given the final losses relative to their initial values.
+
+    Raises:
+        NotInformative: none of them is below 0.9.
+    """
+    if all(loss >= MOVED for loss in losses):
+        raise NotInformative(value, f"no loss compared has come below {MOVED} of its initial value")
+    return value
+
+
+def versus(one: Selected, other: Selected, *, rare: bool = False) -> float:
+    """Return the final loss (or the rarest group's) of a run relative to another's, if that is informative."""
+    value = ratio(rarest(one), rarest(other)) if rare else ratio(one.final_loss, other.final_loss)
+    return compared(value, progress(one, rare=rare), progress(other, rare=rare))
+
+
+def mean_error(history: History, split: str) -> float:
+    """Return the largest relative distance of the groups' weighted mean from the overall loss over finite rows."""
+    loss = history.arrays[f"{split}/loss"]
+    count = history.sums(split, "class_loss", history.arrays["group"])[1]
+    mean = np.nansum(history.group_loss(split) * count, axis=1) / count.sum(axis=1)
+    finite = np.isfinite(loss)
+    return float((np.abs(mean - loss)[finite] / loss[finite]).max())
+
+
 def gap_rules(
-    ref: SweepRef, *chosen: str, gd: str = "gd+m", adam: str = "adam+m", split: str = "train"
+    ref: SweepRef, *chosen: str, gd: str = "gd+m", adam: str = "adam+m", split: str = "train", quote: str = ""
 ) -> tuple[ClaimRule, ...]:
-    """Return the claims on the gap between GD and Adam on one problem.
+    """Return the claims on the gap between GD and Adam on one problem, and that groups average to the overall loss.
 
     Args:
         ref: the problem.
-        chosen: names of the claims; none for all six.
+        chosen: names of the gap claims; none for all six.
         gd, adam: labels of the two optimizers.
         split: "train" or "test".
+        quote: place in the paper and its words.
     """
 
     def slow(results: Results) -> Selected:
@@ -293,72 +349,119 @@ def gap_rules(
         rule.id: rule
         for rule in (
             claim("rare-stays", ">=", 0.9, "final loss of GD on the rarest group, relative to its initial loss",
-                lambda r: group_ratios(slow(r))[-1]),
+                lambda r: group_ratios(slow(r))[-1], quote=quote),
             claim("frequent-falls", "<=", 0.75,
                 "final loss of GD on the most frequent group, relative to its initial loss",
-                lambda r: group_ratios(slow(r))[0]),
+                lambda r: group_ratios(slow(r))[0], quote=quote),
             claim("adam-lowers-all", "<", 1.0, "final loss of Adam relative to the initial loss, largest over groups",
-                lambda r: group_ratios(fast(r)).max()),
+                lambda r: group_ratios(fast(r)).max(), quote=quote),
             claim("adam-ahead", "<=", 0.9, "final overall loss of Adam, relative to GD's",
-                lambda r: ratio(fast(r).final_loss, slow(r).final_loss)),
+                lambda r: versus(fast(r), slow(r)), quote=quote),
             claim("ordered", ">=", 0.9,
                 "Spearman correlation of a group's number (1 = most frequent) with GD's final loss on it",
-                lambda r: order(slow(r))),
+                lambda r: order(slow(r)), quote=quote),
             claim("rare-gap", "<=", 0.8, "final loss of Adam on the rarest group, relative to GD's",
-                lambda r: ratio(rarest(fast(r)), rarest(slow(r)))),
+                lambda r: versus(fast(r), slow(r), rare=True), quote=quote),
         )
     }  # fmt: skip
     for name in chosen:
         if name not in rules:
             raise unknown("gap claim", name, rules)
-    return tuple(rules[name] for name in chosen or rules)
+    identity = claim("overall-is-mean", "<=", 1e-6,
+        "largest relative distance of the overall loss from the mean of the groups' losses, weighted by their samples",
+        lambda r: max(mean_error(run, split) for label in (gd, adam) for run in r.histories(ref, label)),
+        quote='figure 1: "(b) is the average of (c, d)"', kind="exact")  # fmt: skip
+    return (*(rules[name] for name in chosen or rules), identity)
 
 
-def direction_rules(ref: SweepRef) -> tuple[ClaimRule, ...]:
-    """Return the claims that the direction of the step matters more than its length or momentum (8 optimizers)."""
+def direction_rules(ref: SweepRef, share: float = 1.0) -> tuple[ClaimRule, ...]:
+    """Return the claims that the direction of the step matters more than its length or momentum (8 optimizers).
+
+    Args:
+        ref: the problem.
+        share: of the run that the figure shows.
+    """
+
+    def run(results: Results, label: str) -> Selected:
+        return results.selected(ref, label).until(share)
+
+    def against(one: str, other: str, *, rare: bool = False) -> Callable[[Results], float]:
+        return lambda r: versus(run(r, one), run(r, other), rare=rare)
+
+    impact = 'on figure 5: "changing the direction ... has more impact than just changing the magnitude"'
+    similar = 'on figure 5: "Sign descent and Adam have a similar performance"'
+    helps = 'on figure 5: "Momentum and normalizing ... help but have smaller effects"'
     rules: list[ClaimRule] = []
     for m, words in (("-m", "without momentum"), ("+m", "with momentum")):
-
-        def rare(results: Results, m: str = m) -> float:
-            return ratio(rarest(results.selected(ref, f"sign{m}")), rarest(results.selected(ref, f"normalized-gd{m}")))
-
-        def distance(results: Results, m: str = m) -> float:
-            adam, normalized, sign = (
-                results.selected(ref, f"{name}{m}").final_loss for name in ("adam", "normalized-gd", "sign")
-            )
-            return _log_distance(normalized, adam) - _log_distance(sign, adam)
-
         rules += [
             claim(f"direction-matters{m}", "<=", 0.8,
-                f"final loss of sign descent on the rarest group, relative to normalised GD's, {words}", rare),
-            claim(f"normalising-is-less{m}", ">", 0.0,
-                f"|log L(normalised GD)/L(Adam)| - |log L(sign)/L(Adam)|, final overall losses {words}", distance),
+                f"final loss of sign descent on the rarest group, relative to normalised GD's, {words}",
+                against(f"sign{m}", f"normalized-gd{m}", rare=True), quote=impact),
+            claim(f"direction-beats-length{m}", "<=", 0.8,
+                f"final overall loss of sign descent, relative to normalised GD's, {words}",
+                against(f"sign{m}", f"normalized-gd{m}"), quote=impact),
+            claim(f"sign-as-adam{m}", "<=", 1.5, f"final overall loss of sign descent, relative to Adam's, {words}",
+                against(f"sign{m}", f"adam{m}"), quote=similar),
+            claim(f"normalising-helps{m}", "<=", 1.0,
+                f"final overall loss of normalised GD, relative to GD's, {words}",
+                against(f"normalized-gd{m}", f"gd{m}"), quote=helps),
         ]  # fmt: skip
-    momentum = claim("momentum-is-less", "<=", 1.0,
-        "final loss of sign descent without momentum on the rarest group, relative to GD's with momentum",
-        lambda r: ratio(rarest(r.selected(ref, "sign-m")), rarest(r.selected(ref, "gd+m"))))  # fmt: skip
-    return (*rules, momentum)
-
-
-def _log_distance(a: float, b: float) -> float:
-    quotient = ratio(a, b)
-    return abs(math.log(quotient)) if 0 < quotient < math.inf else math.nan if math.isnan(quotient) else math.inf
+    return (
+        *rules,
+        claim("momentum-helps", "<=", 1.0, "final overall loss of GD with momentum, relative to GD's without",
+            against("gd+m", "gd-m"), quote=helps),
+        claim("momentum-is-less", "<=", 1.0,
+            "final loss of sign descent without momentum on the rarest group, relative to GD's with momentum",
+            against("sign-m", "gd+m", rare=True), quote=helps),
+    )  # fmt: skip
 
 
 def imbalance_rules(
-    uniform: SweepRef, heavy: SweepRef, *, gd: str = "gd+m", adam: str = "adam+m"
-) -> tuple[ClaimRule, ClaimRule, ClaimRule]:
-    """Return the claims that SGD keeps up with Adam on balanced data and falls behind on heavy-tailed ones (fig 3)."""
+    uniform: SweepRef, heavy: SweepRef, *chosen: str, gd: str = "gd+m", adam: str = "adam+m", quote: str = ""
+) -> tuple[ClaimRule, ...]:
+    """Return the claims that SGD is as fast as Adam on balanced data and slower on heavy-tailed data (fig 3).
 
-    def lag(results: Results, ref: SweepRef) -> float:
-        return ratio(results.selected(ref, gd).final_loss, results.selected(ref, adam).final_loss)
+    Args:
+        uniform, heavy: the same problem on balanced and on heavy-tailed data.
+        chosen: names of the claims; none for all three.
+        gd, adam: labels of the two optimizers.
+        quote: place in the paper and its words.
+    """
 
-    return (
-        claim("even-when-uniform", "within", (0.67, 1.5), "final loss of SGD relative to Adam's on balanced data",
-            lambda r: lag(r, uniform)),
-        claim("apart-when-heavy", ">=", 1.3,
-            "final loss of SGD relative to Adam's on heavy-tailed data, divided by the same on balanced data",
-            lambda r: ratio(lag(r, heavy), lag(r, uniform))),
-        claim("rare-apart", ">=", 1.2, "final loss of SGD on the rarest group of heavy-tailed data, relative to Adam's",
-            lambda r: ratio(rarest(r.selected(heavy, gd)), rarest(r.selected(heavy, adam)))),
-    )  # fmt: skip
+    def pair(results: Results, ref: SweepRef) -> tuple[Selected, Selected]:
+        return results.selected(ref, gd), results.selected(ref, adam)
+
+    def apart(results: Results, *, rare: bool = False) -> float:
+        on_heavy, on_uniform = pair(results, heavy), pair(results, uniform)
+        value = lag(*on_heavy, rare=rare) - lag(*on_uniform, rare=rare)
+        for runs in (on_heavy, on_uniform):
+            moved(value, *(progress(run, rare=rare) for run in runs))
+        return value
+
+    between = "mean over recorded steps of (loss of SGD - loss of Adam) / initial loss"
+    rules = {
+        rule.id: rule
+        for rule in (
+            claim("similar-when-uniform", "<=", 0.1, f"{between}, on balanced data",
+                lambda r: moved(lag(*pair(r, uniform)), *map(progress, pair(r, uniform))), quote=quote),
+            claim("gap-appears", ">=", 0.1, f"{between}: on heavy-tailed data less on balanced data", apart,
+                quote=quote),
+            claim("rare-gap-appears", ">=", 0.1,
+                f"{between}, on the rarest group: on heavy-tailed data less on balanced data",
+                lambda r: apart(r, rare=True), quote=quote),
+        )
+    }  # fmt: skip
+    return tuple(rules[name] for name in chosen or rules)
+
+
+def stall_rule(name: str, ref: SweepRef, gd: str = "gd+m") -> ClaimRule:
+    """Return the claim that GD makes no more progress on the rarest group (figures 2 and 14)."""
+
+    def fall(results: Results) -> float:
+        run = results.selected(ref, gd)
+        return progress(run.until(2 / 3), rare=True) - progress(run, rare=True)
+
+    return claim(name, "<=", 0.1,
+        "digits and barcoded ones: loss of GD on the barcoded group, relative to its initial loss, at two thirds of "
+        "the run less that at the end", fall,
+        quote='figure 2: "makes almost no progress on half of the data ... and progress stalls"')  # fmt: skip

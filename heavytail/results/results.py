@@ -129,6 +129,13 @@ class Selected:
             return np.where(np.isnan(self.initial_group_loss), np.nan, np.inf)
         return np.median(self._last(self.group_loss), axis=0)
 
+    def until(self, share: float) -> Selected:
+        """Return the first part of the run, up to a share of its steps; "final" is then the end of that part."""
+        if not self.step.size or share == 1.0:
+            return self
+        rows = int(np.searchsorted(self.step, share * self.step[-1], side="right"))
+        return replace(self, step=self.step[:rows], loss=self.loss[:, :rows], group_loss=self.group_loss[:, :rows])
+
     def only(self, place: int) -> Selected:
         """Return the run of one verdict seed, by its place (the last if there are fewer); all if none was stable."""
         if self.best.chosen is None:
@@ -259,13 +266,14 @@ class Results:
         return self._load(specs[min(self.place or 0, len(specs) - 1)], ref, label)
 
     def histories(self, ref: SweepRef, label: str) -> Iterator[History]:
-        """Yield the runs of the verdict seeds; those of the smallest step size searched if none was stable.
+        """Yield the runs of the verdict seeds, or of one; those of the smallest step size searched if none was stable.
 
         Raises:
             MissingRuns: the search is not finished, or a run is missing.
         """
         best, sweep = self.search(ref, label), self.sweep(ref).unprobed()
-        for spec in sweep.verdict(best) if best.chosen else best.candidates[0].specs:
+        specs = sweep.verdict(best) if best.chosen else best.candidates[0].specs
+        for spec in specs if self.place is None else specs[min(self.place, len(specs) - 1) :][:1]:
             yield self._load(spec, ref, label)
 
     def _load(self, spec: RunSpec, ref: SweepRef, label: str) -> History:
@@ -283,7 +291,7 @@ class Results:
         runs: dict[str, list[_Run]] = {split: [] for split in SPLITS}
         counts: dict[str, Array] = {}
         environments: list[Mapping[str, Any]] = []
-        for history in self.histories(ref, best.label):
+        for history in replace(self, place=None).histories(ref, best.label):
             group, stochastic = history.arrays["group"], history.spec.batch_size is not None
             if history.environment not in environments:
                 environments.append(history.environment)
