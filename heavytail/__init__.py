@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that a user's type checker knows what __getattr__ imports
+    from heavytail import functional
     from heavytail.errors import HeavyTailError
     from heavytail.head import linear_cross_entropy
     from heavytail.metrics import ClassStats, FrequencyGroups
@@ -35,11 +36,14 @@ __all__ = [
     "Monitor",
     "Reading",
     "__version__",
+    "functional",
     "linear_cross_entropy",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "functional":
+        return import_module("heavytail.functional")
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'heavytail' has no attribute '{name}'")

@@ -20,6 +20,9 @@ accuracy also depend on three details:
   slower to compute than exp(-60), as is every product with it. A probability below exp(-60) = 1e-26 changes
   no sum of order one, and the loss uses the logits before clamping.
 
+With `differentiable_losses` the factors of the rows are unknown in the forward pass. It keeps three numbers of each
+row, its largest logit and the two sums, and the backward pass forms the logits again.
+
 Shapes: M rows (samples or predicted tokens), C classes, D features, R rows of one chunk.
 """
 
@@ -36,6 +39,7 @@ from heavytail.errors import SpecError
 
 __all__ = ["Curvature", "HeadOutput", "linear_cross_entropy"]
 
+_ONCE = "create_graph: expected False, linear_cross_entropy is differentiable once, got True"
 _EXPONENT_FLOOR = {torch.float32: -60.0, torch.float64: -500.0}
 
 
@@ -52,11 +56,11 @@ class Curvature(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """Results of one pass over the head. Only `loss` is differentiable; ignored rows hold 0, False and 0.
+    """Results of one pass over the head; ignored rows hold 0, False and 0.
 
     Attributes:
-        loss: weighted sum of the losses over the normalizer [] (nats).
-        losses: loss of each row, without its weight [M] (nats).
+        loss: weighted sum of the losses over the normalizer [] (nats); differentiable.
+        losses: loss of each row, without its weight [M] (nats); differentiable only if requested.
         correct: whether no logit exceeds the target's, so that ties count as correct [M] bool.
         p_correct: probability of the target [M].
         curvature: sums for the Hessian traces; None unless requested.
@@ -79,6 +83,8 @@ def linear_cross_entropy(
     row_weights: Tensor | None = None,
     normalizer: float | Tensor | None = None,
     ignore_index: int | None = None,
+    softcap: float | None = None,
+    differentiable_losses: bool = False,
     curvature: bool = False,
     chunk_rows: int | None = None,
 ) -> HeadOutput:
@@ -87,6 +93,7 @@ def linear_cross_entropy(
     The gradients of those of features, weight and bias that require one are computed here and returned by
     `backward`. They are first derivatives only, and requesting the curvature does not change a bit of them.
     Under autocast, or with half-precision inputs, products are in that dtype and everything else in float32.
+    `heavytail.functional.linear_cross_entropy` is the same head with the arguments of PyTorch's function.
 
     Args:
         features: inputs of the head [M, D].
@@ -101,7 +108,11 @@ def linear_cross_entropy(
             is a mean (NaN over no rows). When accumulating over micro-batches, pass that of the whole batch.
         ignore_index: value in `targets` of rows that are ignored, whatever their features are. If all rows are
             ignored, all gradients are 0 and the mean over no rows is NaN.
-        curvature: whether to return `Curvature`.
+        softcap: s, for logits s tanh((W h + b) / s), as in Gemma 2; None for W h + b.
+        differentiable_losses: whether gradients of any function of `losses` can be computed, as with PyTorch's
+            reduction="none". Their factors are unknown until the backward pass, which then forms the logits again, a
+            chunk at a time: one matrix product more.
+        curvature: whether to return `Curvature`; not with a softcap.
         chunk_rows: rows per chunk; by default chosen for shape and device.
 
     Returns:
@@ -115,18 +126,57 @@ def linear_cross_entropy(
     1.3863
     """
     _check(features, weight, bias, targets, class_weights, row_weights, normalizer, ignore_index, chunk_rows)
+    if softcap is not None and (curvature or not 0.0 < softcap < math.inf):
+        raise SpecError(f"softcap: expected a positive number, and none with curvature, got {softcap}")
     inputs = (features, weight, bias)
     needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     dtype = _product_dtype(features)
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         rows = _prepare_rows(targets, class_weights, row_weights, normalizer, ignore_index, dtype)
         chunk = chunk_rows or _default_chunk(features, weight)
-        gradients = _GradientSums(features, weight.to(dtype), needs, chunk)
-        out = _one_pass(features, weight.to(dtype), bias, rows, gradients, curvature, chunk)
+        head = _Head(weight.to(dtype), bias, softcap)
+        now = [need and not differentiable_losses for need in needs]
+        gradients = _GradientSums(
+            features, head.weight, now, chunk, class_weights is not None or row_weights is not None
+        )
+        later = any(needs) and differentiable_losses
+        softmax = head.weight.new_empty(3, len(features), 1, dtype=_working(dtype)) if later else None
+        out = _one_pass(features, head, rows, gradients, curvature, chunk, softmax)
+    if softmax is not None:
+        losses = _LossesOfRows.apply(out.losses, softmax, rows, softcap, dtype, chunk, *inputs)  # type: ignore[no-untyped-call]
+        return out._replace(loss=_weighted_mean(rows, losses[:, None]), losses=losses)
     if any(needs):
         loss = _KnownGradients.apply(out.loss, rows.unit, gradients, *inputs)  # type: ignore[no-untyped-call]
-        out = out._replace(loss=loss)
+        return out._replace(loss=loss)
     return out
+
+
+class _Head(NamedTuple):
+    """A head, its weight in the dtype of its products."""
+
+    weight: Tensor  # [C, D]
+    bias: Tensor | None  # [C]
+    softcap: float | None
+
+    def buffers(self, rows: int) -> Tensor:
+        """Space for the logits of a chunk and, with a softcap, for their derivatives [1 or 2, R, C]."""
+        shape = (1 if self.softcap is None else 2, rows, len(self.weight))
+        return self.weight.new_empty(shape, dtype=_working(self.weight.dtype))
+
+    def logits(self, h: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of h [R, D] and, with a softcap s, their derivatives 1 - (z / s)^2, both [R, C]."""
+        logits = buffers[0, : len(h)]
+        if self.weight.dtype == logits.dtype:
+            torch.mm(h, self.weight.t(), out=logits)
+        else:
+            logits.copy_(torch.mm(h, self.weight.t()))
+        if self.bias is not None:
+            logits += self.bias  # twice as fast as addmm with out=
+        if self.softcap is None:
+            return logits, None
+        logits.div_(self.softcap).tanh_()
+        slope = torch.mul(logits, logits, out=buffers[1, : len(h)]).neg_().add_(1.0)
+        return logits.mul_(self.softcap), slope
 
 
 class _Rows(NamedTuple):
@@ -138,6 +188,11 @@ class _Rows(NamedTuple):
     factor: Tensor  # [M, 1], of the row's gradient: w[y] / normalizer, or in half precision w[y] / max w
     unit: Tensor | None  # [], half precision: max w / normalizer
     valid: Tensor | None  # [M, 1] bool, None if no row can be ignored
+
+    def features(self, features: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
+        """The features of a chunk [R, D]; 0 in ignored rows, as padding may hold any value, NaN included."""
+        h = features[part].to(dtype)
+        return h if self.valid is None else torch.where(self.valid[part], h, 0.0)
 
 
 def _prepare_rows(
@@ -176,35 +231,25 @@ def _prepare_rows(
 
 def _one_pass(
     features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    head: _Head,
     rows: _Rows,
     gradients: _GradientSums,
     curvature: bool,
     chunk: int,
+    softmax: Tensor | None,
 ) -> HeadOutput:
-    """Process all chunks; fill `gradients`, return the other results. Products are in the weight's dtype."""
-    M, C = len(features), len(weight)
-    working = _working(weight.dtype)
-    buffer = weight.new_empty(min(chunk, M), C, dtype=working)
-    losses = weight.new_empty(M, 1, dtype=working)
-    correct = weight.new_empty(M, 1, dtype=torch.bool)
-    sums = _CurvatureSums(weight, bias is not None) if curvature else None
+    """Process all chunks; fill `gradients` and `softmax` [3, M, 1], return the other results."""
+    M = len(features)
+    buffers = head.buffers(min(chunk, M))
+    losses = buffers.new_empty(M, 1)
+    correct = buffers.new_empty(M, 1, dtype=torch.bool)
+    sums = _CurvatureSums(head.weight, head.bias is not None) if curvature else None
     for start in range(0, M, chunk):
         part = slice(start, start + chunk)
-        h, y = features[part].to(weight.dtype), rows.targets[part]
-        valid = None if rows.valid is None else rows.valid[part]
-        if valid is not None:
-            h = torch.where(valid, h, 0.0)  # padding may hold any value, NaN included
-        logits = buffer[: len(h)]
-        if weight.dtype == working:
-            torch.mm(h, weight.t(), out=logits)
-        else:
-            logits.copy_(torch.mm(h, weight.t()))
-        if bias is not None:
-            logits += bias  # twice as fast as addmm with out=
+        h, y = rows.features(features, part, head.weight.dtype), rows.targets[part]
+        logits, slope = head.logits(h, buffers)
         top, own = logits.amax(1, keepdim=True), logits.gather(1, y)
-        exps = logits.sub_(top).clamp_(min=_EXPONENT_FLOOR[working]).exp_()
+        exps = _exponentials(logits, top)
         own_exp = exps.gather(1, y)
         others = exps.scatter_(1, y, 0.0)
         rest = others.sum(1, keepdim=True)
@@ -212,13 +257,14 @@ def _one_pass(
         leads = own >= top
         correct[part] = leads
         losses[part] = (top - own) + torch.log1p(torch.where(leads, rest, total - 1.0))
+        if softmax is not None:
+            torch.stack((top, rest, total), out=softmax[:, part])
         if gradients.needed:
-            residual = others.scatter_(1, y, -rest)  # (p_ik - 1[y_i = k]) total_i
-            gradients.add(residual, rows.factor[part] / total, h, start)
+            gradients.add(others, rest, total, slope, rows.factor[part], y, h, start)
         if sums is not None:
             others = logits.scatter_(1, y, 0.0)
-            sums.add(others, own_exp, rest, leads, h, y, valid)
-    loss = torch.where(rows.weight != 0, rows.weight * losses, 0.0).sum() / rows.normalizer
+            sums.add(others, own_exp, rest, leads, h, y, None if rows.valid is None else rows.valid[part])
+    loss = _weighted_mean(rows, losses)
     p_correct = torch.exp(-losses)
     if rows.valid is not None:
         losses, p_correct = (torch.where(rows.valid, x, 0.0) for x in (losses, p_correct))
@@ -227,12 +273,23 @@ def _one_pass(
     return HeadOutput(loss, losses[:, 0], correct[:, 0], p_correct[:, 0], found)
 
 
+def _exponentials(logits: Tensor, top: Tensor) -> Tensor:
+    """exp(logits - top), in place and without denormals."""
+    return logits.sub_(top).clamp_(min=_EXPONENT_FLOOR[logits.dtype]).exp_()
+
+
+def _weighted_mean(rows: _Rows, losses: Tensor) -> Tensor:
+    """The weighted sum of losses [M, 1] over the normalizer []; a row of weight 0 may have any loss."""
+    return torch.where(rows.weight != 0, rows.weight * losses, 0.0).sum() / rows.normalizer
+
+
 class _GradientSums:
     """sum_i factor_i grad l_i with respect to features, weight and bias, for those that require a gradient."""
 
-    def __init__(self, features: Tensor, weight: Tensor, needs: list[bool], chunk: int) -> None:
+    def __init__(self, features: Tensor, weight: Tensor, needs: list[bool], chunk: int, weighted: bool) -> None:
         (M, D), C = features.shape, len(weight)
         self.weight = weight
+        self.weighted = weighted
         self.needed = any(needs)
         self.half = weight.dtype != _working(weight.dtype)
         empty = partial(weight.new_empty, dtype=_working(weight.dtype))
@@ -246,9 +303,31 @@ class _GradientSums:
         self.scaled_residual = weight.new_empty(rows, C) if self.needed and on_residual else None
         self.scaled_features = empty(rows, D) if needs[1] and not on_residual else None
 
-    def add(self, residual: Tensor, scale: Tensor, h: Tensor, start: int) -> None:
-        """Add the rows from `start` on, whose gradients in the logits are residual [R, C] times scale [R, 1]."""
-        R = len(h)
+    def add(
+        self,
+        others: Tensor,
+        rest: Tensor,
+        total: Tensor,
+        slope: Tensor | None,
+        factor: Tensor,
+        y: Tensor,
+        h: Tensor,
+        start: int,
+    ) -> None:
+        """Add the rows from `start` on.
+
+        `others` [R, C] are the exponentials but the target's, `rest` their sums and `total` those with it [R, 1];
+        `others` is overwritten.
+        """
+        R, scale = len(h), factor / total
+        residual = others.scatter_(1, y, -rest)  # (p_ik - 1[y_i = k]) total_i
+        if slope is not None:
+            residual *= slope
+        if self.weighted:
+            blank = (factor == 0) & ~total.isfinite()  # features that are not finite in a row of weight 0
+            if blank.device.type != "cpu" or blank.any():
+                residual.masked_fill_(blank, 0.0)
+                h, scale = h.masked_fill(blank, 0.0), scale.masked_fill(blank, 0.0)
         if self.bias is not None:
             self.bias.addmv_(residual.t(), scale[:, 0])
         left, right = residual, h
@@ -314,7 +393,7 @@ class _KnownGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise SpecError("create_graph: expected False, linear_cross_entropy is differentiable once, got True")
+            raise SpecError(_ONCE)
         unit, *gradients = ctx.saved_tensors
         scale = grad_outputs[0] if unit is None else grad_outputs[0] * unit
         # The scale is nearly always 1, and skipping it saves a pass; on a GPU the check would synchronize.
@@ -322,6 +401,53 @@ class _KnownGradients(torch.autograd.Function):
             gradients = [None if g is None else g * scale for g in gradients]
         cast = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return None, None, None, *cast
+
+
+class _LossesOfRows(torch.autograd.Function):
+    """The losses of the rows; backward forms their logits again, as their factors are known only there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        losses: Tensor,
+        softmax: Tensor,
+        rows: _Rows,
+        softcap: float | None,
+        dtype: torch.dtype,
+        chunk: int,
+        *inputs: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(softmax, *inputs)
+        ctx.rows, ctx.softcap, ctx.dtype, ctx.chunk = rows, softcap, dtype, chunk
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise SpecError(_ONCE)
+        softmax, *inputs = ctx.saved_tensors
+        features, weight, bias = inputs
+        with torch.autocast(features.device.type, enabled=False):
+            factor = grad_outputs[0][:, None].to(softmax.dtype)
+            if ctx.rows.valid is not None:
+                factor = torch.where(ctx.rows.valid, factor, 0.0)
+            unit = None
+            if ctx.dtype != softmax.dtype and len(factor):  # as in _prepare_rows
+                unit = factor.abs().amax().clamp(min=torch.finfo(softmax.dtype).tiny)
+                factor = factor / unit
+            head = _Head(weight.to(ctx.dtype), bias, ctx.softcap)
+            sums = _GradientSums(features, head.weight, list(ctx.needs_input_grad[6:]), ctx.chunk, weighted=True)
+            buffers = head.buffers(min(ctx.chunk, len(features)))
+            for start in range(0, len(features), ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                h = ctx.rows.features(features, part, ctx.dtype)
+                logits, slope = head.logits(h, buffers)
+                top, rest, total = softmax[:, part]
+                sums.add(_exponentials(logits, top), rest, total, slope, factor[part], ctx.rows.targets[part], h, start)
+        known = (sums.features, sums.matrix, sums.bias)
+        gradients = [g if g is None or unit is None else g * unit for g in known]
+        cast = [None if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)]
+        return None, None, None, None, None, None, *cast
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def test_importing_is_light(modules: str, heavy: str) -> None:
 
 def test_public_names_exist() -> None:
     """Every public name resolves on first use, is listed by dir(), and no other does."""
-    assert set(heavytail.__all__) == {"__version__", *heavytail._PUBLIC}
+    assert set(heavytail.__all__) == {"__version__", "functional", *heavytail._PUBLIC}
     for name in heavytail.__all__:
         assert getattr(heavytail, name) is not None
         assert name in dir(heavytail)
