@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from heavytail.errors import DamagedError, SpecError, StoreError, UnreadableError
+from heavytail.system import HAS_FLOCK, lock, try_lock
 
 _UMASK = os.umask(0)  # reading the umask requires setting it
 os.umask(_UMASK)
@@ -178,8 +178,8 @@ def _locked_temporary(file: Path) -> IO[bytes]:
     while True:
         stream = NamedTemporaryFile(prefix=f".{file.name}.", dir=file.parent, delete=False)  # noqa: SIM115
         with contextlib.suppress(OSError):  # no locks on this file system: no process sweeps there
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
-        if os.fstat(stream.fileno()).st_nlink:
+            lock(stream.fileno())
+        if os.fstat(stream.fileno()).st_nlink or not HAS_FLOCK:
             return stream
         stream.close()  # another process deleted it before it was locked, as a dead writer's
 
@@ -187,29 +187,27 @@ def _locked_temporary(file: Path) -> IO[bytes]:
 def _complete(stream: IO[bytes]) -> None:
     """Flush a temporary file to disk, with the permissions of the user's other files."""
     stream.flush()
-    os.fchmod(stream.fileno(), 0o666 & ~_UMASK)  # temporary files are readable by their owner only
     os.fsync(stream.fileno())
+    if HAS_FLOCK:
+        os.fchmod(stream.fileno(), 0o666 & ~_UMASK)  # temporary files are readable by their owner only
+    else:
+        stream.close()  # Windows cannot rename an open file
 
 
 def sweep_temporaries(folder: Path, name: str) -> None:
     """Delete the temporary files of one file whose writers are dead.
 
-    A writer holds a lock on its temporary file, which the system releases when the writer dies.
+    A writer holds a lock on its temporary file, which the system releases when the writer dies. Without such locks
+    (Windows) nothing is deleted.
     """
+    if not HAS_FLOCK:
+        return
     own = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as tempfile names them
     with contextlib.suppress(OSError):
         for left in [Path(entry) for entry in os.scandir(folder) if own.fullmatch(entry.name)]:
             with contextlib.suppress(OSError), open(left, "rb") as handle:
-                if _try_lock(handle.fileno()):
+                if try_lock(handle.fileno()):
                     left.unlink()
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process has it, or the file system has no locks
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -224,12 +222,12 @@ def locked(file: Path) -> Iterator[None]:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(file, "w")  # noqa: SIM115 - closed below, the lock with it
+        handle = open(file, "wb")  # noqa: SIM115 - closed below, the lock with it
     except OSError as error:
         raise StoreError(f"cannot write {file.parent}: {error.strerror or error}") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle.fileno())
         except OSError as error:
             raise StoreError(
                 f"cannot lock {file}: {error.strerror or error}; two processes could write there at once: "

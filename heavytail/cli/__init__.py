@@ -109,7 +109,7 @@ def _crash(error: BaseException) -> int:
     """Report a bug in heavytail in one line, with the path of a file that has the traceback."""
     try:
         handle, log = tempfile.mkstemp(prefix="heavytail-", suffix=".log")
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             traceback.print_exception(error, file=file)
         where = f"traceback in {log}"
     except OSError as unwritable:

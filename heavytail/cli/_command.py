@@ -89,7 +89,7 @@ def store_arguments(parser: argparse.ArgumentParser) -> None:
 
 def device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --device and --compile."""
-    parser.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: cuda if available)")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
 
 
@@ -146,9 +146,10 @@ def toml_value(setting: str, text: str) -> Any:
 def root(args: argparse.Namespace) -> Path:
     """Return the folder of stored runs."""
     from heavytail.files import expanded
+    from heavytail.system import user_cache
 
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(args.root or os.environ.get("HEAVYTAIL_ROOT") or Path(cache) / "heavytail")
+    given = args.root or os.environ.get("HEAVYTAIL_ROOT")
+    return expanded(given) if given else user_cache()
 
 
 def data_dir(args: argparse.Namespace) -> Path:
@@ -181,11 +182,12 @@ def options(args: argparse.Namespace, workers: int | None = None) -> Options:
     if device is None or device != "cpu":
         import torch
 
-        available = torch.cuda.is_available()
-        device = device or ("cuda" if available else "cpu")
-        if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not available):
-            allowed = "cpu or cuda" if available else "cpu (no GPU is available)"
-            raise SpecError(f"--device: expected {allowed}, got '{device}'")
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        allowed = ["cpu", *(name for name, usable in available.items() if usable)]
+        device = device or ("cuda" if available["cuda"] else "cpu")
+        if device.split(":")[0] not in allowed:
+            listed = " or ".join(allowed) if len(allowed) > 1 else "cpu (no GPU is available)"
+            raise SpecError(f"--device: expected {listed}, got '{device}'")
     return Options(data_dir(args), device, workers, args.compile, executor=name, shard=shard)
 
 

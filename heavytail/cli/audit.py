@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the audit, and write it with its picture to --out."""
     from heavytail.audit.audit import audit
-    from heavytail.train.options import num_cores
+    from heavytail.system import num_cores
 
     out = writable(args.out) if args.out is not None else None
     result = audit(

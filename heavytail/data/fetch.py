@@ -7,7 +7,6 @@ use the network; only `fetch` does.
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import os
@@ -17,7 +16,7 @@ import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
@@ -26,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
 
 from heavytail.errors import DataError, install, unknown
+from heavytail.system import HAS_FLOCK, lock, try_lock
 
 _ALGORITHMS = ("sha256", "sha1", "md5")
 _HEADERS = {"User-Agent": "heavytail/0.1"}  # some hosts reject the default of Python's libraries
@@ -214,20 +214,28 @@ def _scratch(data_dir: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         with _locked(data_dir):  # no other process sweeps between the creation of the folder and its lock
             for left in data_dir.glob(".fetch-*"):
-                with suppress(OSError), _locked(left, fcntl.LOCK_NB):
-                    shutil.rmtree(left)
+                with suppress(OSError), _descriptor(left) as handle:
+                    if HAS_FLOCK and try_lock(handle):
+                        shutil.rmtree(left)
             scratch = Path(stack.enter_context(TemporaryDirectory(prefix=".fetch-", dir=data_dir)))
             stack.enter_context(_locked(scratch))
         yield scratch
 
 
 @contextmanager
-def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
-    """Hold the lock of a folder; with LOCK_NB, OSError if another process has it."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which Windows cannot open: nothing is locked or deleted there."""
+    with _descriptor(folder) if HAS_FLOCK else nullcontext(None) as handle:
+        if handle is not None:
+            lock(handle)
+        yield
+
+
+@contextmanager
+def _descriptor(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

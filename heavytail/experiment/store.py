@@ -16,8 +16,6 @@ Shapes: E recorded steps, C classes, G groups, T steps.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -35,6 +33,7 @@ from numpy.typing import NDArray
 from heavytail.errors import DamagedError, StoreError, UnreadableError
 from heavytail.experiment.spec import RunSpec
 from heavytail.files import expanded, locked, read_json, sweep_temporaries, write_atomic
+from heavytail.system import try_lock
 
 ATTEMPT = "attempt"  # subfolder of a finished run for the commits of a new attempt, until that is finished too
 FINISHED = ("done", "diverged")
@@ -395,11 +394,10 @@ class RunStore:
     def locked(self, key: str) -> bool:
         """Return whether a process holds the lock of the run with this key."""
         try:
-            with open(self.root / "runs" / key / "lock") as handle:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-        return False
+            with open(self.root / "runs" / key / "lock", "rb") as handle:
+                return not try_lock(handle.fileno(), shared=True)
+        except OSError:  # no such file, or no locks
+            return False
 
 
 # -- records -----------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class Journal:
             "cut": reading.cut,
         }
         try:
-            with self._file.open("a") as file:
+            with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
             if split == "train":
                 content = io.BytesIO()
@@ -150,7 +150,7 @@ def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Arra
     folder = Path(folder).expanduser()
     file = folder / "monitor.jsonl"
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"no monitor.jsonl in {folder}; heavytail.Journal({str(folder)!r}) writes one") from None
     except (OSError, UnicodeDecodeError) as error:

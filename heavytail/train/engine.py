@@ -121,6 +121,7 @@ class _Run:
         compiled: bool = False,
     ) -> None:
         self.spec, self.store, self.device, self.group = spec.resolved, store, device, group
+        self.sums_device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
         self.data = load_data(self.spec, data_dir)
         self._check_data()
         self._make_model(compiled)
@@ -129,7 +130,8 @@ class _Run:
         for part in self.spec.probes:
             probe = registry("probe").make(part)
             self.probes[part.name] = (probe, set(probe.steps(self.spec.steps)))
-        self.running = ClassStats.zeros(self.data.num_classes, device) if spec.train_stats == "running" else None
+        running = spec.train_stats == "running"
+        self.running = ClassStats.zeros(self.data.num_classes, self.sums_device) if running else None
         self.rows: dict[str, list[Array]] = {}
         self.objective: list[Tensor] = []
         self.resumed: list[dict[str, Any]] = []
@@ -140,6 +142,8 @@ class _Run:
     def _check_data(self) -> None:
         """Raise SpecError if the batch is larger than the data, or there is no test split to evaluate."""
         spec, samples = self.spec, len(self.data.train)
+        if spec.precision == "float64" and self.device.type == "mps":
+            raise SpecError("precision: expected float32 or bf16 on mps, which has no float64, got 'float64'")
         if spec.batch_size is not None and spec.batch_size > samples:
             raise SpecError(f"batch_size: expected at most {samples} samples, got {spec.batch_size}")
         if spec.test_every and self.data.test is None:
@@ -245,14 +249,14 @@ class _Run:
             if not known:
                 self._record("train", step, self.running)
             if not last:  # a longer run that continues from here continues this sum
-                self.running = ClassStats.zeros(self.data.num_classes, self.device)
+                self.running = ClassStats.zeros(self.data.num_classes, self.sums_device)
             return None
         if known:
             return None
         if self.running is not None:
             return self.running
         if self.gradient_pass_evaluates:
-            return ClassStats.zeros(self.data.num_classes, self.device)
+            return ClassStats.zeros(self.data.num_classes, self.sums_device)
         self._record("train", step, self._evaluate(self.train_split))
         return None
 
@@ -267,14 +271,14 @@ class _Run:
             normalizer: Tensor | float = float(targets.numel())
         else:
             normalizer = self.class_weights[targets].sum()
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        total = torch.zeros((), device=self.sums_device, dtype=torch.float64)
         sums = stats if stats is not None else self.running
-        part = sums if self.group.size == 1 or sums is None else ClassStats.zeros(sums.num_classes, self.device)
+        part = sums if self.group.size == 1 or sums is None else ClassStats.zeros(sums.num_classes, self.sums_device)
         share = self.group.share(chunks)
         for batch in self.train_split.batches(share, seed=derive_seed(self.spec.seed, f"transform/{step}")):
             loss = self._loss(batch, self.class_weights, normalizer, part)
             loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            total += loss.detach().to(self.sums_device)
         if self.group.size > 1:
             self._add_up(total, sums, part)
         return total
@@ -307,7 +311,8 @@ class _Run:
                 normalizer=normalizer,
             )
         if stats is not None:
-            stats.update(targets, out.losses, out.correct, out.p_correct)
+            rows = (targets, out.losses, out.correct, out.p_correct)
+            stats.update(*(values.to(self.sums_device) for values in rows))
         return out.loss
 
     def _autocast(self) -> torch.autocast:
@@ -315,7 +320,7 @@ class _Run:
 
     def _evaluate(self, split: Split) -> ClassStats:
         """Sums per class over a split, in eval mode and through its deterministic transform."""
-        stats = ClassStats.zeros(self.data.num_classes, self.device)
+        stats = ClassStats.zeros(self.data.num_classes, self.sums_device)
         self.model.eval()
         with torch.no_grad(), _averaged(self.optimizer) if self.averages else nullcontext():
             for batch in split.batches(self.group.share(_cut(len(split), self.microbatch))):
@@ -429,7 +434,7 @@ class _Run:
         self.judged = self.start
         for name, value in history.arrays.items():
             if name == "objective":
-                self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.device))
+                self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.sums_device))
             elif name in ("train/count", "test/count") and value.ndim == 1:
                 self.rows[name] = [value] * len(history.arrays[name.replace("count", "step")])
             elif name != "group":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heavytail.errors import SpecError
+from heavytail.system import num_cores
 
 if TYPE_CHECKING:
     from heavytail.experiment.spec import RunSpec
@@ -92,8 +92,3 @@ class Options:
         import torch
 
         return torch.cuda.device_count()
-
-
-def num_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0))

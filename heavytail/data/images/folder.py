@@ -33,6 +33,7 @@ from heavytail.data.images.transforms import centre_crop, image_uniforms, random
 from heavytail.data.readers import hidden
 from heavytail.data.text.corpus import cache_folder, user_cache
 from heavytail.errors import DataError, SpecError
+from heavytail.system import num_cores
 
 _LOG = logging.getLogger("heavytail")
 SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -259,8 +260,7 @@ def default_workers() -> int:
     """Return HEAVYTAIL_WORKERS, else the number of usable CPUs up to 16."""
     value = os.environ.get("HEAVYTAIL_WORKERS")
     if not value:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(MAX_WORKERS, usable)
+        return min(MAX_WORKERS, num_cores())
     if not value.isdecimal():
         raise SpecError(f"HEAVYTAIL_WORKERS: expected a number of processes, 0 or more, got '{value}'")
     return int(value)

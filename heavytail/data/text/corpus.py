@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from heavytail import system
 from heavytail.data import Data, readers
 from heavytail.data.text import tokenizer as tokenizers
 from heavytail.data.text.tokenizer import Kind, Tokenizer
@@ -162,7 +163,7 @@ def _stored_tokenizer(stored: Path) -> bytes | None:
         return None
     content = stored.read_bytes()
     try:
-        right = not note.exists() or note.read_text() == hashlib.sha256(content).hexdigest()
+        right = not note.exists() or note.read_text(encoding="utf-8") == hashlib.sha256(content).hexdigest()
         tokenizers.load(stored)
     except (DataError, UnicodeDecodeError):
         right = False
@@ -201,7 +202,7 @@ def cache_folder(data_dir: Path) -> Path:
 
 def user_cache() -> Path:
     """Return the folder of tokenised texts in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "heavytail" / "tokenised"
+    return system.user_cache() / "tokenised"
 
 
 def _tokens(text: Text, tokenizer: Tokenizer, digest: str, stem: Path) -> torch.Tensor:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 from heavytail.errors import HeavyTailError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
+from heavytail.system import num_cores
 from heavytail.train.executors import Event, Executor, Handle, attempt
-from heavytail.train.options import Options, num_cores
+from heavytail.train.options import Options
 
 if TYPE_CHECKING:
     from heavytail.train.engine import Progress
@@ -41,6 +42,9 @@ class InProcess:
     """Trains one run after another in this process, inside `poll`."""
 
     def __init__(self, store: RunStore, options: Options, should_stop: Callable[[], bool]) -> None:
+        import torch
+
+        torch.set_num_threads(min(torch.get_num_threads(), num_cores()))  # OpenMP does not know a container's quota
         self._store, self._options, self._should_stop = store, options, should_stop
         self._spec: RunSpec | None = None
 
