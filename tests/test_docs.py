@@ -12,6 +12,7 @@ from heavytail.cli import main
 from heavytail.experiment.store import RunStore
 from heavytail.report.tables import class_table, group_table
 from heavytail.results.claims import Claim
+from heavytail.results.figure import all_figures
 from tests.problems import ROOT, made_up, tiny
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -75,3 +76,27 @@ def test_the_index_of_figures_is_true(capsys: pytest.CaptureFixture[str]) -> Non
         assert (ROOT / "heavytail" / file).is_file()
         origin = f"{file}; presets: {presets.replace('`', '')}" if presets else file
         assert re.search(rf"^  {name} .*{re.escape(f'({origin})')}$", printed, re.M)
+
+
+def test_claims_are_documented() -> None:
+    """docs/claims.md has every claim of a figure of the paper, its threshold, kind and quote, in their order."""
+    text = (ROOT / "docs" / "claims.md").read_text()
+    section = text.split("## The second edition")[1].split("\n## ")[0]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in section.splitlines()]
+    documented = [row[:4] for row in cells if row and re.match(r"(fig|prop|thm)\d", row[0])]
+    claims = []
+    for made in all_figures():
+        if made.id.startswith(("fig", "prop", "thm")):
+            for rule in made.rules:
+                name = f"{rule.id} E" if rule.kind == "exact" else rule.id
+                threshold = f"{rule.comparison} {_shown(rule.threshold)}"
+                claims.append([made.id, name, threshold, rule.quote.replace("|", "\\|")])
+    assert documented == claims
+    exact = sum(claim[1].endswith(" E") for claim in claims)
+    assert f"{len(claims)} claims, {exact} of them exact." in text
+
+
+def _shown(threshold: float | tuple[float, float]) -> str:
+    if isinstance(threshold, tuple):
+        return f"[{threshold[0]:g}, {threshold[1]:g}]"
+    return f"{threshold:g}"

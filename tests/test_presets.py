@@ -249,3 +249,13 @@ def test_two_steps_on_a_folder_of_a_thousand_classes(preset: str, tmp_path: Path
     assert len(history.arrays["group"]) == 1000
     assert history.loss[0] == pytest.approx(math.log(1000), rel=0.15)
     assert np.isfinite(history.loss).all()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_full_batch_runs_record_every_step(scale: str) -> None:
+    """The stability rule must see each peak: where a step size is searched in full batch, every step is recorded."""
+    for preset in preset_names():
+        for variant in ("", *variants(preset)):
+            sweep = Sweep.load(preset, scale=scale, variant=variant)
+            if "batch_size" not in sweep.run and not all(arm.grid.fixed for arm in sweep.arms):
+                assert sweep.run.get("eval_every", 1) == 1, (preset, variant)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from heavytail.errors import HeavyTailError
 
 if TYPE_CHECKING:
     from heavytail.experiment.search import Best
+    from heavytail.experiment.spec import RunSpec
     from heavytail.experiment.store import RunStore
 
 EXAMPLE = "heavytail sweep simple-imbalanced"
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         _print(arm.label, best)
         if args.out is not None:
-            _write_tables(best, store, args.out / arm.label)
+            _write_tables(sweep.unprobed().verdict(best), store, args.out / arm.label)
     if failures:
         raise HeavyTailError(failures[0].reason)
     if chosen.shard != ALL and sweep.propose(lookup):
@@ -80,10 +82,10 @@ def _print(label: str, best: Best) -> None:
         print(f"warning: {best.warning}", file=sys.stderr)
 
 
-def _write_tables(best: Best, store: RunStore, out: Path) -> None:
+def _write_tables(specs: Sequence[RunSpec], store: RunStore, out: Path) -> None:
     from heavytail.report.tables import write_tables
 
-    for spec in best.chosen.specs if best.chosen is not None else ():
+    for spec in specs:
         folder = writable(out / f"seed{spec.seed}")
         history = store.load(spec)
         assert history is not None
