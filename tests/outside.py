@@ -81,3 +81,24 @@ class Needs(torch.optim.SGD):
 
     def __init__(self, params: Iterable[Tensor], horizon: int, lr: float = 0.1) -> None:
         super().__init__(params, lr=lr / horizon)
+
+
+class Breaks(torch.optim.SGD):
+    """Refuses any parameter larger than those that it is tried on."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if any(p.numel() > 9 for group in self.param_groups for p in group["params"]):
+            raise ValueError("too large for me")
+
+
+class Ascends(torch.optim.Optimizer):
+    """Goes uphill in steps of fixed length, however small the step size."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p += p.grad.sign()

@@ -14,12 +14,14 @@ from __future__ import annotations
 import functools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -106,6 +108,24 @@ def train(
                 raise
             store.mark_failed(spec, f"{type(error).__name__}: {error}")
             raise
+
+
+def price(spec: RunSpec, data_dir: Path, device: str = "cpu", *, steps: int = 5) -> tuple[float, int]:
+    """Return the median time of a step in seconds, its gradient included, and the bytes of the optimizer's state.
+
+    A few steps are trained, and nothing is stored. The first one, which allocates the state, is not counted.
+    """
+    times = []
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), _numerics(spec):
+        run = _Run(spec, RunStore(Path(folder)), data_dir, torch.device(device))
+        for step in range(steps + 1):
+            start = time.perf_counter()
+            run._gradient(step, None)
+            run.optimizer.step()
+            if run.device.type == "cuda":
+                torch.cuda.synchronize(run.device)
+            times.append(time.perf_counter() - start)
+        return median(times[1:]), checkpoint.state_bytes(run.optimizer)
 
 
 class _Run:

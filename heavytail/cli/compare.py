@@ -1,0 +1,182 @@
+"""Compare optimizers on heavy-tailed problems: does it help the tail?
+
+Searches the step size of each optimizer beside those of gradient descent and Adam, trains all of them on fresh seeds,
+and prints which helps the rarest classes. The rule is in docs/compare.md. An interrupted comparison is continued by the
+same command, and finished runs are shared between comparisons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heavytail.cli._command import (
+    data_dir,
+    device_arguments,
+    executor_arguments,
+    on_argument,
+    optimizer,
+    options,
+    run_store,
+    scale_argument,
+    store_arguments,
+    toml_value,
+    writable,
+)
+from heavytail.errors import HeavyTailError, SpecError, unknown
+
+if TYPE_CHECKING:
+    from heavytail.compare.comparison import Trial
+    from heavytail.experiment.registry import Component
+    from heavytail.experiment.spec import RunSpec
+    from heavytail.train.options import Options
+    from heavytail.train.runner import Failure
+
+EXAMPLE = "heavytail compare sign --problems bigram --seeds 3 --out out"
+DURATION = "57 runs, 90 seconds on two CPU cores"
+NAMES = ("linear", "memory", "bigram", "transformer", "cnn")  # PROBLEMS of heavytail.compare
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the optimizers, the problems and where to write."""
+    parser.add_argument(
+        "optimizers",
+        nargs="*",
+        metavar="OPT",
+        help="name of an optimizer (see: heavytail list optim), or its import path: torch.optim.Muon, module:Class",
+    )
+    parser.add_argument(
+        "--problems", nargs="+", default=list(NAMES), metavar="PROBLEM", help=f"of {', '.join(NAMES)} (default: all)"
+    )
+    scale_argument(parser)
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="number of verdict seeds, >= 3 (default: 5)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of every optimizer that has it, betas=[0.9,0.95]; of a part of --on, hidden.momentum=0.9",
+    )
+    on_argument(parser)
+    parser.add_argument("--out", type=Path, default=Path("compare"), help="folder of the results (default: compare)")
+    store_arguments(parser)
+    device_arguments(parser)
+    executor_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, train, print and write; a failing optimizer does not hide the others."""
+    from heavytail.compare.comparison import NOT_JUDGED, Comparison
+    from heavytail.compare.page import write
+    from heavytail.train.distributed import joined
+    from heavytail.train.options import ALL
+    from heavytail.train.progress import display
+    from heavytail.train.runner import remember, run_all
+
+    comparison = Comparison.of(
+        candidates(args.optimizers, args.on, args.set),
+        list(dict.fromkeys(args.problems)),
+        scale=args.scale,
+        num_seeds=args.seeds,
+        data_dir=data_dir(args),
+    )
+    out, store = writable(args.out), run_store(args)
+    lookup = remember(store)
+    with joined(options(args)) as chosen, display(quiet=not chosen.first) as progress:
+        failures = run_all(lambda: comparison.propose(lookup), store, chosen, progress)
+    if not chosen.first:
+        return 0
+    rows = comparison.rows(lookup, store, lambda spec: _reason(spec, failures))
+    for trial, row in zip(comparison.trials, rows, strict=True):
+        row |= _price(trial, row["lr"], chosen)
+    paths = write(rows, out, scale=args.scale, command="heavytail " + shlex.join(sys.argv[1:]))
+    _print(rows)
+    print("\n".join(map(str, paths)))
+    if failures:
+        raise HeavyTailError(failures[0].reason)
+    if chosen.shard != ALL and any(row["verdict"] == NOT_JUDGED for row in rows):
+        print("runs of other shards are missing; once they are stored here, repeat this command", file=sys.stderr)
+    return 0
+
+
+def candidates(names: Sequence[str], on: Sequence[str], settings: Sequence[str]) -> dict[str, Component]:
+    """Return the optimizers to compare by their names in tables.
+
+    Args:
+        names: of optimizers; with `on`, each trains the roles that `on` does not name.
+        on: ROLE=OPT of every optimizer.
+        settings: KEY=VALUE of every optimizer that has the setting.
+
+    Raises:
+        SpecError: there is none, or no optimizer has one of the settings.
+    """
+    from heavytail.experiment.preset import overlay
+    from heavytail.experiment.registry import Component
+
+    if not names and not on:
+        raise SpecError("OPT: expected the name of an optimizer, got none (see: heavytail list optim)")
+    each: list[str | None] = [*dict.fromkeys(names)] or [None]
+    tables = {", ".join([*([name] if name else []), *on]): optimizer(name, on) for name in each}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not (path and equals):
+            raise SpecError(f"--set: expected KEY=VALUE, got '{setting}'")
+        value: Any = toml_value(path, text)
+        key, _, inner = path.partition(".")
+        having = [name for name, table in tables.items() if key in _settings(table["name"])]
+        if not having:
+            known = sorted({k for table in tables.values() for k in _settings(table["name"])})
+            raise unknown("setting of the optimizers", key, known)
+        for name in having:
+            tables[name] = overlay(tables[name], {key: {inner: value} if inner else value})
+    return {name: Component.parse(table, "optim") for name, table in tables.items()}
+
+
+def _settings(name: str) -> list[str]:
+    """The settings of an optimizer."""
+    from heavytail.experiment.registry import registry
+
+    return [field.name for field in dataclasses.fields(registry("optim").recipe(name)) if field.init]
+
+
+def _reason(spec: RunSpec, failures: Sequence[Failure]) -> str | None:
+    """Why a run could not be trained; runs on data that are not available are not tried one by one."""
+    for failure in failures:
+        if failure.spec.key == spec.key or (failure.no_data and failure.spec.data == spec.data):
+            return failure.reason
+    return None
+
+
+def _price(trial: Trial, lr: float | None, chosen: Options) -> dict[str, Any]:
+    """Seconds of a step and bytes of state at the selected step size; null without one."""
+    from heavytail.train.engine import price
+    from heavytail.train.environment import environment
+
+    if lr is None:
+        return {"seconds_per_step": None, "state_bytes": None, "machine": None}
+    spec = trial.sweep.spec(trial.arm, math.log10(lr), trial.sweep.verdict_seeds[0])
+    seconds, state = price(spec, chosen.data_dir, chosen.device_of(0))
+    about = environment(chosen.device_of(0))
+    machine = f"{about['processor']}, {about['device']}, {about['threads']} threads"
+    return {"seconds_per_step": seconds, "state_bytes": state, "machine": machine}
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    from heavytail.compare.comparison import tests
+    from heavytail.compare.page import COLUMNS, cells
+
+    table = [COLUMNS, *cells(rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print()
+    for row in rows:
+        if row["sentence"]:
+            print(f"{row['optimizer']} on {row['problem']}: {row['sentence']}")
+    print(tests(rows))

@@ -1,0 +1,66 @@
+"""The picture of a comparison: final loss by frequency group, and share of the gap closed, of each problem."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from heavytail.compare.comparison import BASELINES
+from heavytail.plotting.style import Picture, optimizer_colour
+
+_COLOURS = dict(zip(BASELINES.values(), ("gd", "adam"), strict=True))
+_LEAST, _MOST = -0.5, 1.5  # of the shares drawn: GD is 0 and Adam 1, and others may be far outside
+_MARKERS = "osD^vP*Xphd<>"
+
+
+def draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
+    """Draw the rows of compare.json.
+
+    Args:
+        rows: of one or more problems.
+        scale: for the titles.
+    """
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    optimizers = list(dict.fromkeys(row["optimizer"] for row in rows))
+    others = [name for name in optimizers if name not in BASELINES.values()]
+    height = max(2.25, 0.9 + 0.16 * len(others))
+    picture = Picture(2, len(problems), width=3.0, height=height)
+    for column, problem in enumerate(problems):
+        mine = {row["optimizer"]: row for row in rows if row["problem"] == problem}
+        label = "" if column else "final loss (nats)"
+        panel = picture.panel(0, column, f"{problem} ({scale})", "frequency group, rarest last", label)
+        for place, name in enumerate(optimizers):
+            if losses := mine[name]["group_losses"]:
+                style: dict[str, Any] = {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 3}
+                if name in BASELINES.values():
+                    style |= {"linewidth": 2, "linestyle": "--"}
+                values = [np.nan if loss is None else loss for loss in losses]
+                panel.line(np.arange(1, len(values) + 1), values, name, color=_colour(name), **style)
+        share = picture.panel(1, column, "", "gap closed, rarest group", "")
+        share.axes.set_yticks(range(len(others)), [""] * len(others) if column else [_short(name) for name in others])
+        share.axes.set_ylim(len(others) - 0.5, -0.5)
+        for x in (0, 1):
+            share.axes.axvline(x, color="0.7", linewidth=0.8, zorder=0)
+        share.axes.set_xlim(_LEAST - 0.05, _MOST + 0.05)
+        for place, name in enumerate(others):
+            value, interval = (mine[name][key] for key in ("closed_rarest", "closed_rarest_interval"))
+            if value is not None:
+                share.points(np.clip([value], _LEAST, _MOST), [place], name, color=_colour(name))
+                share.line(np.clip(interval, _LEAST, _MOST), [place, place], f"{name}, 95 %", color=_colour(name))
+    first = picture.panels[0, 0].axes
+    handles, labels = first.get_legend_handles_labels()
+    columns = min(len(labels), 3 * len(problems))
+    picture.figure.legend(handles, map(_short, labels), loc="outside upper center", ncols=columns, fontsize=6)
+    return picture
+
+
+def _short(name: str) -> str:
+    """The name of an optimizer without the modules of its path."""
+    return re.sub(r"[\w.]+[.:](?=\w)", "", name)
+
+
+def _colour(name: str) -> str:
+    return optimizer_colour(_COLOURS.get(name, name))

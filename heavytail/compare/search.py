@@ -1,0 +1,60 @@
+"""The search rule of docs/compare.md: the paper's, on a grid that grows until the best step size is not at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from heavytail.experiment.search import Candidate, Lookup
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.sweep import Arm, Sweep
+
+SPARSE = tuple(float(e) for e in range(-5, 2))
+FARTHEST = 12.0  # the grid ends at 10^-12 and 10^12, where every loss has become 0 or did not change
+Found = tuple[Candidate | None, list[RunSpec]]
+
+
+def search(sweep: Sweep, arm: Arm, lookup: Lookup) -> Found:
+    """Return the selected step size and the runs that are needed next; the former is final if there are none.
+
+    Powers of ten are tried with the first seed, then half powers around the best of them with all seeds. A step size is
+    stable if no recorded loss exceeds 1.05 times the initial one; of the stable ones that with the smallest worst final
+    loss is selected, the smaller one of two with the same loss. None is selected if none is stable.
+    """
+    exponents, step = [*SPARSE], 1.0
+    seeds = sweep.seeds[:1]
+    while True:
+        judged, todo = _judge(sweep, arm, exponents, seeds, lookup)
+        if todo:
+            return None, todo
+        best = _best(judged)
+        if best is None and (step == 1.0 or exponents[0] <= SPARSE[0]):
+            return None, []
+        # Where no candidate is stable with every seed, smaller ones may be.
+        place = best.exponent if best is not None else exponents[0]
+        if place == exponents[0] > -FARTHEST:
+            exponents.insert(0, exponents[0] - step)
+        elif place == exponents[-1] < FARTHEST:
+            exponents.append(exponents[-1] + step)
+        elif step == 1.0:
+            step, seeds = 0.5, sweep.seeds
+            exponents = [e for e in (place - step, place, place + step) if abs(e) <= FARTHEST]
+        else:
+            return best, []
+
+
+def _judge(
+    sweep: Sweep, arm: Arm, exponents: Sequence[float], seeds: Sequence[int], lookup: Lookup
+) -> tuple[list[Candidate], list[RunSpec]]:
+    """The candidates, and the runs that they miss."""
+    judged, todo = [], []
+    for exponent in exponents:
+        specs = tuple(sweep.spec(arm, exponent, seed) for seed in seeds)
+        outcomes = [lookup(spec) for spec in specs]
+        todo += [spec for spec, outcome in zip(specs, outcomes, strict=True) if outcome is None]
+        judged.append(Candidate(exponent, specs, tuple(o for o in outcomes if o is not None)))
+    return judged, todo
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The first of the stable candidates with the smallest loss."""
+    return min((c for c in candidates if c.stable), key=lambda c: c.loss, default=None)

@@ -1,0 +1,284 @@
+"""`heavytail compare`: its statistics, its search, its verdicts, and the command on an optimizer from outside."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from heavytail import cli
+from heavytail.compare import comparison
+from heavytail.compare.comparison import BETTER, NOT_JUDGED, PROBLEMS, SAME, UNSTABLE, WORSE, Comparison, Losses, judge
+from heavytail.compare.search import FARTHEST, search
+from heavytail.compare.statistics import closed, paired_p
+from heavytail.experiment.registry import Component
+from heavytail.experiment.search import Grid
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import Outcome
+from heavytail.experiment.sweep import Arm, Sweep
+from tests.problems import tiny_preset
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("n", [3, 5, 12])
+def test_p_is_scipys_paired_test_and_the_integral_of_students_density(n: int) -> None:
+    """p of the differences equals scipy's, and twice the tail of the density integrated numerically."""
+    for _ in range(20):
+        a, b = RNG.normal(1, 0.1, n), RNG.normal(1.1, 0.1, n)
+        p = paired_p(a - b)
+        assert p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+        t, nu = abs((a - b).mean()) / ((a - b).std(ddof=1) / math.sqrt(n)), n - 1
+        scale = math.gamma((nu + 1) / 2) / (math.sqrt(nu * math.pi) * math.gamma(nu / 2))
+        inside, _ = integrate.quad(lambda x: scale * (1 + x * x / nu) ** (-(nu + 1) / 2), -t, t)  # noqa: B023
+        assert p == pytest.approx(1 - inside, abs=1e-7)
+
+
+def test_equal_differences_need_no_test() -> None:
+    """Differences that are all 0 have p = 1, and all equal to another number p = 0."""
+    assert paired_p(np.zeros(3)) == 1
+    assert paired_p(np.full(3, -0.25)) == 0
+
+
+def test_the_critical_values_are_the_pages() -> None:
+    """A difference needs |t| > 4.60 with 5 seeds and 9.92 with 3, as docs/compare.md has it."""
+    for n, critical in ((5, 4.60), (3, 9.92)):
+        assert stats.t.isf(0.005, n - 1) == pytest.approx(critical, abs=0.006)
+
+
+@pytest.mark.parametrize("n", [3, 5, 9])
+def test_the_share_of_the_gap_and_its_jackknife(n: int) -> None:
+    """The share is a ratio of means; its interval agrees with leaving out one seed at a time in a loop."""
+    gd, adam, other = (RNG.normal(mean, 0.02, n) for mean in (3.0, 1.0, 1.2))
+    share = closed(gd, adam, other)
+    assert share is not None
+    assert share.value == pytest.approx((gd.mean() - other.mean()) / (gd.mean() - adam.mean()), rel=1e-12)
+    left = []
+    for i in range(n):
+        rest = [k for k in range(n) if k != i]
+        left.append(sum(gd[k] - other[k] for k in rest) / sum(gd[k] - adam[k] for k in rest))
+    error = math.sqrt((n - 1) / n * sum((x - sum(left) / n) ** 2 for x in left))
+    half = stats.t.ppf(0.975, n - 1) * error
+    assert [share.low, share.high] == pytest.approx([share.value - half, share.value + half], rel=1e-9)
+
+
+def test_there_is_no_share_without_a_gap() -> None:
+    """Where GD is not worse than Adam by more than seeds explain, nothing can be closed."""
+    noisy = np.array([1.0, 2.0, 0.5])
+    assert closed(noisy, noisy[::-1].copy(), noisy) is None
+    assert closed(np.full(3, 1.0), np.full(3, 2.0), np.full(3, 1.5)) is None
+    assert closed(np.full(3, 1.0), np.full(3, 1.0), np.full(3, 1.5)) is None
+
+
+def losses(rarest: list[float], overall: list[list[float]] | None = None) -> Losses:
+    """Made-up losses of the seeds after the last step."""
+    curves = overall or [[5.0, value] for value in rarest]
+    return Losses(np.arange(len(curves[0])), np.array(curves), np.array([[0.1, value] for value in rarest]))
+
+
+def test_verdicts_follow_the_table() -> None:
+    """Better, worse and no difference, by the sign and p of the paired differences on the rarest group."""
+    gd, adam = losses([4.0, 4.1, 3.9]), losses([2.0, 2.1, 1.9])
+    for shift, expected in ((-0.5, BETTER), (0.5, WORSE), (0.0, SAME)):
+        other = losses([a + shift + e for a, e in zip((2.0, 2.1, 1.9), (0.0, 0.001, -0.001), strict=True)])
+        row = judge(other, gd, adam)
+        assert row["verdict"] == (expected if shift else SAME)
+        assert row["closed_rarest"] == pytest.approx(1 - shift / 2, abs=1e-9)
+        assert row["sentence"].endswith("3 seeds)")
+    assert judge(adam, gd, adam)["p_value"] == 1
+
+
+def test_steps_to_adam_is_the_first_record_at_its_final_loss() -> None:
+    """The median over seeds of the overall loss reaches the median of Adam's final one at a recorded step."""
+    adam = losses([1, 1, 1], [[5, 3, 1.0], [5, 3, 1.2], [5, 3, 1.4]])
+    other = losses([1, 1, 1], [[5, 1.1, 1.0], [5, 1.2, 1.0], [5, 9, 1.0]])
+    assert judge(other, losses([2, 2, 2]), adam)["steps_to_adam"] == 1
+    assert judge(losses([2, 2, 2]), losses([2, 2, 2]), adam)["steps_to_adam"] is None
+
+
+def searched(loss: Callable[[float, int], float], peak: Callable[[float, int], float] = lambda e, s: 1.0) -> Any:
+    """Search with made-up outcomes by exponent and seed; return the exponent, and the runs by exponent and seed."""
+    sweep, known = Sweep.load("compare", variant="bigram"), {}
+
+    def lookup(spec: RunSpec) -> Outcome | None:
+        return known.get((round(2 * math.log10(spec.lr)) / 2, spec.seed))
+
+    while True:
+        chosen, todo = search(sweep, Arm("x", Component("gd"), Grid((0.0,))), lookup)
+        if not todo:
+            return (None if chosen is None else chosen.exponent), known
+        for spec in todo:
+            place = round(2 * math.log10(spec.lr)) / 2, spec.seed
+            assert place not in known, "a finished run is not proposed again"
+            known[place] = Outcome("done", loss(*place), peak(*place), 10)
+
+
+def test_the_search_refines_and_grows() -> None:
+    """Powers of ten with one seed, half powers with three; a best value at an end of the grid moves the end."""
+    exponent, known = searched(lambda e, s: abs(e + 1.6))
+    assert exponent == -1.5
+    assert sorted({e for e, s in known if s == 0}) == [-5, -4, -3, -2.5, -2, -1.5, -1, 0, 1]
+    assert sorted({e for e, s in known if s == 2}) == [-2.5, -2, -1.5, -1]
+    assert searched(lambda e, s: abs(e - 4.4))[0] == 4.5
+    assert searched(lambda e, s: abs(e + 7.1))[0] == -7
+    assert abs(searched(lambda e, s: -e)[0]) == FARTHEST
+
+
+def test_the_worst_seed_counts_and_unstable_step_sizes_do_not() -> None:
+    """The largest loss over seeds is compared; a peak above 1.05 excludes a step size."""
+    assert searched(lambda e, s: abs(e + 2) + (10.0 if (e, s) == (-2, 1) else 0))[0] in (-2.5, -1.5)
+    assert searched(lambda e, s: -e, lambda e, s: 1.0 if e <= -1 else 1.06)[0] == -1
+    assert searched(lambda e, s: -e, lambda e, s: 1.0 if e <= -3 or s == 0 else 2.0)[0] == -3
+    assert searched(lambda e, s: -e, lambda e, s: 2.0)[0] is None
+    assert searched(lambda e, s: math.inf, lambda e, s: math.inf)[0] is None
+    # equal losses: the smaller step size
+    assert searched(lambda e, s: max(0.0, -1 - e))[0] == -1
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Problems of a few milliseconds; arguments of the command."""
+    file = tmp_path / "problems.toml"
+    baselines = ('name = "gd"\nmomentum = 0.9\nlr = 0.1', 'name = "adam"\nbeta1 = 0.9\nlr = 0.1')
+    variants = "".join(f"[variant.{name}]\n" for name in PROBLEMS)
+    file.write_text(tiny_preset(10, "seeds = [0, 1, 2]", *baselines) + variants)
+    monkeypatch.setattr(comparison, "PRESET", file)
+    out = str(tmp_path / "out")
+    common = ["--root", str(tmp_path / "root"), "--out", out, "--device", "cpu", "--workers", "1", "--seeds", "3"]
+    return common
+
+
+def rows(arguments: list[str]) -> list[dict[str, Any]]:
+    out = Path(arguments[arguments.index("--out") + 1])
+    table: list[dict[str, Any]] = json.loads((out / "compare.json").read_text())
+    return table
+
+
+TEN_LINES = "tests.outside:TenLines"
+
+
+def test_an_optimizer_of_ten_lines_from_outside(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It is compared beside both baselines, on fresh seeds, and every number can be recomputed from compare.json."""
+    assert cli.main(["compare", TEN_LINES, "--problems", "linear", "cnn", *small, "--set", "beta=0.5"]) == 0
+    table = rows(small)
+    assert [(r["problem"], r["optimizer"]) for r in table] == [
+        ("linear", "GD"),
+        ("linear", "Adam"),
+        ("cnn", "GD"),
+        ("cnn", "Adam"),
+        ("linear", TEN_LINES),
+        ("cnn", TEN_LINES),
+    ]
+    gd, adam, _, _, mine, _ = table
+    assert mine["settings"] == {"name": TEN_LINES, "beta": 0.5}
+    assert mine["seeds"] == [100, 101, 102]
+    assert mine["group_losses"][-1] == pytest.approx(np.mean(mine["loss_rarest"]))
+    assert mine["p_value"] == pytest.approx(stats.ttest_rel(adam["loss_rarest"], mine["loss_rarest"]).pvalue, rel=1e-6)
+    gap, gained = (np.subtract(gd["loss_rarest"], r["loss_rarest"]).mean() for r in (adam, mine))
+    if mine["closed_rarest"] is not None:
+        assert mine["closed_rarest"] == pytest.approx(gained / gap)
+    assert mine["state_bytes"] == 32 * 7 * 4 + 7 * 4
+    assert mine["seconds_per_step"] > 0
+    printed = capsys.readouterr().out
+    assert mine["sentence"] in printed
+    assert "2 tests at p < 0.01" in printed
+    out = Path(small[3])
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert mine["sentence"] in (out / "compare.html").read_text()
+
+
+def test_repeating_trains_nothing(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished runs are read from the store, those of the baselines by another comparison as well."""
+    assert cli.main(["compare", TEN_LINES, "--problems", "linear", *small]) == 0
+    first = rows(small)
+    runs = len(list(Path(small[1]).glob("runs/*")))
+    assert cli.main(["compare", TEN_LINES, "--problems", "linear", *small]) == 0
+    assert len(list(Path(small[1]).glob("runs/*"))) == runs
+    timed = ("seconds_per_step", "machine")
+    assert [{k: v for k, v in r.items() if k not in timed} for r in rows(small)] == [
+        {k: v for k, v in r.items() if k not in timed} for r in first
+    ]
+    assert cli.main(["compare", "sign", "--problems", "linear", *small]) == 0
+    assert rows(small)[1]["loss"] == first[1]["loss"]
+
+
+def test_a_failing_optimizer_does_not_hide_the_others(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are judged, the failure is in its row, and the command exits with 2."""
+    code = cli.main(["compare", "tests.outside:Breaks", "sign", "--problems", "linear", *small])
+    assert code == 2
+    by_name = {r["optimizer"]: r for r in rows(small)}
+    assert by_name["tests.outside:Breaks"]["verdict"] == NOT_JUDGED
+    assert "too large for me" in by_name["tests.outside:Breaks"]["sentence"]
+    assert by_name["sign"]["verdict"] in (SAME, BETTER, WORSE)
+    assert "too large for me" in capsys.readouterr().err
+
+
+def test_an_optimizer_without_a_stable_step_size_is_unstable(small: list[str]) -> None:
+    """Its verdict is "unstable" and its numbers are null."""
+    assert cli.main(["compare", "tests.outside:Ascends", "--problems", "linear", *small]) == 0
+    row = rows(small)[-1]
+    assert (row["verdict"], row["lr"], row["p_value"]) == (UNSTABLE, None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "OPT: expected the name of an optimizer, got none"),
+        (["admm"], "unknown optimizer 'admm'; did you mean 'adam'?"),
+        (["adam", "--problems", "liner"], "unknown problem 'liner'; did you mean 'linear'?"),
+        (["adam", "--seeds", "2"], "--seeds: expected at least 3, got 2"),
+        (["adam", "--set", "beta3=0.5"], "unknown setting of the optimizers 'beta3'; did you mean"),
+        (["adam", "--set", "beta1"], "--set: expected KEY=VALUE, got 'beta1'"),
+        (["adam", "--on", "hiden=gd"], "--on: expected ROLE=OPT"),
+        (["torch.optim.Adm"], "did you mean 'Adam'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_are_one_line(
+    arguments: list[str], expected: str, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every mistake ends the command before training."""
+    options = small if "--seeds" not in arguments else small[:-2]
+    assert cli.main(["compare", *arguments, *options]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+def test_roles_and_settings_of_parts() -> None:
+    """--on gives every optimizer its roles, --set reaches those that have the setting and the parts of --on."""
+    from heavytail.cli.compare import candidates
+
+    made = candidates(["adam", "gd"], ["hidden=torch.optim.Muon"], ["hidden.momentum=0.5"])
+    assert {name: c.params["rest"]["name"] for name, c in made.items()} == {
+        "adam, hidden=torch.optim.Muon": "adam",
+        "gd, hidden=torch.optim.Muon": "gd",
+    }
+    assert all(c.params["hidden"] == {"name": "torch.optim.Muon", "momentum": 0.5} for c in made.values())
+    plain = candidates(["adam", "gd"], [], ["momentum=0.5"])
+    assert plain["gd"].params == {"momentum": 0.5}
+    assert plain["adam"].params == {}
+
+
+@pytest.mark.parametrize("scale", ["quick", "small", "paper"])
+def test_the_problems_are_the_pages(scale: str) -> None:
+    """Data, models, baselines and seeds are those of docs/compare.md at every scale."""
+    made = Comparison.of({}, PROBLEMS, scale=scale, num_seeds=5, data_dir=Path("/nowhere"))
+    specs = {(t.problem, t.optimizer): t.sweep.spec(t.arm, 0.0, 100) for t in made.trials}
+    assert len(specs) == 10
+    assert specs["linear", "GD"].data.to_dict() == {"name": "random-heavy-tail", "groups": 8}
+    assert specs["memory", "GD"].data.to_dict() == {"name": "memory", "groups": 8, "rotated": True}
+    assert specs["memory", "GD"].model.params == {"bias": False, "init": "zero"}
+    assert specs["bigram", "GD"].model.params == {"init": "zero"}
+    assert all(spec.batch_size is None for spec in specs.values())
+    assert {specs[p, "GD"].optim.to_dict()["momentum"] for p in PROBLEMS} == {0.9}
+    adam = specs["cnn", "Adam"].resolved.optim.params
+    assert adam == {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    assert {t.sweep.seeds for t in made.trials} == {(0, 1, 2)}
+    assert {t.sweep.verdict_seeds for t in made.trials} == {(100, 101, 102, 103, 104)}
