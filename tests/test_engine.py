@@ -6,6 +6,7 @@ The shapes of the docstrings below: N samples, C classes, E recorded steps, T st
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,6 +313,20 @@ def test_extended_equals_trained_at_once(fresh: Callable[[], RunStore], case: st
     extended = run(long, stores[1])
     assert_equal(extended.arrays, whole.arrays)
     assert_equal(*(parameters(long, own) for own in stores))
+
+
+def test_wall_time_is_recorded_over_all_parts(store: RunStore) -> None:
+    """A run's record has its wall seconds, those before an interruption included, and its speed since then."""
+    stopped = run(tiny(steps=8), store, stop_at=[3, 5])
+    parts = sum(part["step"] > 0 for part in stopped.resumed)
+    assert parts == 2
+    record = json.loads((store.folder(tiny(steps=8)) / "status.json").read_text())
+    assert record["timing"] == stopped.timing
+    assert stopped.timing["steps_per_second"] > 0
+    alone = json.loads((store.folder(tiny(steps=8)) / "status.json").read_text())["timing"]["seconds"]
+    longer = run(tiny(steps=9), store)
+    assert longer.timing["seconds"] > alone > 0
+    assert longer.timing["steps_per_second"] > 0
 
 
 def test_a_finished_run_is_not_trained_again(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from heavytail.experiment.store import RunStore
 from heavytail.plotting.style import Picture
@@ -19,6 +22,7 @@ from heavytail.report.reproduce import reproduce
 from heavytail.results.claims import ClaimRule
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results, SweepRef
+from heavytail.train import cost
 from heavytail.train.options import Options
 from heavytail.train.progress import Lines, Silence, display
 from heavytail.train.runner import Interrupted
@@ -66,6 +70,45 @@ def test_timing_tells_trained_from_reused(mine: Figure, tmp_path: Path) -> None:
     assert (first["scale"], first["figures"]) == ("quick", ["fig99"])
     assert -1 <= (datetime.fromisoformat(first["started"]) - before).total_seconds() < 60
     assert 0 < first["seconds"] < 60
+
+
+def test_every_figure_has_its_seconds(mine: Figure, tmp_path: Path) -> None:
+    """timing.json has, per figure, the time of drawing it and that of its runs, which a later reproduction reuses."""
+    one, two = remake(mine, tmp_path)[0], remake(mine, tmp_path)[1]
+    store = RunStore(tmp_path / "root")
+    runs = [record["timing"] for _, _, record in store.records()]
+    assert len(runs) == 4
+    assert all(timing["seconds"] > 0 and timing["steps_per_second"] > 0 for timing in runs)
+    for row in (one, two):
+        (name,) = row["figure_seconds"]
+        assert name == "fig99"
+        assert row["figure_seconds"][name]["runs"] == round(sum(timing["seconds"] for timing in runs), 1)
+        assert 0 < row["figure_seconds"][name]["drawing"] < 60
+
+
+def test_recorded_times_replace_estimates(mine: Figure, tmp_path: Path) -> None:
+    """Where a problem has finished runs, its costs are their median time; other problems are estimated."""
+    remake(mine, tmp_path)
+    store, sweep = RunStore(tmp_path / "root"), Results(RunStore(tmp_path / "root"), "quick").sweep(mine.sweeps[0])
+    recorded = cost.recorded_seconds(store)
+    seconds = [record["timing"]["seconds"] for _, _, record in store.records()]
+    assert list(recorded.values()) == [statistics.median(seconds)]
+    for row in cost.rows(sweep, tmp_path, recorded):
+        assert row.seconds == row.runs * statistics.median(seconds)
+        assert row.hours(speed=1.0) == row.seconds / 3600
+    longer = replace(sweep, run={**sweep.run, "steps": 4}, _specs={})
+    assert all(row.recorded is None and row.seconds > 0 for row in cost.rows(longer, tmp_path, recorded))
+
+
+def test_a_busy_machine_does_not_look_slow() -> None:
+    """The speed of a machine is measured in processor time, which waiting does not use up."""
+    waits = lambda: time.sleep(0.02)  # noqa: E731
+    assert cost._fastest(waits, 0.01, time.perf_counter) >= 0.02
+    assert cost._fastest(waits, 0.01, time.thread_time) < 0.01
+    threads = torch.get_num_threads()
+    measured = cost.speed(0.05, 256)
+    assert 0 < measured.now <= measured.idle
+    assert torch.get_num_threads() == threads
 
 
 def test_a_stopped_reproduction_is_written_down(mine: Figure, tmp_path: Path) -> None:

@@ -103,8 +103,9 @@ def _print_costs(figures: Sequence[Figure], args: argparse.Namespace) -> int:
     from heavytail.results.results import Results
     from heavytail.train import cost
 
-    results, speed = Results(run_store(args), args.scale), cost.speed()
-    total = hours = 0.0
+    store = run_store(args)
+    results, speed, recorded = Results(store, args.scale), cost.speed(), cost.recorded_seconds(store)
+    total = idle = now = hours = 0.0
     print(
         f"{'problem':38} {'optimizer':16} {'runs':>4} {'steps':>6} {'parameters':>11} {'operations':>10} {'memory':>8} "
         f"{'hours here':>10} {'on ' + args.gpu:>10}"
@@ -112,21 +113,27 @@ def _print_costs(figures: Sequence[Figure], args: argparse.Namespace) -> int:
     for ref in _searches(figures, results):
         name = " ".join(filter(None, [ref.preset, ref.variant]))
         try:
-            for row in cost.rows(results.sweep(ref), data_dir(args)):
+            for row in cost.rows(results.sweep(ref), data_dir(args), recorded):
                 print(
                     f"{name:38} {row.arm.label:16} {row.runs:4} {row.spec.steps:6} {row.cost.parameters:11,} "
                     f"{row.operations:10.2g} {row.cost.memory / 2**30:5.1f} GB "
-                    f"{_hours(row.hours(speed)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
+                    f"{_hours(row.hours(speed.idle)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
                     + ("  (data not available)" if row.cost.nominal else "")
+                    + ("  (as recorded)" if row.recorded is not None else "")
                 )
                 total += row.operations
+                idle += row.hours(speed.idle)
+                now += row.hours(speed.now)
                 hours += row.gpu_hours(args.gpu)
         except DataError as error:
             print(f"{name:38} not counted: {error}")
-    here = total / (speed * cost.UTILISATION)
     share = f"{cost.UTILISATION:.0%}"
     print(f"all runs, if no step size diverges early: {total:.3g} floating-point operations")
-    print(f"here: about {_duration(here)} ({share} of the time in matrix products, at {speed / 1e9:.0f} GFLOP/s)")
+    beside = f"; {_duration(3600 * now)} beside what runs now" if now > 1.3 * idle else ""
+    print(
+        f"here: about {_duration(3600 * idle)} on an idle machine{beside} (recorded times where there are any, "
+        f"otherwise {share} of the time in matrix products, at {speed.idle / 1e9:.0f} GFLOP/s)"
+    )
     print(f"on one {args.gpu}: about {hours:.3g} hours ({share} of its peak); memory is that of one run")
     return 0
 

@@ -52,6 +52,7 @@ _RECORD = {
     "spec?": {},
     "environment?": {},
     "resumed?": [{"step": int, "at": str}],
+    "timing?": {"seconds": float, "steps_per_second": float},
     "sha256?": str,
 }
 _LOG = logging.getLogger("heavytail")
@@ -70,7 +71,8 @@ class History:
         <split>/count [C] or [E, C] samples; per row where the row sums mini-batches
     and `group` [C] (frequency group of each class), `objective` [T] (the value minimised at each step), and the
     arrays of probes under probe/<name>/, with a leading axis of probe/<name>/step. `resumed` lists the step and
-    the time (UTC) of every resumption.
+    the time (UTC) of every resumption. `timing` holds the wall `seconds` of the training, resumed parts added up, and
+    its `steps_per_second` since it was last resumed; empty for runs stored before November 2026.
     """
 
     spec: RunSpec
@@ -79,6 +81,7 @@ class History:
     environment: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     resumed: list[dict[str, Any]] = field(default_factory=list)
+    timing: dict[str, float] = field(default_factory=dict)
 
     @property
     def step(self) -> Array:
@@ -219,8 +222,9 @@ class RunStore:
                 raise
             return self.load(spec)  # another process replaced the run while it was read
         status: Status = "diverged" if _diverged(record, spec) else "done"
-        resumed = list(record.get("resumed", ()))
-        return History(spec, status, _cut(arrays, spec), _environment(folder, record), resumed=resumed)
+        resumed, timing = list(record.get("resumed", ())), dict(record.get("timing", {}))
+        environment = _environment(folder, record)
+        return History(spec, status, _cut(arrays, spec), environment, resumed=resumed, timing=timing)
 
     def load_partial(self, spec: RunSpec) -> tuple[History, int, dict[str, Array]] | None:
         """Return a history, its number of updates and the checkpoint to continue from; None if there is none.
@@ -236,6 +240,7 @@ class RunStore:
                 if all(step >= record["step"] for step in missing_steps(record, spec)):
                     history = History(spec, record["status"], _read_history(folder, record))
                     history.resumed = list(record.get("resumed", ()))
+                    history.timing = dict(record.get("timing", {}))
                     return history, record["step"], _read_arrays(folder, record["checkpoint"])
             except DamagedError as error:
                 self._report(error)
@@ -320,6 +325,7 @@ class RunStore:
                 "spec": spec.resolved.to_dict(),
                 "environment": history.environment,
                 **({"resumed": history.resumed} if history.resumed else {}),
+                **({"timing": history.timing} if history.timing else {}),
                 "observed": {
                     "probes": spec.measured,
                     "probe_next": {probe.name: _next_step(history.status, step) for probe in spec.probes},

@@ -92,6 +92,7 @@ def reproduce(
                 "trained": len(trained),
                 "reused": len(work.used() - trained),
                 "finished": finished,
+                "figure_seconds": work.figure_seconds(),
             }
             add_timing(out, row)
 
@@ -104,6 +105,7 @@ class _Work:
         figures: all of them.
         pending: those not drawn yet, in the order in which their runs are trained.
         claims: of the figures drawn so far.
+        drawing: seconds that drawing each of them took.
     """
 
     figures: list[Figure]
@@ -115,6 +117,7 @@ class _Work:
     on_page: Callable[[Path], object]
     pending: list[Figure] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    drawing: dict[str, float] = field(default_factory=dict)
     error: Exception | None = None
     shown: bool = False
 
@@ -167,8 +170,8 @@ class _Work:
         names = ", ".join(figure.id for figure in self.pending)
         self.display.announce(f"{len(self.pending)} to draw after training, in this order: {names}")
 
-    def used(self) -> set[str]:
-        """The keys of the finished runs that the searches read."""
+    def used(self, *figures: Figure) -> set[str]:
+        """Return the keys of the finished runs that figures read; of all by default."""
         keys = set()
 
         def lookup(spec: RunSpec) -> Outcome | None:
@@ -177,9 +180,24 @@ class _Work:
                 keys.add(spec.key)
             return outcome
 
-        for sweep in self.sweeps.values():
-            sweep.propose(lookup)
+        for ref in {ref for figure in figures or self.figures for ref in figure.sweeps}:
+            self.sweeps[ref].propose(lookup)
         return keys
+
+    def figure_seconds(self) -> dict[str, dict[str, float]]:
+        """Return per drawn figure the seconds of drawing it, and of all runs that it reads, as their records have them.
+
+        Runs that several figures share count for each of them.
+        """
+        timed = {key: record.get("timing", {}).get("seconds", 0.0) for key, _, record in self.store.records()}
+        return {
+            figure.id: {
+                "runs": round(sum(timed.get(key, 0.0) for key in self.used(figure)), 1),
+                "drawing": round(self.drawing[figure.id], 1),
+            }
+            for figure in self.figures
+            if figure.id in self.drawing
+        }
 
     def _missing(self, figure: Figure) -> list[RunSpec]:
         return [spec for ref in figure.sweeps for spec in self.sweeps[ref].propose(self.lookup)]
@@ -188,12 +206,14 @@ class _Work:
         self.pending.remove(figure)
         if not self.options.first:
             return
+        clock = time.perf_counter()
         try:
             claims = write_figure(figure, self.results, self.out, missing=missing)
         except Exception as error:  # a bug in a figure must not hide the others; raised after they are drawn
             error.add_note(f"while drawing {figure.id}")
             self.error = self.error or error
             return
+        self.drawing[figure.id] = time.perf_counter() - clock
         self.claims += claims
         write_claims(self.out, claims)
         page = write_report(self.out, reload=SECONDS if self.pending else None)
@@ -209,9 +229,10 @@ class _Work:
         refs = {replace(ref, optim=(), probed=False) for figure in self.pending for ref in figure.sweeps}
         sweeps = {ref: self.results.sweep(ref) for ref in refs}
         costs: dict[tuple[str, str, str], Row] = {}
+        recorded = cost.recorded_seconds(self.store)
         for ref in sorted(refs, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)):
             with suppress(DataError):  # missing data are reported by the first run
-                for row in cost.rows(sweeps[ref], self.options.data_dir):
+                for row in cost.rows(sweeps[ref], self.options.data_dir, recorded):
                     costs[ref.preset, ref.variant, row.arm.label] = row
         return costs
 

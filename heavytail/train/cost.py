@@ -1,4 +1,7 @@
-"""Estimate the cost of runs before training them: parameters, operations, memory, and time by a short calibration.
+"""Estimate the cost of runs before training them: parameters, operations, memory, and time.
+
+Times are those of stored runs of the same problem, where there are any; otherwise operations divided by the speed of
+the machine, which a short calibration measures.
 
 A model is built on torch's "meta" device, which has shapes but no numbers. The operations of one sample's forward and
 backward passes are counted and multiplied by samples and steps; only matrix products and convolutions count.
@@ -9,10 +12,12 @@ Shapes: N samples, C classes, D features.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,9 +25,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from heavytail.data import Data
-from heavytail.errors import DataError
+from heavytail.errors import DataError, SpecError
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
 from heavytail.experiment.sweep import Arm, Sweep
 from heavytail.train.engine import gradient_pass_evaluates, load_data
 
@@ -68,13 +74,22 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """Cost of the search of one optimizer: the maximum number of runs, and the cost of one of them."""
+    """Cost of the search of one optimizer: the maximum number of runs, and the cost of one of them.
+
+    Attributes:
+        sweep, arm: the optimizer.
+        runs: of its search and at its verdict seeds.
+        spec: one of them.
+        cost: of `spec`.
+        recorded: median seconds of stored runs of this problem; None if there are none.
+    """
 
     sweep: Sweep
     arm: Arm
     runs: int
     spec: RunSpec
     cost: Cost
+    recorded: float | None = None
 
     @property
     def operations(self) -> float:
@@ -83,7 +98,9 @@ class Row:
 
     @property
     def seconds(self) -> float:
-        """Rough time of all runs on one CPU core, overheads included, for comparing searches."""
+        """Time of all runs as recorded; otherwise a rough one on one CPU core, for comparing searches."""
+        if self.recorded is not None:
+            return self.runs * self.recorded
         steps = RUN_SECONDS + self.spec.steps * STEP_SECONDS
         return self.runs * steps + self.operations / CORE_SPEED
 
@@ -93,12 +110,33 @@ class Row:
         return _hours(self.operations, peak)
 
     def hours(self, speed: float) -> float:
-        """Return the hours that all runs take on a machine of `speed` operations per second."""
-        return _hours(self.operations, speed)
+        """Return the hours of all runs: as recorded, or on a machine of `speed` operations per second."""
+        return _hours(self.operations, speed) if self.recorded is None else self.seconds / 3600
 
 
-def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
+def problem(spec: RunSpec) -> str:
+    """Return what runs of about equal cost have in common: all but optimizer, step size and seeds."""
+    return repr((spec.data, spec.model, spec.loss, spec.batch_size, spec.steps, spec.precision))
+
+
+def recorded_seconds(store: RunStore) -> dict[str, float]:
+    """Return the median wall seconds of the finished runs of every problem of a store that records times."""
+    seconds: dict[str, list[float]] = {}
+    for _, table, record in store.records():
+        timing = record.get("timing")
+        if timing and record["status"] == "done":
+            with suppress(SpecError):  # of a component that is not installed
+                seconds.setdefault(problem(RunSpec.from_dict(table).resolved), []).append(timing["seconds"])
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def rows(sweep: Sweep, data_dir: Path, recorded: Mapping[str, float] | None = None) -> Iterator[Row]:
     """Yield the cost of the search of each optimizer of a sweep.
+
+    Args:
+        sweep: the problem.
+        data_dir: where public data sets are.
+        recorded: seconds of a run of each problem (see `recorded_seconds`).
 
     Raises:
         DataError: the data are not available, and their recipe does not give their size.
@@ -108,7 +146,7 @@ def rows(sweep: Sweep, data_dir: Path) -> Iterator[Row]:
         spec = sweep.spec(arm, arm.grid.exponents[0], sweep.seeds[0])
         shared = shared or cost(spec, data_dir)
         mine = replace(shared, state=_state(spec.resolved, shared.trained))
-        yield Row(sweep, arm, num_runs(sweep, arm), spec, mine)
+        yield Row(sweep, arm, num_runs(sweep, arm), spec, mine, (recorded or {}).get(problem(spec.resolved)))
 
 
 def num_runs(sweep: Sweep, arm: Arm) -> int:
@@ -168,15 +206,49 @@ def cost(spec: RunSpec, data_dir: Path) -> Cost:
     return Cost(size, trained_size, operations, working, _state(spec, trained_size), nominal)
 
 
-def speed(seconds: float = 0.3, size: int = 1024) -> float:
-    """Return the operations per second of this machine's float32 matrix products on all cores."""
+class Speed(NamedTuple):
+    """Operations per second of float32 matrix products on all of torch's threads.
+
+    Attributes:
+        idle: on an otherwise idle machine: the speed of one thread in its own processor time, times the threads.
+        now: in wall time, beside whatever else runs at present.
+    """
+
+    idle: float
+    now: float
+
+
+def speed(seconds: float = 0.3, size: int = 768) -> Speed:
+    """Measure the speed of this machine.
+
+    Processor time does not pass while another process has the core, so that a busy machine does not look slow.
+    """
     a, b = torch.ones(size, size), torch.ones(size, size)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = _fastest(lambda: a @ b, seconds, time.thread_time)
+    finally:
+        torch.set_num_threads(threads)
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        products += 1
+    now = (time.perf_counter() - start) / products
+    idle = threads * 2 * size**3 / one
+    return Speed(idle, min(idle, 2 * size**3 / now))
+
+
+def _fastest(work: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+    """Return the shortest time of several calls by a clock, of those within `seconds` of wall time, at least three."""
+    work()  # the first one starts threads
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = clock()
+        work()
+        times.append(clock() - start)
+    return min(times)
 
 
 class _Saved:

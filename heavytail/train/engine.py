@@ -156,6 +156,8 @@ class _Run:
         self.objective: list[Tensor] = []
         self.resumed: list[dict[str, Any]] = []
         self.start = self.step = self.judged = 0
+        self.spent = 0.0  # seconds of the parts before the last interruption
+        self.began = self.looping = time.monotonic()
         torch.manual_seed(derive_seed(self.spec.seed, "dropout"))
         self._resume()
 
@@ -213,7 +215,7 @@ class _Run:
         recorded, known = set(spec.recorded_steps()), set(self._steps("train"))
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
         check_every = 1 if self.device.type == "cpu" else 20  # reading a loss synchronizes the device
-        committed = reported = now = time.monotonic()
+        committed = reported = now = self.looping = time.monotonic()
         for step in range(self.start, spec.steps + 1):
             self.step = step
             last = step == spec.steps
@@ -436,11 +438,17 @@ class _Run:
         about = environment(str(self.device)) | {"processes": self.group.size}
         if versions := getattr(registry("optim").make(self.spec.optim), "versions", {}):
             about["optim"] = versions
-        history = History(self.spec, status, arrays, about, resumed=self.resumed)
+        history = History(self.spec, status, arrays, about, resumed=self.resumed, timing=self._timing(step))
         if self.group.rank > 0:
             return history
         self.store.save(history, step=step, checkpoint=state)
         return self.store.load(self.spec) or history
+
+    def _timing(self, step: int) -> dict[str, float]:
+        """The wall seconds of all parts of the training, and the steps per second of this one."""
+        now = time.monotonic()
+        rate = (step - self.start) / max(now - self.looping, 1e-9)
+        return {"seconds": round(self.spent + now - self.began, 3), "steps_per_second": float(f"{rate:.4g}")}
 
     def _resume(self) -> None:
         """Continue from the last commit, if there is one."""
@@ -451,6 +459,7 @@ class _Run:
         checkpoint.unpack(self.start, arrays, self.model, self.optimizer, self.running)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.resumed = [*history.resumed, {"step": self.start, "at": now}]
+        self.spent = history.timing.get("seconds", 0.0)
         self.judged = self.start
         for name, value in history.arrays.items():
             if name == "objective":
