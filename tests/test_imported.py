@@ -125,7 +125,7 @@ def test_interrupted_and_resumed_is_uninterrupted(model: str, optim: object, tmp
     assert_equal(stopped_everywhere(run, RunStore(tmp_path / "stopped")), whole)
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("optim", [*OPTIMIZERS.values(), *REGISTRY.names()], ids=[*OPTIMIZERS, *REGISTRY.names()])
 def test_two_ranks_sum_the_gradients_of_every_part(optim: Any, tmp_path: Path) -> None:
     """The exchange between processes reaches the parameters of every part and group."""
     run = engine._Run(
@@ -175,7 +175,7 @@ def test_muon_trains_the_hidden_matrices_by_default() -> None:
 def test_a_part_without_parameters_is_refused() -> None:
     """`hidden=Muon` on softmax regression would train with Adam alone; the message names the role."""
     linear, _ = small_model("linear")
-    with pytest.raises(SpecError, match=r"optim.hidden: the model has no matrices with this role"):
+    with pytest.raises(SpecError, match=r"optim.hidden: the model has no parameters with this role that the"):
         parts({"name": "by-role", "hidden": MUON}, linear)
 
 

@@ -14,7 +14,8 @@ from heavytail.experiment.registry import Registry
 class OptimRecipe(Protocol):
     """Interface of optimizer recipes.
 
-    A recipe that treats parameters differently by their role has a method `build_for(model, lr)`, too. One whose
+    A recipe that treats parameters differently by their role has a method `build_for(model, lr)`, too; one that trains
+    only some parameters (matrices) a method `accepts(parameter)`. One whose
     optimizer comes from another distribution may have `versions`, a table of names and versions for a run's record.
 
     Attributes:

@@ -88,16 +88,34 @@ class Part:
         component, scale = _split(value, role)
         return cls(REGISTRY.make(component), scale)
 
+    def accepts(self, parameter: Parameter) -> bool:
+        """Whether it trains this parameter; a recipe without such a method trains all."""
+        return not hasattr(self.recipe, "accepts") or bool(self.recipe.accepts(parameter))
+
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters in a run of step size `lr`."""
         optimizer: Optimizer = self.recipe.build(params, lr * self.lr_scale)
         return optimizer
 
 
+def divide(params: Iterable[Any], accepts: Callable[[Parameter], bool]) -> tuple[list[Any], list[Any]]:
+    """Return the parameters, or parameter groups, that an optimizer accepts, and the others."""
+    accepted: list[Any] = []
+    others: list[Any] = []
+    for entry in params:
+        if isinstance(entry, dict):
+            for part, of in zip((accepted, others), divide(entry["params"], accepts), strict=True):
+                part += [{**entry, "params": of}] if of else []
+        else:
+            (accepted if accepts(entry) else others).append(entry)
+    return accepted, others
+
+
 def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) -> Optimizer:
     """Return the optimizer of a model whose roles are trained by different parts.
 
-    A part that trains matrices only leaves the other parameters of its roles to `rest`. Equal parts are one optimizer.
+    A part leaves the parameters of its roles that it does not accept (vectors, for Muon) to `rest`. Equal parts are one
+    optimizer.
 
     Args:
         model: has a head (see `roles`).
@@ -111,12 +129,11 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
     shares: dict[Part, list[Parameter]] = {}
     for role, parameters in roles(model).items():
         part = parts.get(role, rest)
-        matrices = getattr(part.recipe, "matrices_only", False)
-        if role in parts and not any(p.ndim == 2 or not matrices for p in parameters):
-            kind = "matrices" if matrices else "parameters"
-            raise RefusedError(f"optim.{role}: the model has no {kind} with this role")
-        for p in parameters:
-            shares.setdefault(part if p.ndim == 2 or not matrices else rest, []).append(p)
+        accepted = [part.accepts(p) for p in parameters]
+        if role in parts and not any(accepted):
+            raise RefusedError(f"optim.{role}: the model has no parameters with this role that the optimizer trains")
+        for p, own in zip(parameters, accepted, strict=True):
+            shares.setdefault(part if own else rest, []).append(p)
     built = [part.build(parameters, lr) for part, parameters in shares.items()]
     return built[0] if len(built) == 1 else Joined(built)
 

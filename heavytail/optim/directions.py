@@ -188,3 +188,16 @@ def check_decay(field: str, beta: float) -> None:
     """Raise SpecError unless the decay rate of an exponential average is in [0, 1)."""
     if not 0 <= beta < 1:
         raise SpecError(f"{field}: expected a number in [0, 1), got {beta!r}")
+
+
+def check_size(field: str, value: float) -> None:
+    """Raise SpecError unless the setting is finite and not negative."""
+    if not (math.isfinite(value) and value >= 0):
+        raise SpecError(f"{field}: expected a finite number >= 0, got {value!r}")
+
+
+def check_groups(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer; raise SpecError unless the step size of every parameter group is positive and finite."""
+    for group in optimizer.param_groups:
+        check_step_size(group["lr"])
+    return optimizer

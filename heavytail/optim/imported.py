@@ -28,7 +28,7 @@ from heavytail.errors import SpecError, unknown
 from heavytail.experiment.registry import Component
 from heavytail.optim import REGISTRY
 from heavytail.optim.by_role import Part, assign
-from heavytail.optim.directions import check_step_size
+from heavytail.optim.directions import check_groups, check_step_size
 from heavytail.optim.roles import roles
 
 _Scalar = bool | int | float | str | None
@@ -60,9 +60,7 @@ class Imported:
             lr=lr,  # type: ignore[call-arg]
             **{name: value for name, (value, default) in values.items() if value != default},
         )
-        for group in optimizer.param_groups:
-            check_step_size(group["lr"])
-        return optimizer
+        return check_groups(optimizer)
 
     def build_for(self, model: nn.Module, lr: float) -> Optimizer:
         """Return the optimizer of a model.
@@ -72,8 +70,12 @@ class Imported:
         """
         if not self.matrices_only:
             return self.build([p for p in model.parameters() if p.requires_grad], lr)
-        hidden = any(p.ndim == 2 for p in roles(model)["hidden"])
+        hidden = any(map(self.accepts, roles(model)["hidden"]))
         return assign(model, {"hidden" if hidden else "head": Part(self)}, Part(REGISTRY.make(Component("adam"))), lr)
+
+    def accepts(self, parameter: Parameter) -> bool:
+        """Whether the optimizer trains this parameter."""
+        return parameter.ndim == 2 or not self.matrices_only
 
     @property
     def matrices_only(self) -> bool:

@@ -15,19 +15,7 @@ from torch.optim import Optimizer
 
 from heavytail.errors import SpecError
 from heavytail.optim import REGISTRY
-from heavytail.optim.directions import check_decay, check_step_size
-
-
-def _checked(optimizer: Optimizer) -> Optimizer:
-    """The optimizer; SpecError unless the step size of every parameter group is positive and finite."""
-    for group in optimizer.param_groups:
-        check_step_size(group["lr"])
-    return optimizer
-
-
-def _check_size(field: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise SpecError(f"{field}: expected a finite number >= 0, got {value!r}")
+from heavytail.optim.directions import check_decay, check_groups, check_size, check_step_size
 
 
 @dataclass(frozen=True)
@@ -41,7 +29,7 @@ class _Moments:
     def __post_init__(self) -> None:
         check_decay("optim.beta1", self.beta1)
         check_decay("optim.beta2", self.beta2)
-        _check_size("optim.eps", self.eps)
+        check_size("optim.eps", self.eps)
 
 
 @REGISTRY.register("adamw")
@@ -53,14 +41,14 @@ class AdamW(_Moments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_size("optim.weight_decay", self.weight_decay)
+        check_size("optim.weight_decay", self.weight_decay)
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters with step size `lr`."""
         check_step_size(lr)
         betas, decay = (self.beta1, self.beta2), self.weight_decay
         # The fused kernel is the fastest on a CPU, as for Adam.
-        return _checked(torch.optim.AdamW(params, lr=lr, betas=betas, eps=self.eps, weight_decay=decay, fused=True))
+        return check_groups(torch.optim.AdamW(params, lr=lr, betas=betas, eps=self.eps, weight_decay=decay, fused=True))
 
 
 @REGISTRY.register("nadam")
@@ -72,13 +60,13 @@ class NAdam(_Moments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_size("optim.momentum_decay", self.momentum_decay)
+        check_size("optim.momentum_decay", self.momentum_decay)
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters with step size `lr`."""
         check_step_size(lr)
         betas, decay = (self.beta1, self.beta2), self.momentum_decay
-        return _checked(torch.optim.NAdam(params, lr=lr, betas=betas, eps=self.eps, momentum_decay=decay))
+        return check_groups(torch.optim.NAdam(params, lr=lr, betas=betas, eps=self.eps, momentum_decay=decay))
 
 
 @REGISTRY.register("radam")
@@ -93,7 +81,7 @@ class RAdam(_Moments):
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters with step size `lr`."""
         check_step_size(lr)
-        return _checked(torch.optim.RAdam(params, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps))
+        return check_groups(torch.optim.RAdam(params, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps))
 
 
 @REGISTRY.register("adagrad")
@@ -104,12 +92,12 @@ class Adagrad:
     eps: float = 1e-10
 
     def __post_init__(self) -> None:
-        _check_size("optim.eps", self.eps)
+        check_size("optim.eps", self.eps)
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters with step size `lr`."""
         check_step_size(lr)
-        return _checked(torch.optim.Adagrad(params, lr=lr, eps=self.eps))
+        return check_groups(torch.optim.Adagrad(params, lr=lr, eps=self.eps))
 
 
 @REGISTRY.register("rmsprop")
@@ -130,13 +118,13 @@ class RMSprop:
     def __post_init__(self) -> None:
         check_decay("optim.alpha", self.alpha)
         check_decay("optim.momentum", self.momentum)
-        _check_size("optim.eps", self.eps)
+        check_size("optim.eps", self.eps)
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters with step size `lr`."""
         check_step_size(lr)
         alpha, momentum, eps = self.alpha, self.momentum, self.eps
-        return _checked(torch.optim.RMSprop(params, lr=lr, alpha=alpha, momentum=momentum, eps=eps))
+        return check_groups(torch.optim.RMSprop(params, lr=lr, alpha=alpha, momentum=momentum, eps=eps))
 
 
 @REGISTRY.register("adafactor")
@@ -159,7 +147,7 @@ class Adafactor:
     def __post_init__(self) -> None:
         if not -1 <= self.beta2_decay <= 0:
             raise SpecError(f"optim.beta2_decay: expected a number in [-1, 0], got {self.beta2_decay!r}")
-        _check_size("optim.eps", self.eps)
+        check_size("optim.eps", self.eps)
         if not (math.isfinite(self.clip) and self.clip >= 1):
             raise SpecError(f"optim.clip: expected a finite number >= 1, got {self.clip!r}")
 
@@ -167,4 +155,4 @@ class Adafactor:
         """Return the optimizer of these parameters with step size `lr`."""
         check_step_size(lr)
         decay, eps = self.beta2_decay, (None, self.eps)
-        return _checked(torch.optim.Adafactor(params, lr=lr, beta2_decay=decay, eps=eps, d=self.clip))
+        return check_groups(torch.optim.Adafactor(params, lr=lr, beta2_decay=decay, eps=eps, d=self.clip))

@@ -4,7 +4,7 @@ It consists of arrays named by path, so a checkpoint is a safetensors file and n
 (step counts, lists of preconditioners, attributes of the optimizer) is described in JSON, itself an array of bytes.
 Arrays do not hold the memory layout of their tensors, on which kernels may rely: PyTorch's fused Adam walks the memory
 of weights and moments side by side. State of the shape of its parameter is therefore copied into a tensor with that
-parameter's layout.
+parameter's layout, and the order of the axes of state with another layout (eigenvectors) is described, too.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ def pack(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, running:
     arrays: dict[str, Array] = {"step": np.array(step)}
     arrays |= {f"model/{name}": _host(value) for name, value in model.state_dict().items()}
     table = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     other: dict[str, Any] = {}
     for index, state in table["state"].items():
         if not (isinstance(index, int) and isinstance(state, dict)):
             raise RefusedError(f"{type(optimizer).__name__}: expected state of parameters only, got state of '{index}'")
         for name, value in state.items():
             path = f"optim/{index}/{name}"
-            if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:
+            if isinstance(value, torch.Tensor) and _is_usual(value, parameters[index]):
                 arrays[path] = _host(value)
             else:
                 other[path] = _describe(value, path, arrays, type(optimizer).__name__)
@@ -149,13 +150,22 @@ def _is_state(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str, torch.Tensor)
 
 
+def _is_usual(value: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """Whether an array and the parameter suffice to restore a tensor: `unpack` gives it a NumPy type and a layout."""
+    alike = torch.empty_like(parameter, device="meta")
+    layout = alike if value.shape == parameter.shape else torch.empty(value.shape, device="meta")
+    return value.dtype != torch.bfloat16 and value.stride() == layout.stride()
+
+
 def _describe(value: Any, path: str, arrays: dict[str, Array], optimizer: str) -> Any:
     """Return JSON from which `_rebuild` makes the value; its tensors go to `arrays`, below `state/`."""
     if isinstance(value, torch.Tensor):
         name = f"state/{path}"
         half = value.dtype == torch.bfloat16
-        arrays[name] = _host(value.view(torch.int16) if half else value)
-        return {"tensor": name, "half": half}
+        order = sorted(range(value.ndim), key=value.stride, reverse=True)  # axes in memory: kernels may depend on it
+        plain = value.permute(order).contiguous()
+        arrays[name] = _host(plain.view(torch.int16) if half else plain)
+        return {"tensor": name, "half": half, "order": order}
     if type(value) in (list, tuple):
         items = [_describe(v, f"{path}/{i}", arrays, optimizer) for i, v in enumerate(value)]
         return {type(value).__name__: items}
@@ -172,9 +182,10 @@ def _describe(value: Any, path: str, arrays: dict[str, Array], optimizer: str) -
 def _rebuild(described: Any, arrays: dict[str, Array]) -> Any:
     """Return the value that `_describe` described."""
     match described:
-        case {"tensor": name, "half": half}:
+        case {"tensor": name, "half": half, "order": order}:
             tensor = _tensor(arrays[name])
-            return tensor.view(torch.bfloat16) if half else tensor
+            tensor = tensor.view(torch.bfloat16) if half else tensor
+            return tensor.permute([order.index(axis) for axis in range(len(order))])
         case {"list": items}:
             return [_rebuild(item, arrays) for item in items]
         case {"tuple": items}:

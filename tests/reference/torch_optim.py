@@ -106,3 +106,148 @@ class Adafactor:
         update = update / max(1.0, math.sqrt((update**2).mean()) / self.clip)
         relative = min(self.lr, 1 / math.sqrt(t)) * max(self.eps, math.sqrt((x**2).mean()))
         return x - relative * update
+
+
+class Lion:
+    """Chen et al. (2023), program 1."""
+
+    def __init__(self, lr, beta1=0.9, beta2=0.99):
+        self.lr, self.beta1, self.beta2, self.m = lr, beta1, beta2, 0.0
+
+    def step(self, t, x, g):
+        update = np.sign(self.beta1 * self.m + (1 - self.beta1) * g)
+        self.m = self.beta2 * self.m + (1 - self.beta2) * g
+        return x - self.lr * update
+
+
+class Signum:
+    """Bernstein et al. (2018), algorithm 1."""
+
+    def __init__(self, lr, momentum=0.9):
+        self.lr, self.momentum, self.m = lr, momentum, 0.0
+
+    def step(self, t, x, g):
+        self.m = self.momentum * self.m + (1 - self.momentum) * g
+        return x - self.lr * np.sign(self.m)
+
+
+class Shampoo:
+    """Gupta et al. (2018), algorithm 1; of order 1 for a vector, with the root of the matrix sum."""
+
+    def __init__(self, lr, eps=1e-6):
+        self.lr, self.eps, self.sums = lr, eps, None
+
+    def step(self, t, x, g):
+        matrix = g.reshape(len(g), -1)
+        sides = [matrix @ matrix.T, matrix.T @ matrix][: g.ndim]
+        if self.sums is None:
+            self.sums = [self.eps * np.eye(len(side)) for side in sides]
+        self.sums = [a + b for a, b in zip(self.sums, sides, strict=True)]
+        roots = []
+        for total in self.sums:
+            values, vectors = np.linalg.eigh(total)
+            roots.append(vectors @ np.diag(values ** (-1 / (2 * g.ndim))) @ vectors.T)
+        update = roots[0] @ matrix @ roots[1] if g.ndim == 2 else roots[0] @ matrix
+        return x - self.lr * update.reshape(x.shape)
+
+
+class Soap:
+    """Vyas et al. (2024), algorithm 3, with bias correction; the first gradient only starts the preconditioner.
+
+    With `every`, the basis is updated by one step of orthogonal iteration, sorted by estimated eigenvalues.
+    """
+
+    def __init__(self, lr, beta1=0.95, beta2=0.95, eps=1e-8, every=10):
+        self.lr, self.beta1, self.beta2, self.eps, self.every = lr, beta1, beta2, eps, every
+        self.m = self.v = None
+
+    def sides(self, g):
+        return [g @ g.T, g.T @ g] if g.ndim == 2 else []
+
+    def project(self, g, back=False):
+        if g.ndim < 2:
+            return g
+        left, right = self.basis
+        return left @ g @ right.T if back else left.T @ g @ right
+
+    def step(self, t, x, g):
+        if t == 1:
+            self.sums = [(1 - self.beta2) * side for side in self.sides(g)]
+            self.basis = [np.linalg.eigh(total)[1][:, ::-1] for total in self.sums]
+            self.m, self.v = np.zeros_like(g), np.zeros_like(g)
+            return x
+        s = t - 1
+        self.m = self.beta1 * self.m + (1 - self.beta1) * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * self.project(g) ** 2
+        scale = self.lr * math.sqrt(1 - self.beta2**s) / (1 - self.beta1**s)
+        x = x - scale * self.project(self.project(self.m) / (np.sqrt(self.v) + self.eps), back=True)
+        self.sums = [self.beta2 * a + (1 - self.beta2) * b for a, b in zip(self.sums, self.sides(g), strict=True)]
+        if s % self.every == 0:
+            for axis, (total, basis) in enumerate(zip(self.sums, self.basis, strict=True)):
+                order = np.argsort(-np.diag(basis.T @ total @ basis), kind="stable")
+                self.v = np.take(self.v, order, axis)
+                self.basis[axis] = np.linalg.qr(total @ basis[:, order])[0]
+        return x
+
+
+class ScheduleFree:
+    """Defazio et al. (2024), algorithm 1, without warm-up; returns y, where gradients are; `average` is x."""
+
+    def __init__(self, lr, beta1=0.9, beta2=0.999, eps=1e-8):
+        self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
+        self.z, self.v = None, 0.0
+
+    def step(self, t, y, g):
+        if self.z is None:
+            self.z = self.average = y
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+        self.z = self.z - self.lr * g / (np.sqrt(self.v / (1 - self.beta2**t)) + self.eps)
+        self.average = (1 - 1 / t) * self.average + self.z / t
+        return (1 - self.beta1) * self.z + self.beta1 * self.average
+
+
+class RowClipped:
+    """Heavy ball whose gradient rows have at most norm `bound`."""
+
+    def __init__(self, lr, bound=1.0, momentum=0.9):
+        self.lr, self.bound, self.momentum, self.m = lr, bound, momentum, 0.0
+
+    def step(self, t, x, g):
+        rows = [row * min(1.0, self.bound / np.sqrt(np.sum(row**2))) for row in g]
+        self.m = self.momentum * self.m + np.array(rows)
+        return x - self.lr * self.m
+
+
+class Scale:
+    """Glentis et al. (2025), algorithm 1, for the last layer: rows of the average over their RMS; Adam for vectors."""
+
+    def __init__(self, lr, momentum=0.9):
+        self.lr, self.momentum, self.m, self.adam = lr, momentum, 0.0, AdamW(lr)
+        self.adam.weight_decay = 0.0
+
+    def step(self, t, x, g):
+        if g.ndim == 1:
+            return self.adam.step(t, x, g)
+        self.m = self.momentum * self.m + (1 - self.momentum) * g
+        return x - self.lr * np.array([row / np.sqrt(np.mean(row**2)) for row in self.m])
+
+
+class Muon:
+    """Jordan et al. (2024): one orthogonalised step by 5 Newton-Schulz iterations, in float64; Adam for vectors."""
+
+    def __init__(self, lr, momentum=0.95):
+        self.lr, self.momentum, self.m, self.adam = lr, momentum, 0.0, AdamW(lr)
+        self.adam.weight_decay = 0.0
+
+    def step(self, t, x, g):
+        if g.ndim == 1:
+            return self.adam.step(t, x, g)
+        self.m = self.momentum * self.m + (1 - self.momentum) * g
+        update = self.momentum * self.m + (1 - self.momentum) * g
+        wide = update.T if len(g) > len(g[0]) else update
+        wide = wide / np.linalg.norm(wide)
+        for _ in range(5):
+            gram = wide @ wide.T
+            wide = 3.4445 * wide + (-4.775 * gram + 2.0315 * gram @ gram) @ wide
+        update = wide.T if len(g) > len(g[0]) else wide
+        return x - self.lr * 0.2 * math.sqrt(max(g.shape)) * update

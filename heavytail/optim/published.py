@@ -1,0 +1,218 @@
+"""Optimizers of other papers from PyTorch and pytorch-optimizer: Muon, Lion, Signum, SOAP, Shampoo, schedule-free.
+
+Each recipe has the settings of the optimizer's paper, without weight decay; tests compare updates with the papers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from heavytail.errors import SpecError, install
+from heavytail.experiment.registry import Component
+from heavytail.optim import REGISTRY
+from heavytail.optim.by_role import Joined, Part, assign, divide
+from heavytail.optim.directions import check_decay, check_groups, check_size, check_step_size
+from heavytail.optim.roles import roles
+
+PACKAGE = "pytorch_optimizer"
+
+
+@REGISTRY.register("muon")
+@dataclass(frozen=True)
+class Muon:
+    """Muon: steps along the orthogonalised momentum of hidden matrices (Jordan et al. 2024); Adam for the rest.
+
+    A model without hidden matrices has its head's trained by Muon. Embeddings, vectors and convolutions are Adam's.
+
+    Attributes:
+        momentum: of the average, with Nesterov's correction.
+        adjust: "match_rms_adamw" scales a step of a matrix [A, B] by 0.2 sqrt(max(A, B)), so that its entries are as
+            large as Adam's and both share a step size (arXiv 2502.16982); "original" by sqrt(max(1, A / B)).
+        weight_decay: decoupled, of the matrices.
+    """
+
+    momentum: float = 0.95
+    adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_decay("optim.momentum", self.momentum)
+        check_size("optim.weight_decay", self.weight_decay)
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of parameters without a model: Muon for matrices, Adam for the rest."""
+        check_step_size(lr)
+        matrices, others = divide(params, self.accepts)
+        parts: list[Optimizer] = []
+        if matrices:
+            parts.append(self._muon(matrices, lr))
+        if others:
+            parts.append(self._adam().build(others, lr))
+        return parts[0] if len(parts) == 1 else Joined(parts)
+
+    def build_for(self, model: nn.Module, lr: float) -> Optimizer:
+        """Return the optimizer of a model."""
+        hidden = any(self.accepts(p) for p in roles(model)["hidden"])
+        return assign(model, {"hidden" if hidden else "head": Part(self)}, Part(self._adam()), lr)
+
+    @staticmethod
+    def accepts(parameter: Parameter) -> bool:
+        """Whether Muon trains this parameter."""
+        return parameter.ndim == 2
+
+    def _muon(self, params: Any, lr: float) -> Optimizer:
+        return check_groups(
+            torch.optim.Muon(
+                params, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, adjust_lr_fn=self.adjust
+            )
+        )
+
+    @staticmethod
+    def _adam() -> Any:
+        return REGISTRY.make(Component("adam"))
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """An optimizer of pytorch-optimizer."""
+
+    def _build(self, name: str, params: Iterable[Parameter], lr: float, **settings: Any) -> Optimizer:
+        check_step_size(lr)
+        try:
+            module = import_module(PACKAGE)
+        except ModuleNotFoundError as error:
+            raise SpecError(f"this optimizer needs pytorch-optimizer; {install('optimizers')}") from error
+        return check_groups(getattr(module, name)(params, lr=lr, **settings))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Version of the package, for the record of a run."""
+        return {PACKAGE: metadata.version(PACKAGE)}
+
+
+@REGISTRY.register("lion")
+@dataclass(frozen=True)
+class Lion(_Packaged):
+    """Lion: the sign of one average of gradients, before they enter a slower one (arXiv 2302.06675).
+
+    x = x - lr sign(beta1 m + (1 - beta1) g), then m = beta2 m + (1 - beta2) g.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_decay("optim.beta1", self.beta1)
+        check_decay("optim.beta2", self.beta2)
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of these parameters with step size `lr`."""
+        return self._build("Lion", params, lr, betas=(self.beta1, self.beta2))
+
+
+@REGISTRY.register("signum")
+@dataclass(frozen=True)
+class Signum(_Packaged):
+    """Signum: the sign of an average of gradients (arXiv 1802.04434); `sign` is the average of signs.
+
+    m = momentum m + (1 - momentum) g,   x = x - lr sign(m).
+    """
+
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_decay("optim.momentum", self.momentum)
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of these parameters with step size `lr`."""
+        return self._build("SignSGD", params, lr, momentum=self.momentum)
+
+
+@REGISTRY.register("soap")
+@dataclass(frozen=True)
+class Soap(_Packaged):
+    """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (arXiv 2409.11321). Its first step only collects.
+
+    Attributes:
+        beta1, beta2: of Adam; beta2 also of the preconditioner.
+        eps: of Adam.
+        every: steps between updates of the eigenbasis.
+    """
+
+    beta1: float = 0.95
+    beta2: float = 0.95
+    eps: float = 1e-8
+    every: int = 10
+
+    small: ClassVar[dict[str, Any]] = {"every": 2}
+
+    def __post_init__(self) -> None:
+        check_decay("optim.beta1", self.beta1)
+        check_decay("optim.beta2", self.beta2)
+        check_size("optim.eps", self.eps)
+        if self.every < 1:
+            raise SpecError(f"optim.every: expected an integer >= 1, got {self.every}")
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of these parameters with step size `lr`."""
+        return self._build(
+            "SOAP",
+            params,
+            lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            weight_decay=0.0,
+            precondition_frequency=self.every,
+        )
+
+
+@REGISTRY.register("shampoo")
+@dataclass(frozen=True)
+class Shampoo(_Packaged):
+    """Shampoo: gradients between inverse fourth roots of sums of G G' and G' G (arXiv 1802.09568).
+
+    The roots are computed at every step, by singular value decompositions of [A, A] and [B, B] for a matrix [A, B].
+
+    Attributes:
+        eps: times the identity, the initial sums.
+    """
+
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_size("optim.eps", self.eps)
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of these parameters with step size `lr`."""
+        return self._build("Shampoo", params, lr, matrix_eps=self.eps)
+
+
+@REGISTRY.register("schedule-free")
+@dataclass(frozen=True)
+class ScheduleFree(_Packaged):
+    """Schedule-free AdamW without warm-up: gradients between the iterates and their average (arXiv 2405.15682).
+
+    Losses are those of the average.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta1 < 1:
+            raise SpecError(f"optim.beta1: expected a number in (0, 1), got {self.beta1!r}")
+        check_decay("optim.beta2", self.beta2)
+        check_size("optim.eps", self.eps)
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of these parameters with step size `lr`."""
+        return self._build("ScheduleFreeAdamW", params, lr, betas=(self.beta1, self.beta2), eps=self.eps)

@@ -1,0 +1,195 @@
+"""Recipes of published and bounded optimizers against the updates of their papers."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn import Parameter
+
+from heavytail.errors import SpecError
+from heavytail.experiment.registry import Component
+from heavytail.experiment.store import RunStore
+from heavytail.models import REGISTRY as MODELS
+from heavytail.optim import REGISTRY
+from heavytail.optim.bounded import clipped
+from heavytail.train.engine import build_optimizer, train
+from tests.problems import tiny
+from tests.reference import torch_optim as naive
+from tests.test_imported import parts
+from tests.test_model_contract import loss_of, small_model
+from tests.test_optim import problem
+
+CASES: list[tuple[str, dict[str, Any], Any, float, float]] = [
+    ("lion", {}, naive.Lion, 0.01, 1e-11),
+    ("signum", {"momentum": 0.8}, functools.partial(naive.Signum, momentum=0.8), 0.01, 1e-11),
+    ("shampoo", {}, naive.Shampoo, 0.1, 1e-9),
+    # The gradient of W is 0 along the vector of ones, where a small eps would magnify rounding errors.
+    ("soap", {"every": 100, "eps": 1e-3}, functools.partial(naive.Soap, every=100, eps=1e-3), 0.02, 1e-9),
+    ("soap", {"every": 3, "eps": 1e-3}, functools.partial(naive.Soap, every=3, eps=1e-3), 0.02, 1e-4),  # QR in float32
+    ("schedule-free", {}, naive.ScheduleFree, 0.05, 1e-11),
+    ("row-clipped-gd", {"bound": 0.02}, functools.partial(naive.RowClipped, bound=0.02), 0.5, 1e-12),
+    ("scale", {}, naive.Scale, 0.02, 1e-12),
+    ("muon", {}, naive.Muon, 0.02, 5e-3),  # its iterations are in bfloat16
+]
+NAMES = sorted({case[0] for case in CASES} | {"clipped-gd"})
+
+
+@pytest.mark.parametrize(("name", "settings", "reference", "lr", "tolerance"), CASES)
+def test_updates_are_those_of_the_paper(
+    name: str, settings: dict[str, Any], reference: Any, lr: float, tolerance: float
+) -> None:
+    """Over 12 steps on softmax regression in float64, W and b follow the paper's update."""
+    inputs, targets, weight, bias = problem()
+    params = [Parameter(weight.clone()), Parameter(bias.clone())]
+    optimizer = REGISTRY.make(Component(name, settings)).build(params, lr)
+    expected, rules = [weight.numpy(), bias.numpy()], [reference(lr) for _ in params]
+    for t in range(1, 13):
+        optimizer.zero_grad()
+        F.cross_entropy(F.linear(inputs, *params), targets).backward()
+        optimizer.step()
+        W, b = expected
+        p = torch.from_numpy(inputs.numpy() @ W.T + b).softmax(1).numpy() - np.eye(len(b))[targets.numpy()]
+        gradients = [p.T @ inputs.numpy() / len(p), p.mean(axis=0)]
+        expected = [rule.step(t, x, g) for rule, x, g in zip(rules, expected, gradients, strict=True)]
+    for param, value in zip(params, expected, strict=True):
+        np.testing.assert_allclose(param.detach().numpy(), value, rtol=0, atol=tolerance)
+    if name == "schedule-free":  # its result is the average
+        optimizer.eval()  # type: ignore[attr-defined]
+        for param, rule in zip(params, rules, strict=True):
+            np.testing.assert_allclose(param.detach().numpy(), rule.average, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("bound", [0.1, 1e3])
+def test_global_clipping_is_pytorchs(bound: float) -> None:
+    """The direction is what torch.nn.utils.clip_grad_norm_ leaves, up to the 1e-6 that it adds to the norm."""
+    params = [Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in ((3, 4), (5,))]
+    for p in params:
+        p.grad = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(p.ndim))
+    made = clipped([p.grad.clone() for p in params if p.grad is not None], bound=bound)
+    torch.nn.utils.clip_grad_norm_(params, bound)
+    for p, direction in zip(params, made, strict=True):
+        torch.testing.assert_close(direction, p.grad, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("direction", ["clipped-gd", "row-clipped-gd"])
+def test_clipping_keeps_zero_and_nan(direction: str) -> None:
+    """A zero gradient stays 0 and a NaN stays NaN: divergence is not standstill."""
+    param = Parameter(torch.ones(2, 2))
+    optimizer = REGISTRY.make(Component(direction)).build([param], 0.1)
+    param.grad = torch.tensor([[0.0, 0.0], [float("nan"), 1.0]])
+    optimizer.step()
+    assert param[1].isnan().any()
+    param = Parameter(torch.ones(2, 2))
+    optimizer = REGISTRY.make(Component(direction)).build([param], 0.1)
+    param.grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert param.tolist() == [[1, 1], [1, 1]]
+
+
+def test_roles_of_the_optimizers_that_have_them() -> None:
+    """Muon trains hidden matrices, SCALE all matrices, row clipping the head; Adam or GD trains the rest."""
+    for model_name in MODELS.names():
+        model, _ = small_model(model_name)
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        scale, clipped_rows = parts("scale", model), parts("row-clipped-gd", model)
+        assert scale.keys() == clipped_rows.keys() == parts("muon", model).keys() == trained.keys()
+        for name, p in trained.items():
+            assert scale[name][0] == ("RowNormalized" if p.ndim >= 2 else "Adam")
+            assert clipped_rows[name][0] == "HeavyBall"
+    model, _ = small_model("transformer")
+    muon = parts("muon", model)
+    assert {n for n, (kind, _) in muon.items() if kind == "Muon"} == {
+        n for n, (kind, _) in parts({"name": "by-role", "hidden": "torch.optim.Muon"}, model).items() if kind == "Muon"
+    }
+    built = build_optimizer(tiny(optim="scale"), model)
+    momenta = [group["momentum"] for group in built.param_groups if "momentum" in group]
+    assert sorted(momenta) == [0.0, 0.0, 0.9]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_several_groups_step_with_their_own_sizes(name: str) -> None:
+    """Each parameter group steps with its own step size."""
+    moved = []
+    for groups in ([0.01, 0.02], [0.02, 0.01]):
+        params = [Parameter(torch.ones(3, 2)) for _ in groups]
+        optimizer = REGISTRY.make(Component(name)).build(
+            [{"params": [p], "lr": lr} for p, lr in zip(params, groups, strict=True)],  # type: ignore[misc]
+            0.5,
+        )
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.tensor([[0.3, 0.1], [0.2, 0.5], [0.1, 0.1]])
+            optimizer.step()
+        moved.append([p[0, 0].item() for p in params])
+    assert moved[0] == pytest.approx(moved[1][::-1], abs=1e-6)
+    assert moved[0][0] > moved[0][1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interrupted_and_resumed_is_uninterrupted(name: str, tmp_path: Path) -> None:
+    """A run continued from its checkpoint ends at the same losses, bit for bit, as one that was never stopped."""
+    optim = {"name": name, **getattr(REGISTRY.recipe(name), "small", {})}
+    whole = train(tiny(optim=optim, steps=8, lr=0.01), RunStore(tmp_path / "whole"), data_dir=tmp_path)
+    store = RunStore(tmp_path / "parts")
+    train(tiny(optim=optim, steps=3, lr=0.01), store, data_dir=tmp_path)
+    resumed = train(tiny(optim=optim, steps=8, lr=0.01), store, data_dir=tmp_path)
+    assert np.array_equal(whole.loss, resumed.loss)
+
+
+def test_schedule_free_losses_are_those_of_the_average(tmp_path: Path) -> None:
+    """The recorded loss is that at the average, and recording it rarely or often changes no bit of the trajectory."""
+    rare = train(tiny(optim="schedule-free", steps=10, eval_every=10), RunStore(tmp_path / "a"), data_dir=tmp_path)
+    often = train(tiny(optim="schedule-free", steps=10, eval_every=1), RunStore(tmp_path / "b"), data_dir=tmp_path)
+    assert rare.loss[-1] == often.loss[-1]
+    assert np.array_equal(rare.arrays["objective"], often.arrays["objective"])
+    assert often.loss[5] != often.arrays["objective"][5]  # the gradients are at another point
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("muon", {"momentum": 1.0}),
+        ("lion", {"beta2": -0.1}),
+        ("signum", {"momentum": 1.5}),
+        ("soap", {"every": 0}),
+        ("shampoo", {"eps": -1.0}),
+        ("schedule-free", {"beta1": 0.0}),
+        ("clipped-gd", {"bound": 0.0}),
+        ("row-clipped-gd", {"bound": float("nan")}),
+        ("scale", {"momentum": 1.0}),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, settings: dict[str, float]) -> None:
+    """An impossible setting is one line that names it and what is allowed."""
+    with pytest.raises(SpecError, match=rf"optim\.{next(iter(settings))}: expected"):
+        REGISTRY.make(Component(name, settings))
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pytorch-optimizer the message says how to install it, and the other optimizers work."""
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(SpecError, match=r"needs pytorch-optimizer; .*\[optimizers\]"):
+        REGISTRY.make(Component("soap")).build([Parameter(torch.ones(2, 2))], 0.1)
+    REGISTRY.make(Component("muon")).build([Parameter(torch.ones(2, 2))], 0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains(name: str) -> None:
+    """Twenty steps lower the loss of a small transformer."""
+    model, data = small_model("transformer")
+    small = getattr(REGISTRY.recipe(name), "small", {})
+    run = tiny(optim={"name": name, **small}, lr=0.5 if "gd" in name else 0.005)
+    optimizer = build_optimizer(run, model)
+    before = loss_of(model, data).item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss_of(model, data).backward()
+        optimizer.step()
+    assert loss_of(model, data).item() < 0.99 * before
