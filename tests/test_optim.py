@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from heavytail.errors import SpecError
 from heavytail.experiment.registry import Component
@@ -30,6 +33,29 @@ def problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weight = 0.3 * torch.randn(NUM_CLASSES, NUM_FEATURES, dtype=torch.float64, generator=generator)
     bias = 0.3 * torch.randn(NUM_CLASSES, dtype=torch.float64, generator=generator)
     return inputs, targets, weight, bias
+
+
+def beside_reference(
+    component: Component, reference: Callable[[float], Any], lr: float, steps: int
+) -> tuple[Optimizer, list[Parameter], list[Any], list[Any]]:
+    """Train W and b, and both again by a reference from its own points, whose gradients are in closed form.
+
+    Returns:
+        The optimizer, its parameters, the rules of the reference, and the reference's parameters.
+    """
+    inputs, targets, weight, bias = problem()
+    params = [Parameter(weight.clone()), Parameter(bias.clone())]
+    optimizer = REGISTRY.make(component).build(params, lr)
+    expected, rules = [weight.numpy(), bias.numpy()], [reference(lr) for _ in params]
+    for t in range(1, steps + 1):
+        optimizer.zero_grad()
+        F.cross_entropy(F.linear(inputs, *params), targets).backward()
+        optimizer.step()
+        W, b = expected
+        p = torch.from_numpy(inputs.numpy() @ W.T + b).softmax(1).numpy() - np.eye(len(b))[targets.numpy()]
+        gradients = [p.T @ inputs.numpy() / len(p), p.mean(axis=0)]
+        expected = [rule.step(t, x, g) for rule, x, g in zip(rules, expected, gradients, strict=True)]
+    return optimizer, params, rules, expected
 
 
 def run(component: Component, lr: float) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.nn import Parameter
 
 from heavytail.errors import SpecError
@@ -24,7 +23,7 @@ from tests.problems import tiny
 from tests.reference import torch_optim as naive
 from tests.test_imported import parts
 from tests.test_model_contract import loss_of, small_model
-from tests.test_optim import problem
+from tests.test_optim import beside_reference
 
 CASES: list[tuple[str, dict[str, Any], Any, float, float]] = [
     ("lion", {}, naive.Lion, 0.01, 1e-11),
@@ -46,18 +45,7 @@ def test_updates_are_those_of_the_paper(
     name: str, settings: dict[str, Any], reference: Any, lr: float, tolerance: float
 ) -> None:
     """Over 12 steps on softmax regression in float64, W and b follow the paper's update."""
-    inputs, targets, weight, bias = problem()
-    params = [Parameter(weight.clone()), Parameter(bias.clone())]
-    optimizer = REGISTRY.make(Component(name, settings)).build(params, lr)
-    expected, rules = [weight.numpy(), bias.numpy()], [reference(lr) for _ in params]
-    for t in range(1, 13):
-        optimizer.zero_grad()
-        F.cross_entropy(F.linear(inputs, *params), targets).backward()
-        optimizer.step()
-        W, b = expected
-        p = torch.from_numpy(inputs.numpy() @ W.T + b).softmax(1).numpy() - np.eye(len(b))[targets.numpy()]
-        gradients = [p.T @ inputs.numpy() / len(p), p.mean(axis=0)]
-        expected = [rule.step(t, x, g) for rule, x, g in zip(rules, expected, gradients, strict=True)]
+    optimizer, params, rules, expected = beside_reference(Component(name, settings), reference, lr, 12)
     for param, value in zip(params, expected, strict=True):
         np.testing.assert_allclose(param.detach().numpy(), value, rtol=0, atol=tolerance)
     if name == "schedule-free":  # its result is the average

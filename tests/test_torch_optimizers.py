@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.nn import Parameter
 
 from heavytail.errors import SpecError
@@ -19,7 +18,7 @@ from heavytail.optim import REGISTRY
 from heavytail.train.engine import train
 from tests.problems import tiny
 from tests.reference import torch_optim as naive
-from tests.test_optim import problem
+from tests.test_optim import beside_reference
 
 CASES: list[tuple[str, dict[str, Any], type, dict[str, Any], float]] = [
     ("adamw", {}, naive.AdamW, {}, 0.02),
@@ -44,19 +43,7 @@ def test_updates_are_those_of_the_paper(
 
     Adafactor's path becomes unstable after that: it magnifies a change of W_0 by 1e-13 to 1e-10 from step 40 to 50.
     """
-    inputs, targets, weight, bias = problem()
-    params = [Parameter(weight.clone()), Parameter(bias.clone())]
-    optimizer = REGISTRY.make(Component(name, settings)).build(params, lr)
-    expected, rules = [weight.numpy(), bias.numpy()], [reference(lr, **its) for _ in params]
-    for t in range(1, 41):
-        optimizer.zero_grad()
-        F.cross_entropy(F.linear(inputs, *params), targets).backward()
-        optimizer.step()
-        # gradients of the reference at its own point, in closed form
-        W, b = expected
-        p = torch.from_numpy(inputs.numpy() @ W.T + b).softmax(1).numpy() - np.eye(len(b))[targets.numpy()]
-        gradients = [p.T @ inputs.numpy() / len(p), p.mean(axis=0)]
-        expected = [rule.step(t, x, g) for rule, x, g in zip(rules, expected, gradients, strict=True)]
+    _, params, _, expected = beside_reference(Component(name, settings), lambda lr: reference(lr, **its), lr, 40)
     for param, value in zip(params, expected, strict=True):
         np.testing.assert_allclose(param.detach().numpy(), value, rtol=0, atol=1e-11)
 

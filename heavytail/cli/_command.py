@@ -104,7 +104,7 @@ def executor_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs", "--workers", dest="workers", type=int, metavar="N",
         help="runs trained at a time (default: one per CPU core, or one per GPU)",
     )  # fmt: skip
-    parser.add_argument("--shard", metavar="I/N", help="train part I of N of the runs (see: heavytail store merge)")
+    parser.add_argument("--shard", metavar="I/N", help="train part I of N of the runs, the same on every machine")
 
 
 def on_argument(parser: argparse.ArgumentParser) -> None:
@@ -133,14 +133,17 @@ def optimizer(name: str | None, on: Sequence[str]) -> dict[str, Any]:
     return table
 
 
-def toml_value(setting: str, text: str) -> Any:
-    """Return the value of `--set SETTING=TEXT`, TOML or else the text itself."""
+def assignment(setting: str) -> tuple[str, Any]:
+    """Return the key and the value of `--set KEY=VALUE`; the value is TOML, or else the text itself."""
+    key, equals, text = setting.partition("=")
+    if not (key and equals):
+        raise SpecError(f"--set: expected KEY=VALUE, got '{setting}'")
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return key, tomllib.loads(f"value = {text}")["value"]
     except ValueError:
-        return text
+        return key, text
     except RecursionError as error:
-        raise SpecError(f"--set {setting}: nested too deeply") from error
+        raise SpecError(f"--set {key}: nested too deeply") from error
 
 
 def root(args: argparse.Namespace) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heavytail.cli._command import (
+    assignment,
     data_dir,
     device_arguments,
     executor_arguments,
@@ -26,7 +27,6 @@ from heavytail.cli._command import (
     run_store,
     scale_argument,
     store_arguments,
-    toml_value,
     writable,
 )
 from heavytail.errors import HeavyTailError, SpecError, unknown
@@ -124,10 +124,7 @@ def candidates(names: Sequence[str], on: Sequence[str], settings: Sequence[str])
     each: list[str | None] = [*dict.fromkeys(names)] or [None]
     tables = {", ".join([*([name] if name else []), *on]): optimizer(name, on) for name in each}
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not (path and equals):
-            raise SpecError(f"--set: expected KEY=VALUE, got '{setting}'")
-        value: Any = toml_value(path, text)
+        path, value = assignment(setting)
         key, _, inner = path.partition(".")
         having = [name for name, table in tables.items() if key in _settings(table["name"])]
         if not having:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from heavytail.cli._command import (
+    assignment,
     data_dir,
     device_arguments,
     on_argument,
@@ -19,7 +20,6 @@ from heavytail.cli._command import (
     options,
     run_store,
     store_arguments,
-    toml_value,
     writable,
 )
 from heavytail.errors import HeavyTailError, SpecError
@@ -100,12 +100,9 @@ def _with_settings(table: dict[str, Any], settings: Sequence[str]) -> dict[str, 
     from heavytail.experiment.preset import overlay
 
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not (path and equals):
-            raise SpecError(f"--set: expected KEY=VALUE, got '{setting}'")
+        path, value = assignment(setting)
         if path.count(".") > (2 if path.startswith("optim.") else 1):
             raise SpecError(f"--set: expected KEY=VALUE or COMPONENT.KEY=VALUE, got '{setting}'")
-        value = toml_value(path, text)
         for key in reversed(path.split(".")):
             value = {key: value}
         table = overlay(table, value)

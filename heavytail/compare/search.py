@@ -23,7 +23,7 @@ def search(sweep: Sweep, arm: Arm, lookup: Lookup) -> Found:
     exponents, step = [*SPARSE], 1.0
     seeds = sweep.seeds[:1]
     while True:
-        judged, todo = _judge(sweep, arm, exponents, seeds, lookup)
+        judged, todo = sweep.judge(arm, exponents, seeds, lookup)
         if todo:
             return None, todo
         best = _best(judged)
@@ -40,19 +40,6 @@ def search(sweep: Sweep, arm: Arm, lookup: Lookup) -> Found:
             exponents = [e for e in (place - step, place, place + step) if abs(e) <= FARTHEST]
         else:
             return best, []
-
-
-def _judge(
-    sweep: Sweep, arm: Arm, exponents: Sequence[float], seeds: Sequence[int], lookup: Lookup
-) -> tuple[list[Candidate], list[RunSpec]]:
-    """The candidates, and the runs that they miss."""
-    judged, todo = [], []
-    for exponent in exponents:
-        specs = tuple(sweep.spec(arm, exponent, seed) for seed in seeds)
-        outcomes = [lookup(spec) for spec in specs]
-        todo += [spec for spec, outcome in zip(specs, outcomes, strict=True) if outcome is None]
-        judged.append(Candidate(exponent, specs, tuple(o for o in outcomes if o is not None)))
-    return judged, todo
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -162,12 +162,12 @@ class Sweep:
         """The result of a search, or the runs that it needs next, given the finished runs."""
         grid = arm.grid
         if grid.fixed:
-            (only,), todo = self._judge(arm, grid.exponents, self.verdict_seeds, lookup)
+            (only,), todo = self.judge(arm, grid.exponents, self.verdict_seeds, lookup)
             return (None, [*map(self._probed, todo)]) if todo else (fixed(arm.label, only), [])
         if grid.refine is None:
-            judged, todo = self._judge(arm, grid.exponents, self.seeds, lookup)
+            judged, todo = self.judge(arm, grid.exponents, self.seeds, lookup)
             return (None, todo) if todo else (select(arm.label, judged), [])
-        sparse, todo = self._judge(arm, grid.exponents, self.seeds[:1], lookup)
+        sparse, todo = self.judge(arm, grid.exponents, self.seeds[:1], lookup)
         if todo:
             return None, todo
         centre = select(arm.label, sparse).chosen
@@ -175,7 +175,7 @@ class Sweep:
             return select(arm.label, sparse), []
         exponents = [centre.exponent + k / 2 for k in range(-grid.refine, grid.refine + 1)]
         while True:
-            dense, todo = self._judge(arm, exponents, self.seeds, lookup)
+            dense, todo = self.judge(arm, exponents, self.seeds, lookup)
             if todo:
                 return None, todo
             best = select(arm.label, dense)
@@ -183,9 +183,10 @@ class Sweep:
                 return warn_at_edge(best, grid), []
             exponents.insert(0, exponents[0] - 0.5)  # every dense candidate was unstable: try the next smaller
 
-    def _judge(
-        self, arm: Arm, exponents: tuple[float, ...] | list[float], seeds: tuple[int, ...], lookup: Lookup
+    def judge(
+        self, arm: Arm, exponents: Sequence[float], seeds: Sequence[int], lookup: Lookup
     ) -> tuple[list[Candidate], list[RunSpec]]:
+        """Return step sizes 10^exponent of one optimizer with their finished runs, and the runs that they miss."""
         judged, todo = [], []
         for exponent in exponents:
             specs = tuple(self.spec(arm, exponent, seed) for seed in seeds)

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from heavytail.errors import SpecError
 from heavytail.experiment.registry import Component
 from heavytail.optim import REGISTRY
-from heavytail.optim.by_role import Joined, Part, assign, divide
+from heavytail.optim.by_role import Part, adam, assign, beside_adam
 from heavytail.optim.directions import Gradients, HeavyBall, check_decay, check_groups, check_step_size
 from heavytail.optim.roles import Role, roles
 
@@ -145,10 +145,7 @@ class Scale:
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of parameters without a model, whose matrices are all the head's."""
         check_step_size(lr)
-        matrices, vectors = divide(params, _Rows.accepts)
-        parts: list[Optimizer] = [_Rows(self.momentum).build(matrices, lr)] if matrices else []
-        parts += [_adam().build(vectors, lr)] if vectors else []
-        return parts[0] if len(parts) == 1 else Joined(parts)
+        return beside_adam(params, _Rows.accepts, lambda matrices: _Rows(self.momentum).build(matrices, lr), lr)
 
     def build_for(self, model: nn.Module, lr: float) -> Optimizer:
         """Return the optimizer of a model."""
@@ -158,7 +155,7 @@ class Scale:
             for role, own in roles(model).items()
             if role in parts and any(map(_Rows.accepts, own))
         }
-        return assign(model, having, Part(_adam()), lr)
+        return assign(model, having, adam(), lr)
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,3 @@ class _Rows:
     @staticmethod
     def accepts(parameter: Parameter) -> bool:
         return parameter.ndim >= 2
-
-
-def _adam() -> Any:
-    return REGISTRY.make(Component("adam"))

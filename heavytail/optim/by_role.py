@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
@@ -98,6 +98,24 @@ class Part:
         return optimizer
 
 
+def adam() -> Part:
+    """Return the optimizer of what others leave."""
+    return Part(REGISTRY.make(Component("adam")))
+
+
+def join(parts: Sequence[Optimizer]) -> Optimizer:
+    """Return several optimizers as one; one stays as it is."""
+    return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def beside_adam(
+    params: Iterable[Any], accepts: Callable[[Parameter], bool], build: Callable[[Any], Optimizer], lr: float
+) -> Optimizer:
+    """Return the optimizer that `build` makes of the parameters it accepts, and Adam for the others, as one."""
+    accepted, others = divide(params, accepts)
+    return join([*([build(accepted)] if accepted else []), *([adam().build(others, lr)] if others else [])])
+
+
 def divide(params: Iterable[Any], accepts: Callable[[Parameter], bool]) -> tuple[list[Any], list[Any]]:
     """Return the parameters, or parameter groups, that an optimizer accepts, and the others."""
     accepted: list[Any] = []
@@ -134,8 +152,14 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
             raise RefusedError(f"optim.{role}: the model has no parameters with this role that the optimizer trains")
         for p, own in zip(parameters, accepted, strict=True):
             shares.setdefault(part if own else rest, []).append(p)
-    built = [part.build(parameters, lr) for part, parameters in shares.items()]
-    return built[0] if len(built) == 1 else Joined(built)
+    return join([part.build(parameters, lr) for part, parameters in shares.items()])
+
+
+def on_matrices(model: nn.Module, recipe: Any, lr: float) -> Optimizer:
+    """Return the optimizer of a model's hidden matrices, or of its head's where there are none; Adam has the rest."""
+    part = Part(recipe)
+    hidden = any(map(part.accepts, roles(model)["hidden"]))
+    return assign(model, {"hidden" if hidden else "head": part}, adam(), lr)
 
 
 @REGISTRY.register("by-role")

@@ -25,11 +25,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from heavytail.errors import SpecError, unknown
-from heavytail.experiment.registry import Component
-from heavytail.optim import REGISTRY
-from heavytail.optim.by_role import Part, assign
+from heavytail.optim.by_role import on_matrices
 from heavytail.optim.directions import check_groups, check_step_size
-from heavytail.optim.roles import roles
 
 _Scalar = bool | int | float | str | None
 _Plain = bool | int | float | str | tuple[_Scalar, ...] | None
@@ -70,8 +67,7 @@ class Imported:
         """
         if not self.matrices_only:
             return self.build([p for p in model.parameters() if p.requires_grad], lr)
-        hidden = any(map(self.accepts, roles(model)["hidden"]))
-        return assign(model, {"hidden" if hidden else "head": Part(self)}, Part(REGISTRY.make(Component("adam"))), lr)
+        return on_matrices(model, self, lr)
 
     def accepts(self, parameter: Parameter) -> bool:
         """Whether the optimizer trains this parameter."""

@@ -63,7 +63,7 @@ def pack(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, running:
                 arrays[path] = _host(value)
             else:
                 other[path] = _describe(value, path, arrays, type(optimizer).__name__)
-    for index, part in enumerate(_parts(optimizer)):
+    for index, part in enumerate(parts(optimizer)):
         for name, value in _own(part).items():
             path = f"attribute/{index}/{name}"
             other[path] = _describe(value, path, arrays, type(part).__name__)
@@ -113,7 +113,7 @@ def unpack(
         kind, index, name = path.split("/", 2)
         restored = _rebuild(description, arrays)
         if kind == "attribute":
-            attributes.append((_parts(optimizer)[int(index)], name, restored))
+            attributes.append((parts(optimizer)[int(index)], name, restored))
         else:
             state.setdefault(int(index), {})[name] = restored
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -132,8 +132,8 @@ def unpack(
             getattr(running, name).copy_(_tensor(arrays[f"running/{name}"]))
 
 
-def _parts(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """The optimizer, and those that it consists of."""
+def parts(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """Return the optimizer, and those that it consists of."""
     return [optimizer, *getattr(optimizer, "optimizers", [])]
 
 

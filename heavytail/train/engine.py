@@ -502,7 +502,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
 
 def _averaging(optimizer: torch.optim.Optimizer) -> list[Any]:
     """The parts of an optimizer whose result is not the point of its gradients (schedule-free): they have modes."""
-    parts = getattr(optimizer, "optimizers", [optimizer])
+    parts = checkpoint.parts(optimizer)
     return [part for part in parts if callable(getattr(part, "eval", None)) and callable(getattr(part, "train", None))]
 
 
