@@ -281,6 +281,7 @@ def test_the_cache_is_where_one_can_write(tmp_path: Path, monkeypatch: pytest.Mo
     """Beside the data, even if their folder is not there yet; in the user's cache if it is read-only."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert corpus.cache_folder(tmp_path / "data" / "new") == tmp_path / "data" / "new" / "tokenised"
+    (tmp_path / "mine" / "heavytail").mkdir(parents=True)
     monkeypatch.setattr(corpus.os, "access", lambda *_: False)  # as root, every folder can be written
     assert corpus.cache_folder(tmp_path) == tmp_path / "mine" / "heavytail" / "tokenised"
 

@@ -25,6 +25,7 @@ PROBLEMS = ("linear", "memory", "bigram", "transformer", "cnn")
 PRESET: str | Path = "compare"  # its variants are the problems
 GD, ADAM = "gd+m", "adam+m"  # labels of the baselines in the preset
 BASELINES = {GD: "GD", ADAM: "Adam"}
+SEARCH_SEEDS = (0, 1, 2)
 FIRST_SEED, FEWEST_SEEDS = 100, 3
 UNSTABLE, BETTER, WORSE, SAME = "unstable", "better on the tail", "worse on the tail", "no difference found"
 BASELINE, NOT_JUDGED = "baseline", "not judged"
@@ -133,7 +134,7 @@ class Comparison:
         trials: list[Trial] = []
         for problem in problems:
             sweep = Sweep.load(PRESET, scale=scale, variant=problem).pinned(data_dir)
-            sweep = replace(sweep, verdict_seeds=seeds)
+            sweep = replace(sweep, seeds=SEARCH_SEEDS, verdict_seeds=seeds)
             arms = {name: sweep.arm(label) for label, name in BASELINES.items()}
             for name, component in optimizers.items():
                 registry("optim").make(component)  # raise on an unknown name or setting before any training

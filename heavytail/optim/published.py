@@ -11,16 +11,14 @@ from importlib import import_module, metadata
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from heavytail.errors import SpecError, install
-from heavytail.experiment.registry import Component
 from heavytail.optim import REGISTRY
-from heavytail.optim.by_role import Joined, Part, assign, divide
+from heavytail.optim.by_role import beside_adam, on_matrices
 from heavytail.optim.directions import check_decay, check_groups, check_size, check_step_size
-from heavytail.optim.roles import roles
 
 PACKAGE = "pytorch_optimizer"
 
@@ -50,18 +48,11 @@ class Muon:
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of parameters without a model: Muon for matrices, Adam for the rest."""
         check_step_size(lr)
-        matrices, others = divide(params, self.accepts)
-        parts: list[Optimizer] = []
-        if matrices:
-            parts.append(self._muon(matrices, lr))
-        if others:
-            parts.append(self._adam().build(others, lr))
-        return parts[0] if len(parts) == 1 else Joined(parts)
+        return beside_adam(params, self.accepts, lambda matrices: self._muon(matrices, lr), lr)
 
     def build_for(self, model: nn.Module, lr: float) -> Optimizer:
         """Return the optimizer of a model."""
-        hidden = any(self.accepts(p) for p in roles(model)["hidden"])
-        return assign(model, {"hidden" if hidden else "head": Part(self)}, Part(self._adam()), lr)
+        return on_matrices(model, self, lr)
 
     @staticmethod
     def accepts(parameter: Parameter) -> bool:
@@ -74,10 +65,6 @@ class Muon:
                 params, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, adjust_lr_fn=self.adjust
             )
         )
-
-    @staticmethod
-    def _adam() -> Any:
-        return REGISTRY.make(Component("adam"))
 
 
 @dataclass(frozen=True)
@@ -215,4 +202,25 @@ class ScheduleFree(_Packaged):
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters with step size `lr`."""
-        return self._build("ScheduleFreeAdamW", params, lr, betas=(self.beta1, self.beta2), eps=self.eps)
+        betas = (self.beta1, self.beta2)
+        return _keep_gradients(self._build("ScheduleFreeAdamW", params, lr, betas=betas, eps=self.eps))
+
+
+def _keep_gradients(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer, whose steps overwrite gradients, with steps that are given copies."""
+    kept: list[tuple[Parameter, Tensor]] = []
+
+    def before(*_: Any) -> None:
+        for group in optimizer.param_groups:
+            kept.extend((p, p.grad) for p in group["params"] if p.grad is not None)
+        for p, grad in kept:
+            p.grad = grad.clone()
+
+    def after(*_: Any) -> None:
+        for p, grad in kept:
+            p.grad = grad
+        kept.clear()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    return optimizer

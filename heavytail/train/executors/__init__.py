@@ -15,12 +15,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from heavytail.errors import DataError, HeavyTailError, RefusedError, UnreadableError, unknown
-from heavytail.experiment.spec import RunSpec
-from heavytail.experiment.store import RunStore
-from heavytail.train.options import Options
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `--help` names the executors, and numpy takes longer to import than it may take
+    from heavytail.experiment.spec import RunSpec
+    from heavytail.experiment.store import RunStore
     from heavytail.train.engine import Progress
+    from heavytail.train.options import Options
 
 
 @dataclass(frozen=True)
