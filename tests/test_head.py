@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from heavytail.errors import SpecError
-from heavytail.head import HeadOutput, linear_cross_entropy
+from heavytail.head import HeadOutput, _largest, linear_cross_entropy
 from tests.reference.head import softmax_head
 
 
@@ -250,7 +250,7 @@ def test_extreme_logits(scale: float, dtype: torch.dtype) -> None:
     out = linear_cross_entropy(h, W, None, torch.tensor([0, 2, 0, 1]), normalizer=1.0, curvature=True)
     expected = torch.tensor([0.0, 2 * scale, 2 * scale, math.log(3.0)], dtype=dtype)
     torch.testing.assert_close(out.losses, expected, rtol=2e-7, atol=1e-25)
-    assert out.correct.tolist() == [True, False, False, True]
+    assert out.correct.tolist() == [True, False, False, False]  # the last row is tied: class 0 comes first
     grad_h, grad_W = _gradients(out.loss, h, W)
     torch.testing.assert_close(grad_W[:, 0], torch.tensor([2.0, 0.0, -2.0], dtype=dtype), rtol=1e-6, atol=1e-20)
     torch.testing.assert_close(grad_h[1:3, 0] / scale, torch.tensor([2.0, -2.0], dtype=dtype), rtol=1e-6, atol=0)
@@ -285,10 +285,47 @@ def test_clamping_moves_gradients_below_rounding_only(distance: float) -> None:
     torch.testing.assert_close(W.grad.double(), exact.grad, rtol=1e-5, atol=1e-25)
 
 
-def test_ties_count_as_correct() -> None:
-    """A target that shares the largest logit is correct, as is every target at W = 0."""
-    out = linear_cross_entropy(torch.ones(3, 2), torch.zeros(3, 2), None, torch.arange(3))
-    assert out.correct.all()
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.parametrize("C", [1, 2, 9, 300])
+def test_of_tied_logits_the_lowest_class_wins(C: int, chunk: int | None, grad: bool) -> None:
+    """`correct` is whether argmax of the logits is the target, with ties everywhere (W = 0), anywhere, or nearly."""
+    zero = torch.zeros(C, 2, requires_grad=grad)
+    out = linear_cross_entropy(torch.ones(C, 2), zero, None, torch.arange(C), chunk_rows=chunk)
+    assert out.correct.tolist() == [True] + [False] * (C - 1)
+    g = torch.Generator().manual_seed(C)
+    y = torch.randint(C, (200,), generator=g)
+    near = torch.randint(-2, 3, (200, C), generator=g) * 1e-9  # their exponentials are equal in float32
+    for logits in (torch.randint(-2, 3, (200, C), generator=g).float(), near, torch.full((200, C), math.nan)):
+        logits = logits.requires_grad_(grad)
+        for options in ({}, {"softcap": 30.0}, {"ignore_index": 0}, {"differentiable_losses": True}):
+            out = linear_cross_entropy(logits, torch.eye(C), None, y, chunk_rows=chunk, **options)
+            expected = (logits.argmax(1) == y) & ~logits[:, 0].isnan() & ((y != 0) | ("ignore_index" not in options))
+            assert torch.equal(out.correct, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_breaks_ties_as_argmax(dtype: torch.dtype) -> None:
+    """Logits rounded to half precision are often tied; `correct` is argmax of the rounded ones, autocast or not."""
+    g = torch.Generator().manual_seed(0)
+    h, W = torch.randn(3000, 8, generator=g).to(dtype), (torch.randn(500, 8, generator=g) / 8).to(dtype)
+    y = (h @ W.t()).topk(3).indices[:, 1]  # the second class: right only if the first one is tied and comes later
+    expected = (h @ W.t()).argmax(1) == y
+    assert torch.equal(linear_cross_entropy(h, W, None, y).correct, expected)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(linear_cross_entropy(h.float(), W.float(), None, y).correct, expected)
+    assert 0 < expected.float().mean() < 0.5
+
+
+def test_compiled_head_breaks_ties_as_argmax() -> None:
+    """The path of GPUs and of torch.compile, which takes the maximum with its index, gives the same answer."""
+    logits = torch.randint(-2, 3, (50, 7), generator=torch.Generator().manual_seed(0)).float()
+    y = torch.arange(50) % 7
+    top, first = _largest(logits.to("meta"))
+    assert first is not None
+    assert top.shape == first.shape == (50, 1)
+    compiled = torch.compile(lambda x: linear_cross_entropy(x, torch.eye(7), None, y).correct, backend="eager")
+    assert torch.equal(compiled(logits), logits.argmax(1) == y)
 
 
 def test_divergence_is_visible() -> None:

@@ -52,7 +52,7 @@ def softmax_head(
         top = max(logits)
         log_sum = top + math.log(math.fsum(math.exp(z - top) for z in logits))
         p = [math.exp(z - log_sum) for z in logits]
-        losses[i], p_correct[i], correct[i] = log_sum - logits[y], p[y], logits[y] >= top
+        losses[i], p_correct[i], correct[i] = log_sum - logits[y], p[y], logits.index(top) == y
         factor = w[y] / normalizer
         loss += factor * losses[i]
         for k in range(C):
