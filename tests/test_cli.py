@@ -267,16 +267,18 @@ def quick_sweep(folder: Path) -> str:
 
 
 def test_help_documents_environment_variables_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    """`heavytail --help` names every variable that the package reads, and every exit code; so does the README."""
+    """`heavytail --help` names every variable that the package reads, and every exit code; so does its guide."""
     read = set(
         re.findall(r"environ(?:\.get\(|\[)\"(HEAVYTAIL_\w+)\"", "".join(f.read_text() for f in PACKAGE.rglob("*.py")))
     )
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    for text in (shown, (ROOT / "README.md").read_text()):
+    guide = (ROOT / "docs" / "guide" / "command-line.md").read_text()
+    for text in (shown, guide):
         assert set(re.findall(r"HEAVYTAIL_[A-Z]+", text)) == read
-    assert re.findall(r"^  (\d+) ", shown, re.M) == ["0", "1", "2", "70", "130"]
+    for text, pattern in ((shown, r"^  (\d+) "), (guide, r"^\| (\d+) \|")):
+        assert re.findall(pattern, text, re.M) == ["0", "1", "2", "70", "130"]
 
 
 def test_help_is_immediate() -> None:

@@ -59,7 +59,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def readme(tmp_path: Path) -> Path:
     """A README with a place for the table."""
-    (tmp_path / "README.md").write_text(f"before\n\n{scoreboard.BEGIN}\nold\n{scoreboard.END}\n\nafter\n")
+    (tmp_path / "README.md").write_text(f"before\n\n{scoreboard.BEGIN}\nstale\n{scoreboard.END}\n\nafter\n")
     return tmp_path / "README.md"
 
 
@@ -277,17 +277,32 @@ def test_bad_folders_are_one_line(
 def test_the_table_counts_and_links(out: Path, tmp_path: Path, readme: Path) -> None:
     """A cell says how many claims were reproduced and links the picture; what was not made is a dash, or no row."""
     assert main([str(out), "--to", str(tmp_path / "docs/results"), "--readme", str(readme)]) == 0
-    text = readme.read_text()
+    text = (tmp_path / "docs/results/README.md").read_text()
     rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[2:] for line in text.splitlines()}
-    assert rows["fig04"] == ["[1 of 2](docs/results/quick/figures/fig04.png)", "—", "—"]
+    assert rows["fig04"] == ["[1 of 2](quick/figures/fig04.png)", "—", "—"]
     assert rows["fig16"] == ["not run", "—", "—"]
-    assert rows["images"] == ["[drawn](docs/results/quick/figures/images.png)", "—", "—"]
+    assert rows["images"] == ["[drawn](quick/figures/images.png)", "—", "—"]
     assert {figure.id for figure in all_figures()} & set(rows) == {"fig04", "fig16", "images"}
     assert "**1 of 3, 1 not run**" in text
     assert "- quick: 7 runs trained, 10 minutes in all; A CPU, torch 2.11" in text
+
+
+def test_the_readme_has_totals_and_highlights(out: Path, tmp_path: Path, readme: Path) -> None:
+    """The README has the number of claims of each verdict, exact ones apart, and measured numbers."""
+    rows = [claim("fig04", "reproduced") | {"claim": "rare-gap"}, claim("fig04", "undecided")]
+    rows += [claim("fig04", "reproduced") | {"kind": "exact"}, claim("fig16", "not run")]
+    (out / "claims.json").write_bytes(strict_json(rows))
+    assert main([str(out), "--to", str(tmp_path / "docs/results"), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert "| scale | claims | reproduced | not reproduced | undecided | not run | exact claims reproduced |" in text
+    assert "| `quick` | 3 | 1 | 0 | 1 | 1 | 1 of 1 |" in text
+    (highlight,) = [line for line in text.splitlines() if line.startswith("| [fig")]
+    assert highlight.startswith("| [fig04](docs/results/quick/figures/fig04.png) | softmax regression")
+    assert highlight.endswith("a ratio | <= 0.9 | 0.123 ✓ |")
+    assert "- quick: 7 runs trained, 10 minutes in all; A CPU, torch 2.11" in text
     assert text.startswith("before\n\n")
     assert text.endswith("\n\nafter\n")
-    assert "old" not in text
+    assert "stale" not in text
 
 
 def test_check_tells_a_stale_table(out: Path, tmp_path: Path, readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,9 +335,8 @@ def test_a_readme_without_a_place_is_refused_first(
 
 
 def test_the_readme_agrees_with_what_is_published() -> None:
-    """The table in this project's README is the one that its published results give."""
-    readme = ROOT / "README.md"
-    assert scoreboard.updated(readme, ROOT / "docs" / "results") == readme.read_text(encoding="utf-8")
+    """This project's README and docs/results/README.md have the numbers that its published results give."""
+    assert scoreboard.stale(ROOT / "README.md", ROOT / "docs" / "results") == []
 
 
 def test_what_is_committed_is_small_and_of_no_machine() -> None:

@@ -1,12 +1,13 @@
-"""The README's table: the number of claims reproduced per published figure and scale, linked to the plot.
+"""What README and docs/results show of the published results, generated from those alone (see tools.publish).
 
-Generated from the published results only (see tools.publish), between two comments in the README.
+README.md               between two comments: claims by scale and kind, highlights, times and machines
+docs/results/README.md  the whole file: claims reproduced per figure and scale, linked to the pictures
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from heavytail.errors import StoreError
@@ -18,55 +19,122 @@ from tools.publish import SCALES
 BEGIN = "<!-- made by `python -m tools`: do not edit -->"
 NOTHING = "—"
 END = "<!-- end of what `python -m tools` made -->"
+VERDICTS = ("reproduced", "not reproduced", "undecided", "not run")
+SIGNS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
+HIGHLIGHTS = (  # figure, claim, and the data in words
+    ("fig01", "rare-gap", "GPT-2 on text"),
+    ("fig02", "barcoded-stays", "CNN"),
+    ("fig03", "gap-appears", "ResNet18 on images"),
+    ("fig04", "rare-gap", "softmax regression on heavy-tailed labels"),
+    ("fig05", "direction-matters-m", "last layer of a transformer"),
+    ("fig12", "similar-when-uniform", "vision transformer on nearly balanced labels"),
+    ("fig18", "rare-gap", "one-layer transformer on text, full batch"),
+)
+
+Claims = Mapping[str, Sequence[Row]]  # rows of claims.json by scale
 
 
-def updated(readme: Path, published: Path) -> str:
-    """Return the text of a README with the table of published results in place of the old table.
+def pages(readme: Path, published: Path) -> dict[Path, str]:
+    """Return the text that the README and the page of published results should have.
 
     Raises:
-        StoreError: the README cannot be read, or has no place for the table.
+        StoreError: the README cannot be read, or has no place for the totals.
     """
     try:
         text = readme.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise StoreError(f"cannot read {readme}: {reason}; --readme names the file with the table") from error
+        raise StoreError(f"cannot read {readme}: {reason}; --readme names the file with the totals") from error
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise StoreError(f"{readme} has no place for the table: expected the lines {BEGIN} and {END}, once each")
+        raise StoreError(f"{readme} has no place for the totals: expected the lines {BEGIN} and {END}, once each")
+    claims: Claims = {scale: read_json(published / scale / "claims.json", []) for scale in SCALES}
+    made = [scale for scale in SCALES if claims[scale]]
+    spent = [line for scale in SCALES for line in _spent(scale, published / scale)]
     link = Path(os.path.relpath(published, readme.parent)).as_posix()
-    return "\n".join([text[: text.index(BEGIN)] + BEGIN, "", *table(published, link), "", text[text.index(END) :]])
+    parts = [[*_totals(claims, made)], [*_highlights(claims, made, link)], spent]
+    lines = [line for part in parts if part for line in (*part, "")]
+    table = [
+        BEGIN,
+        "",
+        "# Results",
+        "",
+        "Claims reproduced of claims made; exact ones (identities that only a bug can break) are",
+    ]
+    table += ["counted apart. [Every claim](../claims.md).", "", *_table(claims, published), "", *spent]
+    return {
+        readme: "\n".join([text[: text.index(BEGIN)] + BEGIN, "", *lines, text[text.index(END) :]]),
+        published / "README.md": "\n".join(table).rstrip() + "\n",
+    }
 
 
-def update(readme: Path, published: Path) -> bool:
-    """Update the table of a README; return whether it changed."""
-    text = updated(readme, published)
-    stale = text != readme.read_text(encoding="utf-8")
-    if stale:
-        write_atomic(readme, text.encode())
-    return stale
+def stale(readme: Path, published: Path) -> list[Path]:
+    """Return the files that `update` would change."""
+    return [file for file, text in pages(readme, published).items() if not _is(file, text)]
 
 
-def table(published: Path, link: str) -> Iterator[str]:
-    """Yield the lines of the table.
+def update(readme: Path, published: Path) -> list[Path]:
+    """Write the totals and the page of published results; return the files that changed."""
+    changed = {file: text for file, text in pages(readme, published).items() if not _is(file, text)}
+    for file, text in changed.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, text.encode())
+    return [*changed]
 
-    Args:
-        published: folder of the published results.
-        link: the same, as seen from the README.
-    """
-    claims: dict[str, list[Row]] = {scale: read_json(published / scale / "claims.json", []) for scale in SCALES}
+
+def _is(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_bytes() == text.encode()
+
+
+def _totals(claims: Claims, made: Sequence[str]) -> Iterator[str]:
+    """The number of claims of each kind and verdict, by scale."""
+    if not made:
+        return
+    yield f"| scale | claims | {' | '.join(VERDICTS)} | exact claims reproduced |"
+    yield "|---|---|" + "---|" * (len(VERDICTS) + 1)
+    for scale in made:
+        measured = [row["verdict"] for row in claims[scale] if row.get("kind") != "exact"]
+        exact = [row["verdict"] for row in claims[scale] if row.get("kind") == "exact"]
+        counts = [str(len(measured)), *(str(measured.count(verdict)) for verdict in VERDICTS)]
+        share = f"{exact.count('reproduced')} of {len(exact)}" if exact else NOTHING
+        yield f"| `{scale}` | {' | '.join(counts)} | {share} |"
+
+
+def _highlights(claims: Claims, made: Sequence[str], link: str) -> Iterator[str]:
+    """The measured numbers of a few claims."""
+    rows = {(scale, row["figure"], row["claim"]): row for scale in made for row in claims[scale]}
+    lines = []
+    for figure, claim, where in HIGHLIGHTS:
+        mine = {scale: rows[scale, figure, claim] for scale in made if (scale, figure, claim) in rows}
+        if mine:
+            first = next(iter(mine.values()))
+            picture = f"[{figure}]({link}/{[*mine][-1]}/figures/{figure}.png)"
+            threshold = f"{first['comparison']} {first['threshold']:g}"
+            cells = [_measured(mine[scale]) if scale in mine else NOTHING for scale in made]
+            lines.append(f"| {picture} | {where}: {first['statement']} | {threshold} | {' | '.join(cells)} |")
+    if lines:
+        yield f"| figure | measured | threshold | {' | '.join(made)} |"
+        yield "|---|---|---|" + "---|" * len(made)
+        yield from lines
+
+
+def _measured(row: Row) -> str:
+    number = NOTHING if row["measured"] is None else f"{row['measured']:.3g}"
+    return f"{number} {SIGNS.get(row['verdict'], row['verdict'])}"
+
+
+def _table(claims: Claims, published: Path) -> Iterator[str]:
+    """The number of claims reproduced per figure and scale."""
     yield f"| figure | | {' | '.join(SCALES)} |"
     yield "|---|---|" + "---|" * len(SCALES)
     for figure in all_figures():
-        cells = [_cell(figure, scale, claims[scale], published, link) for scale in SCALES]
+        cells = [_cell(figure, scale, claims[scale], published) for scale in SCALES]
         if any(cell != NOTHING for cell in cells):
             yield f"| {figure.id} | {figure.title.replace('|', '&#124;')} | {' | '.join(cells)} |"
     totals = (f"**{summary(rows)}**" if rows else NOTHING for rows in claims.values())
     yield f"| all | | {' | '.join(totals)} |"
-    lines = [line for scale in SCALES for line in _made(scale, published / scale)]
-    yield from ["", *lines] if lines else []
 
 
-def _cell(figure: Figure, scale: str, claims: list[Row], published: Path, link: str) -> str:
+def _cell(figure: Figure, scale: str, claims: Sequence[Row], published: Path) -> str:
     """The number of claims reproduced, "drawn" for a figure without claims, a dash for an unpublished one."""
     place = f"{scale}/figures/{figure.id}"
     if not (published / f"{place}.json").is_file():
@@ -74,10 +142,10 @@ def _cell(figure: Figure, scale: str, claims: list[Row], published: Path, link: 
     drawn = (published / f"{place}.png").is_file()
     mine = [row for row in claims if row["figure"] == figure.id]
     text = summary(mine) if mine else "drawn" if drawn else "not drawn"
-    return f"[{text}]({link}/{place}.png)" if drawn else text
+    return f"[{text}]({place}.png)" if drawn else text
 
 
-def _made(scale: str, folder: Path) -> Iterator[str]:
+def _spent(scale: str, folder: Path) -> Iterator[str]:
     """A line with the time and the machines of a scale."""
     timing: list[Row] = read_json(folder / "timing.json", [])
     if not timing:
@@ -85,7 +153,7 @@ def _made(scale: str, folder: Path) -> Iterator[str]:
     machines: list[Row] = read_json(folder / "environment.json", [])
     on = dict.fromkeys(_machine(table) for table in machines)
     trained, seconds = (sum(row[key] for row in timing) for key in ("trained", "seconds"))
-    yield f"- {scale}: {trained} runs trained, {_spent(seconds)} in all" + (f"; {', '.join(on)}" if on else "")
+    yield f"- {scale}: {trained} runs trained, {_duration(seconds)} in all" + (f"; {', '.join(on)}" if on else "")
 
 
 def _machine(environment: Row) -> str:
@@ -95,7 +163,7 @@ def _machine(environment: Row) -> str:
     )
 
 
-def _spent(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for unit, size in (("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
