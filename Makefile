@@ -28,11 +28,11 @@ reproduce: $(VENV)/lab  ## make every figure from embedded data and check its cl
 	$(BIN)/heavytail reproduce --scale $(SCALE) --out $(OUT)
 
 test: $(VENV)/dev  ## run the tests (real data: set HEAVYTAIL_DATA)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not network and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not network and not browser and not cluster"
 
 test-isa: $(VENV)/dev  ## run the model tests with the kernels of processors with AVX2 only, then with SSE4.1 only
 	for isa in AVX2 SSE41; do ONEDNN_MAX_CPU_ISA=$$isa OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
-		-m "not slow and not gpu and not network and not browser" $(ISA_TESTS) || exit 1; done
+		-m "not slow and not gpu and not network and not browser and not cluster" $(ISA_TESTS) || exit 1; done
 
 $(VENV)/browser: $(VENV)/dev
 	$(PIP) --editable '.[browser]'

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 import pytest
 
 from heavytail.cli import main
-from heavytail.errors import SpecError
+from heavytail.errors import HeavyTailError, SpecError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
 from heavytail.train import executors
@@ -26,6 +28,32 @@ def test_every_file_of_the_folder_is_an_executor() -> None:
         assert callable(executors.executor(name).connect)
     with pytest.raises(SpecError, match="unknown --executor 'locl'; did you mean 'local'"):
         executors.executor("locl")
+
+
+@pytest.mark.parametrize(("name", "package"), [("ray", "ray")])
+def test_an_executor_without_its_package_names_the_extra(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An executor whose package is not installed is one line with the command that installs it."""
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(HeavyTailError, match=rf"--executor {name} needs .*; .*pip install '\.\[{name}\]'"):
+        run_all(lambda: [tiny()], RunStore(tmp_path), Options(tmp_path, executor=name), Log())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--cpus", "2"], "--cpus: expected --executor ray, got local"),
+        (["--executor", "ray", "--cpus", "0"], "argument --cpus: expected an integer >= 1, got '0'"),
+    ],
+)
+def test_a_setting_of_another_executor_is_refused(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that the chosen executor does not have names those that have it; a wrong value is one line, too."""
+    with contextlib.suppress(SystemExit):
+        assert main(["sweep", "simple-imbalanced", *given]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", "1/3/5", "1/٣", ""])

@@ -28,7 +28,7 @@ from tests.problems import BASE, ROOT, python, tiny
 class Log:
     """A display that remembers; `on_progress` is called with every report."""
 
-    def __init__(self, on_progress: Callable[[RunSpec], None] = lambda spec: None) -> None:
+    def __init__(self, on_progress: Callable[[RunSpec], object] = lambda spec: None) -> None:
         self.events: list[tuple[str, str]] = []
         self.on_progress = on_progress
 

@@ -105,6 +105,9 @@ def executor_arguments(parser: argparse.ArgumentParser) -> None:
         help="runs trained at a time (default: one per CPU core, or one per GPU)",
     )  # fmt: skip
     parser.add_argument("--shard", metavar="I/N", help="train part I of N of the runs, the same on every machine")
+    for setting, having in executors.settings().values():
+        text = f"{', '.join(having)}: {setting.help}"
+        parser.add_argument(f"--{setting.name}", type=setting.parse, metavar=setting.metavar, help=text)
 
 
 def on_argument(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +174,7 @@ def run_store(args: argparse.Namespace) -> RunStore:
 
 def options(args: argparse.Namespace, workers: int | None = None) -> Options:
     """Return how to train: --data-dir, --device, --compile, --executor, --shard, and --jobs or the number given."""
-    from heavytail.train.executors import executor
+    from heavytail.train.executors import executor, settings
     from heavytail.train.options import ALL, Options, Shard
 
     given = vars(args)
@@ -181,8 +184,17 @@ def options(args: argparse.Namespace, workers: int | None = None) -> Options:
     shard = ALL if given.get("shard") is None else Shard.parse(args.shard)
     name = given.get("executor", "local")
     executor(name)
+    chosen = {}
+    for setting, having in settings().values():
+        value = given.get(setting.name.replace("-", "_"))
+        if value is not None and name not in having:
+            raise SpecError(f"--{setting.name}: expected --executor {' or '.join(having)}, got {name}")
+        if value is not None:
+            chosen[setting.name] = value
     device = args.device
-    if device is None or device != "cpu":
+    if name != "local" and device is not None:
+        pass  # the machines that train may have a GPU that this one has not
+    elif device is None or device != "cpu":
         import torch
 
         available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -191,7 +203,7 @@ def options(args: argparse.Namespace, workers: int | None = None) -> Options:
         if device.split(":")[0] not in allowed:
             listed = " or ".join(allowed) if len(allowed) > 1 else "cpu (no GPU is available)"
             raise SpecError(f"--device: expected {listed}, got '{device}'")
-    return Options(data_dir(args), device, workers, args.compile, executor=name, shard=shard)
+    return Options(data_dir(args), device, workers, args.compile, executor=name, settings=chosen, shard=shard)
 
 
 def writable(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 A file in this folder without a leading underscore is an executor of the same name (`--executor NAME`). Its function
 `connect` returns an `Executor`; a `HeavyTailError` there is the user's: a package that is not installed, no cluster.
+`SETTINGS` lists the executor's own options of the command line.
 Results travel through the run store alone. An executor starts runs and reports how each of them ended.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import pkgutil
 import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from heavytail.errors import DataError, HeavyTailError, RefusedError, UnreadableError, unknown
 
@@ -30,8 +32,8 @@ class Event:
     Attributes:
         spec: the run.
         kind: "progress"; or how the run ended: "finished" (its status is `text`), "no data" (its data cannot be
-            loaded), "failed", "lost" (its process died), "returned" (not begun; it may be started again), "fatal" (a
-            setting is wrong: no run can be trained).
+            loaded), "failed", "lost" (its process died), "returned" (not begun, or on a machine that failed; it may be
+            started again), "fatal" (a setting is wrong: no run can be trained).
         text: the status of a finished run, or the reason.
         step, loss: of a run in progress.
         error: the exception, if it is no HeavyTailError and was raised in this process.
@@ -46,6 +48,16 @@ class Event:
 
 
 Handle = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An option of an executor on the command line: `--name METAVAR`, read by `parse`."""
+
+    name: str
+    parse: Callable[[str], Any]
+    metavar: str
+    help: str
 
 
 class Executor(Protocol):
@@ -66,6 +78,9 @@ class Executor(Protocol):
 
 class Module(Protocol):
     """Interface of an executor's module."""
+
+    SETTINGS: Sequence[Setting]
+    """The executor's own options; their values, if given, are in `Options.settings`."""
 
     def connect(self, store: RunStore, options: Options, should_stop: Callable[[], bool]) -> Executor:
         """Return the executor.
@@ -91,6 +106,22 @@ def executor(name: str) -> Module:
     if name not in names():
         raise unknown("--executor", name, names())
     return cast("Module", import_module(f"{__name__}.{name}"))
+
+
+def count(text: str) -> int:
+    """Read an option that is a number of things."""
+    if not (text.isdecimal() and text.isascii() and 1 <= int(text) < 10**6):
+        raise ArgumentTypeError(f"expected an integer >= 1, got '{text}'")
+    return int(text)
+
+
+def settings() -> dict[str, tuple[Setting, list[str]]]:
+    """Return the options of all executors by name, each with the executors that have it."""
+    found: dict[str, tuple[Setting, list[str]]] = {}
+    for name in names():
+        for setting in executor(name).SETTINGS:
+            found.setdefault(setting.name, (setting, []))[1].append(name)
+    return found
 
 
 def attempt(

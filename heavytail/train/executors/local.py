@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heavytail.errors import HeavyTailError
-from heavytail.experiment.spec import RunSpec
-from heavytail.experiment.store import RunStore
 from heavytail.system import num_cores
-from heavytail.train.executors import Event, Executor, Handle, attempt
-from heavytail.train.options import Options
+from heavytail.train.executors import Event, Executor, Handle, Setting, attempt
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `--help` imports every executor for its settings
+    from heavytail.experiment.spec import RunSpec
+    from heavytail.experiment.store import RunStore
     from heavytail.train.engine import Progress
+    from heavytail.train.options import Options
 
+SETTINGS: tuple[Setting, ...] = ()
 _LOG = logging.getLogger("heavytail")
 PATIENCE = 10.0  # seconds for a worker to commit its run
 
@@ -176,6 +177,8 @@ def _work(pipe: Connection, threads: int, root: Path, options: Options) -> None:
     parent = os.getppid()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
+
+    from heavytail.experiment.store import RunStore
 
     torch.set_num_threads(threads)
 
