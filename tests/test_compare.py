@@ -16,6 +16,7 @@ from scipy import integrate, stats
 from heavytail import cli
 from heavytail.compare import comparison
 from heavytail.compare.comparison import (
+    BASELINE,
     BETTER,
     NOT_JUDGED,
     PROBLEMS,
@@ -34,7 +35,9 @@ from heavytail.experiment.search import Grid
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
-from tests.problems import tiny_preset
+from heavytail.train.engine import price
+from tests import outside
+from tests.problems import tiny, tiny_preset
 
 RNG = np.random.default_rng(0)
 
@@ -104,6 +107,16 @@ def test_verdicts_follow_the_table() -> None:
         assert row["closed_rarest"] == pytest.approx(1 - shift / 2, abs=1e-9)
         assert row["sentence"].endswith("3 seeds)")
     assert judge(adam, gd, adam)["p_value"] == 1
+
+
+def test_differences_below_the_resolution_of_float32_are_none() -> None:
+    """Losses that have all become 0 to rounding neither differ nor leave a gap, however many seeds agree."""
+    for size, expected in ((1e-9, SAME), (1e-3, BETTER)):
+        gd, adam, other = (losses([size * x for x in row]) for row in ([4, 4.1, 3.9], [2, 2.1, 1.9], [1, 1.1, 0.901]))
+        row = judge(other, gd, adam)
+        assert row["p_value"] < 0.01
+        assert row["verdict"] == expected
+        assert (row["closed_rarest"] is None) == (row["closed_overall"] is None) == (expected == SAME)
 
 
 def test_steps_to_adam_is_the_first_record_at_its_final_loss() -> None:
@@ -231,6 +244,28 @@ def test_a_failing_optimizer_does_not_hide_the_others(small: list[str], capsys: 
     assert "too large for me" in capsys.readouterr().err
 
 
+def test_an_interrupted_comparison_shows_what_is_finished(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C ends with 130 and files in which the finished baselines have their losses; the same command continues."""
+    outside.Interrupts.armed = True
+    command = ["compare", "tests.outside:Interrupts", "--problems", "linear", *small]
+    assert cli.main(command) == 130
+    assert [(r["verdict"], r["loss"] is None) for r in rows(small)] == [
+        (BASELINE, False),
+        (BASELINE, False),
+        (NOT_JUDGED, True),
+    ]
+    assert "the same command continues" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert rows(small)[-1]["verdict"] in (SAME, BETTER, WORSE)
+
+
+def test_the_price_has_rare_work_and_hidden_state(tmp_path: Path) -> None:
+    """What an optimizer does in every tenth step is in its time, and tensors in its attributes are in its bytes."""
+    seconds, state = price(tiny(optim="tests.outside:Hoards"), tmp_path)
+    assert seconds > 0.5 * outside.Hoards.BURNT / 10
+    assert state == 1000 * 4
+
+
 def test_an_optimizer_without_a_stable_step_size_is_unstable(small: list[str]) -> None:
     """Its verdict is "unstable" and its numbers are null."""
     assert cli.main(["compare", "tests.outside:Ascends", "--problems", "linear", *small]) == 0
@@ -284,8 +319,9 @@ def test_the_problems_are_the_pages(scale: str) -> None:
     made = Comparison.of({}, PROBLEMS, scale=scale, num_seeds=5, data_dir=Path("/nowhere"))
     specs = {(t.problem, t.optimizer): t.sweep.spec(t.arm, 0.0, 100) for t in made.trials}
     assert len(specs) == 10
-    assert specs["linear", "GD"].data.to_dict() == {"name": "random-heavy-tail", "groups": 8}
-    assert specs["memory", "GD"].data.to_dict() == {"name": "memory", "groups": 8, "rotated": True}
+    linear, memory = (6, 7) if scale == "quick" else (8, 8)
+    assert specs["linear", "GD"].data.to_dict() == {"name": "random-heavy-tail", "groups": linear}
+    assert specs["memory", "GD"].data.to_dict() == {"name": "memory", "groups": memory, "rotated": True}
     assert specs["memory", "GD"].model.params == {"bias": False, "init": "zero"}
     assert specs["bigram", "GD"].model.params == {"init": "zero"}
     assert all(spec.batch_size is None for spec in specs.values())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from heavytail.compare.search import SPARSE, Found, search
-from heavytail.compare.statistics import LEVEL, Array, Share, closed, paired_p
+from heavytail.compare.statistics import LEVEL, Array, Share, closed, differs, paired_p
 from heavytail.errors import SpecError, StoreError, unknown
 from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.search import Candidate, Grid, Lookup
@@ -214,7 +214,7 @@ def judge(losses: Losses, gd: Losses, adam: Losses) -> dict[str, Any]:
     difference = adam.rarest - losses.rarest
     p = paired_p(difference)
     verdict = SAME
-    if p < LEVEL and difference.mean() != 0:
+    if differs(difference):
         verdict = BETTER if difference.mean() > 0 else WORSE
     overall = closed(gd.overall[:, -1], adam.overall[:, -1], losses.overall[:, -1])
     rarest = closed(gd.rarest, adam.rarest, losses.rarest)

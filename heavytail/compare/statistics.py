@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 LEVEL = 0.01  # a difference is one at p < LEVEL
+RESOLUTION = 1e-6  # nats; smaller mean differences are rounding errors of losses in float32
 _CONFIDENCE = 0.95
 
 
@@ -29,6 +30,15 @@ def paired_p(differences: Array) -> float:
         return 0.0 if differences[0] else 1.0
     t = differences.mean() / (differences.std(ddof=1) / np.sqrt(n))
     return float(2 * stdtr(n - 1, -abs(t)))
+
+
+def differs(differences: Array) -> bool:
+    """Whether differences [n] have p < LEVEL and a mean that float32 resolves.
+
+    >>> differs(np.array([1.0, 1.1, 0.9])), differs(np.array([1.0, 1.1, 0.9]) * 1e-7)
+    (True, False)
+    """
+    return bool(abs(differences.mean()) > RESOLUTION) and paired_p(differences) < LEVEL
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,12 @@ def closed(gd: Array, adam: Array, other: Array) -> Share | None:
         gd, adam, other: losses [n], seed by seed.
 
     Returns:
-        None where there is no gap: GD's mean loss is not larger than Adam's, or their difference has p >= 0.01.
+        None where there is no gap: GD's mean loss is not larger than Adam's, or `differs` finds no difference.
     """
     from scipy.special import stdtrit
 
     gap, gained = gd - adam, gd - other
-    if not gap.mean() > 0 or paired_p(gap) >= LEVEL:
+    if not (gap.mean() > 0 and differs(gap)):
         return None
     n = len(gap)
     without = (gained.sum() - gained) / (gap.sum() - gap)

@@ -33,8 +33,9 @@ def size(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of the tensors in an optimizer's state."""
-    return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in _tensors(state))
+    """Return the bytes of the tensors in an optimizer's state, in attributes of the optimizer too."""
+    held = [*optimizer.state.values(), *map(_own, parts(optimizer))]
+    return sum(t.numel() * t.element_size() for state in held for t in _tensors(state))
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
