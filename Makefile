@@ -39,9 +39,9 @@ $(VENV)/browser: $(VENV)/dev
 	@touch $@
 
 test-browser: $(VENV)/browser  ## test the pages in a headless Chromium (installs Debian's if there is none)
-	@command -v chromium >/dev/null || (apt-get update -q && apt-get install -q -y --no-install-recommends chromium) >/dev/null 2>&1 \
-		|| echo "test-browser: no chromium, and apt cannot install it; the tests are skipped"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+	@command -v chromium >/dev/null || timeout 120 sh -c 'apt-get update -q && apt-get install -q -y --no-install-recommends chromium' \
+		>/dev/null 2>&1 || echo "test-browser: no chromium, and apt cannot install it; the tests are skipped"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m browser tests/browser
 
 test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
