@@ -284,6 +284,13 @@ class RunStore:
             except UnreadableError as error:
                 self._report(error)
 
+    def signature(self, key: str) -> str:
+        """Return a checksum of a run's record, which changes with every commit; "" if the record cannot be read."""
+        try:
+            return hashlib.sha256((self.root / "runs" / key / "status.json").read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
     def _intact(self, folder: Path) -> dict[str, Any] | None:
         """The record of a folder, None if there is none or it is damaged."""
         try:

@@ -248,6 +248,7 @@ class Picture:
         self.figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
         self._grid = self.figure.add_gridspec(rows, columns)
         self.panels: dict[tuple[int, ...], Panel] = {}
+        self._laid_out = False
 
     def panel(self, row: int | slice, column: int | slice, title: str, xlabel: str, ylabel: str) -> Panel:
         """Add a panel in one cell of the grid, or across several rows or columns."""
@@ -291,6 +292,11 @@ class Picture:
 
     def render(self, kind: Literal["png", "pdf"]) -> bytes:
         """Return the picture as a file's content (PNG at 200 dots per inch); the same numbers give the same bytes."""
+        if not self._laid_out:  # the layout takes longer than the drawing, and is the same for every file
+            with applied():
+                self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
+            self._laid_out = True
         undated = {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
         buffer = BytesIO()
         with applied():

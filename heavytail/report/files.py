@@ -5,14 +5,18 @@
     OUT/claims.json                         every claim with its measured number, threshold and verdict
     OUT/timing.json                         start, duration and trained runs of each `reproduce` into OUT
     OUT/report.html                         all of the above in one file (written by `page`)
+    OUT/.drawn.json                         which figures need not be drawn again (see `drawn`)
 
 Every file is written atomically, JSON is strict, and files are checked field by field on reading.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +75,11 @@ _FIGURE = {
 }
 
 
+def figure_files(name: str) -> list[str]:
+    """Return the names of a figure's files under OUT/figures: pictures, and the numbers in them."""
+    return [f"{name}.png", f"{name}.pdf", f"{name}-search.png", f"{name}.json"]
+
+
 def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | None = None) -> list[Claim]:
     """Write the files of a figure under OUT/figures, and return its claims.
 
@@ -111,13 +120,22 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
         }
     except MissingRuns as error:
         record["missing"] = missing or str(error)
-    for name in (f"{figure.id}.png", f"{figure.id}.pdf", f"{figure.id}-search.png"):
+    *images, numbers = figure_files(figure.id)
+    for name in images:
         if name in pictures:
             write_atomic(folder / name, pictures[name])
         else:
             (folder / name).unlink(missing_ok=True)  # an image of an earlier run would not match the new numbers
-    write_atomic(folder / f"{figure.id}.json", strict_json(record))
+    write_atomic(folder / numbers, strict_json(record))
     return claims
+
+
+def checksum(file: Path) -> str:
+    """Return the SHA-256 checksum of a file, "" if it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:
@@ -147,13 +165,20 @@ def read_figures(out: Path) -> list[Row]:
     """Return the records of OUT/figures/*.json by name; DamagedError names a damaged one."""
     records: list[Row] = []
     for file in sorted((out / "figures").glob("*.json")):
-        record = _read(file, _FIGURE)
-        if record is not None:
-            if record["figure"] != file.stem or not FIGURE_ID.fullmatch(file.stem):
-                expected = f"expected the file's own name, got {record['figure']!r}"
-                raise DamagedError(f"{file} is damaged: content.figure: {expected}{_REMEDY}")
-            records.append(record)
+        with suppress(FileNotFoundError):  # another process has just removed it
+            records.append(_read_figure(file, checksum(file)))
     return records
+
+
+@lru_cache(maxsize=128)  # the report is rewritten while figures are drawn, and most of them have not changed
+def _read_figure(file: Path, checksum: str) -> Row:
+    record: Row | None = _read(file, _FIGURE)
+    if record is None:
+        raise FileNotFoundError(file)
+    if record["figure"] != file.stem or not FIGURE_ID.fullmatch(file.stem):
+        expected = f"expected the file's own name, got {record['figure']!r}"
+        raise DamagedError(f"{file} is damaged: content.figure: {expected}{_REMEDY}")
+    return record
 
 
 def _read(file: Path, shape: object) -> Any:

@@ -24,7 +24,8 @@ import jinja2
 from markupsafe import Markup
 
 from heavytail.files import Row, write_atomic
-from heavytail.report.files import VERDICTS, read_claims, read_figures
+from heavytail.report.drawn import code
+from heavytail.report.files import VERDICTS, checksum, read_claims, read_figures
 
 SIGNS = {
     "reproduced": "\N{CHECK MARK}",
@@ -250,13 +251,16 @@ def _alt(record: Row) -> str:
 
 
 def write_report(out: Path, *, title: str = "heavytail: figures and claims", reload: int | None = None) -> Path:
-    """Write OUT/report.html from the other files under OUT, and return its path.
+    """Write OUT/report.html from the other files under OUT, and return its path; leave a page that is up to date.
 
     With `reload`, an open page reloads after that many seconds.
 
     Raises:
         StoreError: a file under OUT is damaged.
     """
+    path, made_of = out / "report.html", _made_of(out, title, reload)
+    if _is_page_of(path, made_of):
+        return path
     claims, figures = read_claims(out), read_figures(out)
     by_figure: dict[str, list[Row]] = {row["figure"]: [] for row in [*figures, *claims]}
     for row in claims:
@@ -274,12 +278,31 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims", rel
         "The thresholds of the claims are the same at every scale, and verdicts come from seeds that the step-size "
         "search has not used; below paper scale, a verdict is about a smaller problem."
     )
-    path = out / "report.html"
     out.mkdir(parents=True, exist_ok=True)
     sections = [*drawn.values(), *rest, *every, *_environments(figures)]
     facts = _facts(claims, figures)
-    write_atomic(path, render(title, sections, note=note, facts=facts, tally=_tally(claims), reload=reload))
+    page = render(title, sections, note=note, facts=facts, tally=_tally(claims), reload=reload)
+    write_atomic(path, page + _seal(made_of, page))
     return path
+
+
+def _made_of(out: Path, title: str, reload: int | None) -> str:
+    """A checksum of everything that the report is made of."""
+    files = [out / "claims.json", *sorted((out / "figures").glob("*.*"))]
+    parts = [code(), title, repr(reload), *(f"{file.name} {checksum(file)}" for file in files)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _seal(made_of: str, page: bytes) -> bytes:
+    """The last line of a report: checksums of its sources and of the page itself."""
+    return f"\n<!-- {made_of} {hashlib.sha256(page).hexdigest()} -->\n".encode()
+
+
+def _is_page_of(path: Path, made_of: str) -> bool:
+    """Whether a file is the whole report made of these sources."""
+    content = _content(path)
+    page = content[: -len(_seal(made_of, b""))]
+    return content == page + _seal(made_of, page)
 
 
 def _verdict(claim: Row) -> str:

@@ -1,12 +1,14 @@
 """Reproduce figures: train the missing runs, draw each figure once its runs are finished, check its claims.
 
 This is the only module that uses both figures and training; neither imports the other. Figures that need no training
-are drawn first, the others in the order in which they can be finished soonest. After each figure, claims.json and
-report.html are rewritten, so that an interruption leaves all complete figures.
+are drawn first, the others in the order in which they can be finished soonest. After each figure claims.json is
+rewritten, and report.html every few seconds, so that an interruption leaves all complete figures. Figures whose runs,
+code and files have not changed are not drawn again (see `drawn`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,7 +21,8 @@ from heavytail.errors import DataError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome, RunStore
 from heavytail.experiment.sweep import Sweep
-from heavytail.report.files import add_timing, write_claims, write_figure
+from heavytail.report import drawing, drawn
+from heavytail.report.files import add_timing, write_claims
 from heavytail.report.page import write_report
 from heavytail.results.claims import Claim, summary
 from heavytail.results.figure import Figure
@@ -30,7 +33,7 @@ from heavytail.train.runner import Display, Failure, Interrupted, remember, run_
 if TYPE_CHECKING:
     from heavytail.train.cost import Row
 
-SECONDS = 10  # between two reloads of the page while runs are trained
+SECONDS = 10  # between two versions of the page, and two reloads of it, while runs are trained
 HEADLINE = "fig04"  # the main result, from runs that ten other figures share
 
 
@@ -120,6 +123,7 @@ class _Work:
     drawing: dict[str, float] = field(default_factory=dict)
     error: Exception | None = None
     shown: bool = False
+    page_clock: float = -math.inf  # when the page was last written
 
     def __post_init__(self) -> None:
         self.pending = sorted(self.figures, key=lambda figure: (bool(figure.sweeps), figure.id))
@@ -134,17 +138,17 @@ class _Work:
 
     def draw_complete(self) -> None:
         """Draw every pending figure whose runs are finished."""
-        for figure in list(self.pending):
-            if not self._missing(figure):
-                self._draw(figure)
+        self._finish({figure.id: None for figure in self.pending if not self._missing(figure)})
 
     def draw_rest(self, failures: list[Failure]) -> None:
         """Write the figures whose runs failed, with the reason; raise the error of a figure, if there was one."""
-        for figure in list(self.pending):
+        missing: dict[str, str | None] = {}
+        for figure in self.pending:
             reasons = [_failed(self.sweeps[ref], failures) for ref in figure.sweeps]
             if self.options.shard != ALL:
                 reasons.append("runs of other shards are missing")
-            self._draw(figure, missing=next(filter(None, reasons), None))
+            missing[figure.id] = next(filter(None, reasons), None)
+        self._finish(missing)
         if self.error is not None:
             raise self.error
 
@@ -202,25 +206,50 @@ class _Work:
     def _missing(self, figure: Figure) -> list[RunSpec]:
         return [spec for ref in figure.sweeps for spec in self.sweeps[ref].propose(self.lookup)]
 
-    def _draw(self, figure: Figure, missing: str | None = None) -> None:
-        self.pending.remove(figure)
+    def _finish(self, missing: dict[str, str | None]) -> None:
+        """Draw pending figures that are not drawn yet, given the reason for each one's missing runs, by id."""
         if not self.options.first:
+            self.pending = [figure for figure in self.pending if figure.id not in missing]
             return
-        clock = time.perf_counter()
-        try:
-            claims = write_figure(figure, self.results, self.out, missing=missing)
-        except Exception as error:  # a bug in a figure must not hide the others; raised after they are drawn
-            error.add_note(f"while drawing {figure.id}")
-            self.error = self.error or error
-            return
-        self.drawing[figure.id] = time.perf_counter() - clock
+        tasks = []
+        for figure in [figure for figure in self.pending if figure.id in missing]:
+            complete = missing[figure.id] is None and not self._missing(figure)
+            key = drawn.key_of(figure, self.results, self._signatures(figure)) if complete else ""
+            claims = drawn.recall(self.out, figure, key, self.results.scale)
+            if claims is None:
+                tasks.append(drawing.Task(figure, missing[figure.id], key))
+            else:
+                self._done(figure, claims, 0.0)
+        for task, made in drawing.draw(tasks, self.results, self.out, self.options.num_workers()):
+            if isinstance(made, Exception):  # a bug in a figure must not hide the others; raised after they are drawn
+                made.add_note(f"while drawing {task.figure.id}")
+                self.error = self.error or made
+                self.pending.remove(task.figure)
+            else:
+                self._done(task.figure, *made)
+        if missing:
+            self._write_page()
+
+    def _done(self, figure: Figure, claims: list[Claim], seconds: float) -> None:
+        """Announce a figure whose files are written, with its claims."""
+        self.pending.remove(figure)
+        self.drawing[figure.id] = seconds
         self.claims += claims
         write_claims(self.out, claims)
-        page = write_report(self.out, reload=SECONDS if self.pending else None)
         self.display.drawn(figure.id, len(self.figures) - len(self.pending), len(self.figures), claims)
+        if time.monotonic() - self.page_clock > SECONDS:
+            self._write_page()
+
+    def _write_page(self) -> None:
+        page = write_report(self.out, reload=SECONDS if self.pending else None)
+        self.page_clock = time.monotonic()
         if not self.shown:
             self.shown = True
             self.on_page(page)
+
+    def _signatures(self, figure: Figure) -> dict[str, str]:
+        """A checksum of every run that a figure reads, by key."""
+        return {key: self.store.signature(key) for key in self.used(figure)}
 
     def _costs(self) -> dict[tuple[str, str, str], Row]:
         """The cost of the search of every (preset, variant, optimizer) that a pending figure needs."""
