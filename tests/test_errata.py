@@ -107,3 +107,30 @@ def test_a_calibrated_class_gets_as_much_from_others_as_it_lacks() -> None:
     blocks = head_blocks([(X, y)], W, b)
     pi = blocks.count / blocks.count.sum()
     torch.testing.assert_close(blocks.p_mean - pi * blocks.p_correct, pi * (1 - blocks.p_correct), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("c", [10, 1_000, 10_250])
+def test_lemma_6_needs_a_later_time(c: int) -> None:
+    """The argument of W is e^(1/z) at the printed time and e, which the bound needs, at f = z (log z + 1) (erratum 15)."""
+    z = c - 1
+    printed, needed = z * np.log(z) + 1, z * (np.log(z) + 1)
+    assert np.exp(printed / z - np.log(z)) == pytest.approx(np.exp(1 / z), rel=1e-9)
+    assert np.exp(printed / z - np.log(z)) < np.e
+    assert np.exp(needed / z - np.log(z)) == pytest.approx(np.e, rel=1e-9)
+
+
+@pytest.mark.parametrize(("c", "share"), [(10**4, 0.55), (10**6, 0.64)])
+def test_zipf_data_that_proposition_2_covers(c: int, share: float) -> None:
+    """The first c / log^2 c classes hold about half of the data, and the last of them has c pi_k < log c (erratum 17)."""
+    frequencies = 1 / np.arange(1, c + 1)
+    frequencies /= frequencies.sum()
+    last = int(c / np.log(c) ** 2)
+    assert frequencies[:last].sum() == pytest.approx(share, abs=0.005)
+    assert c * frequencies[last - 1] < np.log(c)
+
+
+def test_the_synthetic_data_have_nearly_as_many_samples_as_inputs() -> None:
+    """At m = 11 n/d is 0.92, not much less than 1 (erratum 19)."""
+    data = registry("data").make(Component("random-heavy-tail", {"groups": 11})).load(seed=0, data_dir=Path())
+    samples, inputs = data.train.inputs.shape
+    assert samples / inputs == pytest.approx(0.92, abs=0.005)
