@@ -111,7 +111,7 @@ def test_a_calibrated_class_gets_as_much_from_others_as_it_lacks() -> None:
 
 @pytest.mark.parametrize("c", [10, 1_000, 10_250])
 def test_lemma_6_needs_a_later_time(c: int) -> None:
-    """The argument of W is e^(1/z) at the printed time and e, which the bound needs, at f = z (log z + 1) (erratum 15)."""
+    """W's argument is e^(1/z) at the printed time, and the e that the bound needs at z (log z + 1) (erratum 15)."""
     z = c - 1
     printed, needed = z * np.log(z) + 1, z * (np.log(z) + 1)
     assert np.exp(printed / z - np.log(z)) == pytest.approx(np.exp(1 / z), rel=1e-9)
@@ -121,7 +121,7 @@ def test_lemma_6_needs_a_later_time(c: int) -> None:
 
 @pytest.mark.parametrize(("c", "share"), [(10**4, 0.55), (10**6, 0.64)])
 def test_zipf_data_that_proposition_2_covers(c: int, share: float) -> None:
-    """The first c / log^2 c classes hold about half of the data, and the last of them has c pi_k < log c (erratum 17)."""
+    """The first c / log^2 c classes hold about half of the data; the last of them has c pi_k < log c (erratum 17)."""
     frequencies = 1 / np.arange(1, c + 1)
     frequencies /= frequencies.sum()
     last = int(c / np.log(c) ** 2)

@@ -34,13 +34,14 @@ ONE_LAYER = {
     "batch_size": None,
     "data": TINY_PTB,
     "model": {"name": "transformer", "width": 1200, "depth": 1, "heads": 1, "mlp": 1200, "norm": "post"}
-    | {"activation": "relu", "dropout": 0.0, "init": "paper", "train": "all"},
+    | {"activation": "relu", "dropout": 0.0, "attention_dropout": 0.0, "init": "paper", "train": "all"},
 }
 TWO_LAYER = {
     "steps": 100 * (26_411 // 512),  # 100 epochs
     "batch_size": 512,
     "data": {**TINY_PTB, "name": "ptb"},
-    "model": {**ONE_LAYER["model"], "width": 1000, "depth": 2, "heads": 4, "mlp": 1000, "dropout": 0.2},
+    "model": {**ONE_LAYER["model"], "width": 1000, "depth": 2, "heads": 4, "mlp": 1000}
+    | {"dropout": 0.2, "attention_dropout": 0.2},
 }
 CNN = {
     "steps": 300,
@@ -73,8 +74,8 @@ def image_models(name: str, settings: dict[str, Any]) -> dict[tuple[str, str], d
 PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("linear", ""): LINEAR,
     ("linear-path", ""): {**LINEAR, "steps": 100},
-    ("linear", "weighted-sqrt"): LINEAR | SQRT,
-    ("linear", "weighted-inverse"): LINEAR | INVERSE,
+    ("linear", "weighted-sqrt"): LINEAR | SQRT | {"steps": 500},
+    ("linear", "weighted-inverse"): LINEAR | INVERSE | {"steps": 500},
     ("linear-inputs", ""): {**SMALL_LINEAR, "steps": 25, "data": {**SMALL_LINEAR["data"], "inputs": "aligned"}},
     ("linear-inputs", "aligned"): {**SMALL_LINEAR, "steps": 25, "data": {**SMALL_LINEAR["data"], "inputs": "aligned"}},
     ("linear-inputs", "orthogonal"): {
@@ -96,7 +97,10 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
         | {"dropout": 0.0, "train": "head"},
     },
     ("one-layer-transformer", ""): ONE_LAYER,
-    ("one-layer-transformer", "dropout"): {**ONE_LAYER, "model": {**ONE_LAYER["model"], "dropout": 0.2}},
+    ("one-layer-transformer", "dropout"): {
+        **ONE_LAYER,
+        "model": {**ONE_LAYER["model"], "dropout": 0.2, "attention_dropout": 0.2},
+    },
     ("two-layer-transformer", ""): TWO_LAYER,
     ("two-layer-transformer", "weighted-sqrt"): TWO_LAYER | SQRT,
     ("two-layer-transformer", "weighted-inverse"): TWO_LAYER | INVERSE,
@@ -112,8 +116,8 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("cnn", "long"): {**CNN, "steps": 600},
     ("cnn", "mnist"): {**CNN, "data": {"name": "mnist", "samples": None}},
     ("cnn", "barcoded"): {**CNN, "data": {**CNN["data"], "only": True}},
-    ("cnn", "weighted-sqrt"): CNN | SQRT,
-    ("cnn", "weighted-inverse"): CNN | INVERSE,
+    ("cnn", "weighted-sqrt"): CNN | SQRT | {"steps": 500},
+    ("cnn", "weighted-inverse"): CNN | INVERSE | {"steps": 500},
     **image_models("resnet18", RESNET),
     **image_models("resnet18-layernorm", {**RESNET, "model": {**RESNET["model"], "norm": "layer"}}),
     **image_models("simple-vit", VIT),
@@ -249,6 +253,24 @@ def test_two_steps_on_a_folder_of_a_thousand_classes(preset: str, tmp_path: Path
     assert len(history.arrays["group"]) == 1000
     assert history.loss[0] == pytest.approx(math.log(1000), rel=0.15)
     assert np.isfinite(history.loss).all()
+
+
+def test_figures_show_the_releases_horizons() -> None:
+    """At the paper's scale figures show and judge their runs up to the end of the paper's plots (erratum 20)."""
+    shown = {}
+    for figure in all_figures():
+        for ref in figure.sweeps:
+            share = ref.shown.get("paper", 1.0)
+            shown[figure.id, ref.preset, ref.variant] = share * ref.load("paper").run["steps"]
+    fig22 = {key[1:]: steps for key, steps in shown.items() if key[0] == "fig22" and key[1] in ("linear", "cnn")}
+    kinds = ("weighted-sqrt", "weighted-inverse")
+    assert fig22 == {("linear", ""): 500, ("cnn", "long"): 500} | {
+        (p, k): 500 for p in ("linear", "cnn") for k in kinds
+    }
+    assert shown["fig14", "cnn", "long"] == shown["fig21", "cnn", "long"] == 400
+    assert shown["fig02", "cnn", ""] == shown["fig14", "cnn", "barcoded"] == 300
+    assert shown["fig19", "linear", ""] == 500
+    assert shown["fig04", "linear", ""] == 1000
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from heavytail.plotting.panels import final_group_losses, group_losses, loss_label
+from heavytail.plotting.panels import final_group_losses, group_losses, loss_label, overall_loss
 from heavytail.plotting.style import Picture, optimizer_name
 from heavytail.results.claims import claim, compared, group_ratios, order, present, ratio
 from heavytail.results.figure import Figure, register
@@ -22,16 +22,16 @@ SPREAD, SOLVED = 1.5, 0.05
 
 
 def plot_inputs(results: Results) -> Picture:
-    """Draw figure 15: per kind of inputs a row with GD and Adam by group and the final loss of every group."""
-    picture = Picture(2, 3)
+    """Draw figure 15: per kind of inputs overall loss, GD and Adam by group, and final loss of each group."""
+    picture = Picture(2, 4)
     for row, (name, ref) in enumerate(INPUTS.items()):
         runs = [results.selected(ref, label) for label in results.labels(ref)]
-        losses = []
-        for column, run in enumerate(runs):
-            title = f"{name}: {optimizer_name(run.label)}"
-            losses.append(picture.panel(row, column, title, "step", "" if column else loss_label("train")))
+        losses = [picture.panel(row, 0, f"{name}: overall", "step", loss_label("train"))]
+        overall_loss(losses[0], runs, until=SHOWN)
+        for column, run in enumerate(runs, 1):
+            losses.append(picture.panel(row, column, f"{name}: {optimizer_name(run.label)}", "step", ""))
             group_losses(losses[-1], run, until=SHOWN)
-        losses.append(picture.panel(row, 2, f"{name}: last step", "group (1 = most frequent)", ""))
+        losses.append(picture.panel(row, 3, f"{name}: last step", "group (1 = most frequent)", ""))
         final_group_losses(losses[-1], runs)
         picture.share_y(losses, 2 * runs[0].initial_loss)
         picture.group_bar(losses, runs[0].num_groups)

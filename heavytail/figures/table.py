@@ -1,6 +1,6 @@
 """Table 1: models x data x batch, generated from the presets at the requested scale.
 
-No runs and no claims. A row is a problem: variants of a preset that differ only in the loss share a row.
+No runs and no claims. A row is a problem: variants of a preset with another loss share the preset's row.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     for preset in preset_names():
         for variant in ("", *read_preset(preset).get("variant", ())):
             name, sweep = " ".join(filter(None, (preset, variant))), SweepRef(preset, (), variant).load(results.scale)
+            if "loss" in sweep.run:
+                sweep = SweepRef(preset).load(results.scale)
             _, figures = table.setdefault((preset, *problem(sweep)), (name, {}))
             figures |= dict.fromkeys(users.get((preset, variant), ()))
     return [

@@ -374,16 +374,11 @@ def gap_rules(
     return (*(rules[name] for name in chosen or rules), identity)
 
 
-def direction_rules(ref: SweepRef, share: float = 1.0) -> tuple[ClaimRule, ...]:
-    """Return the claims that the direction of the step matters more than its length or momentum (8 optimizers).
-
-    Args:
-        ref: the problem.
-        share: of the run that the figure shows.
-    """
+def direction_rules(ref: SweepRef) -> tuple[ClaimRule, ...]:
+    """Return the claims that the direction of the step matters more than its length or momentum (8 optimizers)."""
 
     def run(results: Results, label: str) -> Selected:
-        return results.selected(ref, label).until(share)
+        return results.selected(ref, label)
 
     def against(one: str, other: str, *, rare: bool = False) -> Callable[[Results], float]:
         return lambda r: versus(run(r, one), run(r, other), rare=rare)

@@ -41,12 +41,14 @@ class SweepRef:
         optim: labels of the optimizers ("gd+m", "adam-m"); empty for all of the preset.
         variant: of the preset, "" for none.
         probed: whether the figure reads the preset's probes, measured along the selected runs.
+        shown: share of the runs' steps that the figure shows and judges, by scale; all of them where it is not given.
     """
 
     preset: str
     optim: tuple[str, ...] = ()
     variant: str = ""
     probed: bool = False
+    shown: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def load(self, scale: str, presets: Path | None = None) -> Sweep:
         """Load the sweep, restricted to these optimizers.
@@ -80,7 +82,8 @@ class Selected:
         start: overall loss of every seed at step 0 [S].
         group_start: the same for each group [S, G].
         group: frequency group of each class [C].
-        counts: samples of each class [C]; where rows sum mini-batches, those of all rows.
+        counts: samples of each class in the split [C]. Histories of 0.1.0 have none of the training split where their
+            rows sum mini-batches; these are the draws of all rows.
         environments: versions and devices of the runs, without duplicates.
     """
 
@@ -234,7 +237,7 @@ class Results:
         return self._searches[key]
 
     def selected(self, ref: SweepRef, label: str, split: str = "train") -> Selected:
-        """Return one optimizer at its selected step size: the runs of its verdict seeds, or of one.
+        """Return one optimizer at its selected step size: the runs of its verdict seeds, or of one, as far as shown.
 
         Args:
             ref: the sweep.
@@ -250,7 +253,7 @@ class Results:
             self._selected[key] = self._reduce(ref, self.search(ref, label))
         if split not in self._selected[key]:
             raise SpecError(f"test_every: preset '{ref.preset}' records no losses on '{split}'; expected 1 or more")
-        run = self._selected[key][split]
+        run = self._selected[key][split].until(ref.shown.get(self.scale, 1.0))
         return run if self.place is None else run.only(self.place)
 
     def probed(self, ref: SweepRef, label: str) -> History:
@@ -302,7 +305,9 @@ class Results:
                     losses = history.arrays[f"{split}/loss"].astype(np.float64), history.group_loss(split)
                     runs[split].append(_Run(step, *losses, diverged))
                     count = history.arrays[f"{split}/count"]
-                    counts.setdefault(split, count.sum(axis=0) if count.ndim == 2 else count)
+                    if count.ndim == 2:
+                        count = history.arrays.get("samples", count.sum(axis=0))
+                    counts.setdefault(split, count)
         shared = {"stochastic": stochastic, "group": group, "environments": tuple(environments)}
         return {
             split: _stack(best, split, mine, counts=counts[split], **shared) for split, mine in runs.items() if mine

@@ -436,6 +436,7 @@ class _Run:
             if f"{split}/count" in arrays and not (split == "train" and self.running is not None):
                 arrays[f"{split}/count"] = arrays[f"{split}/count"][0]
         arrays["group"] = self.data.groups().index
+        arrays["samples"] = self.data.counts.numpy()
         arrays["objective"] = torch.stack(self.objective).cpu().numpy() if self.objective else np.empty(0)
         about = environment(str(self.device)) | {"processes": self.group.size}
         if versions := getattr(registry("optim").make(self.spec.optim), "versions", {}):
@@ -468,7 +469,7 @@ class _Run:
                 self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.sums_device))
             elif name in ("train/count", "test/count") and value.ndim == 1:
                 self.rows[name] = [value] * len(history.arrays[name.replace("count", "step")])
-            elif name != "group":
+            elif name not in ("group", "samples"):
                 self.rows[name] = list(value)
 
 
