@@ -255,3 +255,38 @@ def test_what_is_reproduced_can_be_published(mine: Figure, tmp_path: Path) -> No
     assert json.loads((made / "timing.json").read_text())[0]["trained"] == 4
     text = " ".join(file.read_text() for file in made.rglob("*.json"))
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("available", [True, False], ids=["trained", "no data"])
+def test_the_headline_is_drawn_first(mine: Figure, tmp_path: Path, available: bool) -> None:
+    """Of all figures that train, the headline is drawn first, and before most of those without runs; beside its runs,
+    none that is longer is started. If they fail, the others are drawn as soon as ever."""
+    texts = {
+        "fig04": PRESET if available else PRESET.replace('"random-heavy-tail", groups = 3', '"mnist"'),
+        "brief": PRESET.replace("groups = 3", "groups = 2"),
+        "long": PRESET.replace("steps = 3", "steps = 40").replace("groups = 3", "groups = 4"),
+    }
+    figures = [unneeding("fig06"), unneeding("fig97")]
+    for name, text in texts.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+        figures.append(replace(mine, id=name, sweeps=(SweepRef(str(tmp_path / f"{name}.toml")),)))
+    events: list[str] = []
+
+    class Watch(Silence):
+        def announce(self, text: str) -> None:
+            events.extend(text.split()[:1] if " done" in text else [])
+
+        def started(self, spec: Any) -> None:
+            events.append(f"{spec.steps} steps")
+
+        def progressed(self, spec: Any, step: int, loss: float) -> None: ...
+
+        def finished(self, spec: Any, status: str) -> None: ...
+
+    options, store = Options(tmp_path / "data", "cpu", 1), RunStore(tmp_path / "root")
+    reproduce(figures, store, tmp_path / "out", scale="quick", options=options, display=Watch())
+    drawn = [event for event in events if not event.endswith("steps")]
+    order = ["fig97", "brief", "long"]
+    assert drawn == ["fig06", *(["fig04", *order] if available else [*order, "fig04"])]
+    if available:
+        assert events.index("fig04") < events.index("40 steps")

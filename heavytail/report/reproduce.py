@@ -1,13 +1,14 @@
 """Reproduce figures: train the missing runs, draw each figure once its runs are finished, check its claims.
 
-This is the only module that uses both figures and training; neither imports the other. Figures that need no training
-are drawn first, the others in the order in which they can be finished soonest. After each figure claims.json is
-rewritten, and report.html every few seconds, so that an interruption leaves all complete figures. Figures whose runs,
-code and files have not changed are not drawn again (see `drawn`).
+This is the only module that uses both figures and training; neither imports the other. OPENING and the figures that
+need no training are drawn first, the others in the order in which they can be finished soonest. After each figure
+claims.json is rewritten, and report.html every few seconds, so that an interruption leaves all complete figures.
+Figures whose runs, code and files have not changed are not drawn again (see `drawn`).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10  # between two versions of the page, and two reloads of it, while runs are trained
 HEADLINE = "fig04"  # the main result, from runs that ten other figures share
+OPENING = ("fig06", HEADLINE)  # drawn before all others: a picture after seconds, and the main result
 
 
 def reproduce(
@@ -71,7 +73,6 @@ def reproduce(
     finished = False
     try:
         work.draw_complete()
-        work.plan()
         failures = run_all(work.propose, store, options, work.display)
         if not options.first:
             return []
@@ -122,23 +123,41 @@ class _Work:
     claims: list[Claim] = field(default_factory=list)
     drawing: dict[str, float] = field(default_factory=dict)
     error: Exception | None = None
+    planned: bool = False
     shown: bool = False
     page_clock: float = -math.inf  # when the page was last written
 
     def __post_init__(self) -> None:
-        self.pending = sorted(self.figures, key=lambda figure: (bool(figure.sweeps), figure.id))
+        self.pending = sorted(self.figures, key=lambda f: (f.id not in OPENING, bool(f.sweeps), f.id))
         self.sweeps = {ref: self.results.sweep(ref) for figure in self.figures for ref in figure.sweeps}
         self.lookup = remember(self.store)
 
     def propose(self) -> list[RunSpec]:
-        """Draw complete figures; return the runs that the others need next: figure by figure, longest runs first."""
-        self.draw_complete()
-        seconds = self.display.seconds
-        return [spec for figure in self.pending for spec in sorted(self._missing(figure), key=seconds, reverse=True)]
+        """Draw a complete figure; return the runs that the others need next: figure by figure, longest runs first.
 
-    def draw_complete(self) -> None:
-        """Draw every pending figure whose runs are finished."""
-        self._finish({figure.id: None for figure in self.pending if not self._missing(figure)})
+        Beside the headline's runs only short ones are useful: a long one would delay the next stage of its search. One
+        figure at a time is drawn, because runs that have ended are not replaced meanwhile; for the same reason the plan
+        of many figures, which takes ten seconds, is made while the headline's first runs are trained.
+        """
+        if not self.planned and (self.display.ended or len(self.pending) == 1 or not self._headline_pending()):
+            self.planned = True
+            self.plan()
+        self.draw_complete(at_most=1)
+        seconds = self.display.seconds
+        runs = [sorted(self._missing(figure), key=seconds, reverse=True) for figure in self.pending]
+        if self._headline_pending():
+            return [*runs[0], *sorted(itertools.chain(*runs[1:]), key=seconds)]
+        return [*itertools.chain(*runs)]
+
+    def draw_complete(self, at_most: int | None = None) -> None:
+        """Draw pending figures whose runs are finished; until the headline is drawn, those of OPENING only."""
+        waits = self._headline_pending()
+        ready = (f.id for f in self.pending if (f.id in OPENING or not waits) and not self._missing(f))
+        self._finish(dict.fromkeys(itertools.islice(ready, at_most)))
+
+    def _headline_pending(self) -> bool:
+        """Whether the headline is not drawn yet, and can be: none of the runs has failed so far."""
+        return not self.display.failed and any(figure.id == HEADLINE for figure in self.pending)
 
     def draw_rest(self, failures: list[Failure]) -> None:
         """Write the figures whose runs failed, with the reason; raise the error of a figure, if there was one."""
@@ -282,6 +301,7 @@ class _Tally:
     def __init__(self, display: Progress) -> None:
         self._display = display
         self.trained: set[str] = set()
+        self.ended = self.failed = False  # any run
         self.announce = display.announce
         self._figures = ""
         self._seconds: dict[str, float] = {}  # estimated, of one run of each problem
@@ -318,6 +338,8 @@ class _Tally:
     def finished(self, spec: RunSpec, status: str) -> None:
         if status in ("done", "diverged"):
             self.trained.add(spec.key)
+        self.ended = True
+        self.failed |= status == "failed"
         self._done += self.seconds(spec)
         if 0 < self._done < self._total:
             left = (time.perf_counter() - self._clock) * (self._total / self._done - 1)
