@@ -96,6 +96,24 @@ def test_claims_are_documented() -> None:
     assert f"{len(claims)} claims, {exact} of them exact." in text
 
 
+def test_claims_beyond_the_paper_are_documented() -> None:
+    """docs/claims.md has every claim of the other figures, its threshold, kind and quote, in their order."""
+    section = (ROOT / "docs" / "claims.md").read_text().split("## Beyond the paper")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    others = [made for made in all_figures() if not made.id.startswith(("fig", "prop", "thm"))]
+    expected = [
+        [
+            made.id,
+            f"{rule.id} E" if rule.kind == "exact" else rule.id,
+            f"{rule.comparison} {_shown(rule.threshold)}",
+            rule.quote or "–",
+        ]
+        for made in others
+        for rule in made.rules
+    ]
+    assert rows[1:] == expected
+
+
 def _shown(threshold: float | tuple[float, float]) -> str:
     if isinstance(threshold, tuple):
         return f"[{threshold[0]:g}, {threshold[1]:g}]"

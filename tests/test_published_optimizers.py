@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn import Parameter
 
 from heavytail.errors import SpecError
@@ -18,12 +20,13 @@ from heavytail.experiment.store import RunStore
 from heavytail.models import REGISTRY as MODELS
 from heavytail.optim import REGISTRY
 from heavytail.optim.bounded import clipped
+from heavytail.optim.rotated import rotation
 from heavytail.train.engine import build_optimizer, train
 from tests.problems import tiny
 from tests.reference import torch_optim as naive
 from tests.test_imported import parts
 from tests.test_model_contract import loss_of, small_model
-from tests.test_optim import beside_reference
+from tests.test_optim import beside_reference, problem
 
 CASES: list[tuple[str, dict[str, Any], Any, float, float]] = [
     ("lion", {}, naive.Lion, 0.01, 1e-11),
@@ -37,7 +40,7 @@ CASES: list[tuple[str, dict[str, Any], Any, float, float]] = [
     ("scale", {}, naive.Scale, 0.02, 1e-12),
     ("muon", {}, naive.Muon, 0.02, 5e-3),  # its iterations are in bfloat16
 ]
-NAMES = sorted({case[0] for case in CASES} | {"clipped-gd"})
+NAMES = sorted({case[0] for case in CASES} | {"clipped-gd", "rotated-adam"})
 
 
 @pytest.mark.parametrize(("name", "settings", "reference", "lr", "tolerance"), CASES)
@@ -101,7 +104,64 @@ def test_roles_of_the_optimizers_that_have_them() -> None:
     assert sorted(momenta) == [0.0, 0.0, 0.9]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("axis", ["class", "feature"])
+def test_rotated_adam_is_adam_on_rotated_parameters(axis: str) -> None:
+    """Twelve steps are those of Adam on V with W = Q'V (classes) or V Q (features), under autograd's gradients."""
+    inputs, targets, weight, bias = problem()
+    q = rotation(weight.shape[0 if axis == "class" else 1], 3)
+    torch.testing.assert_close(q @ q.T, torch.eye(len(q), dtype=q.dtype), rtol=0, atol=1e-13)
+    params = [Parameter(weight.clone()), Parameter(bias.clone())]
+    optimizer = REGISTRY.make(Component("rotated-adam", {"axis": axis, "seed": 3})).build(params, 0.05)
+    classes = axis == "class"
+    turned = [Parameter(q @ weight if classes else weight @ q.T), Parameter(q @ bias if classes else bias.clone())]
+    adam = torch.optim.Adam(turned, lr=0.05)
+    for _ in range(12):
+        optimizer.zero_grad()
+        F.cross_entropy(F.linear(inputs, *params), targets).backward()
+        optimizer.step()
+        adam.zero_grad()
+        back = (q.T @ turned[0], q.T @ turned[1]) if classes else (turned[0] @ q, turned[1])
+        F.cross_entropy(F.linear(inputs, *back), targets).backward()
+        adam.step()
+    for param, value in zip(
+        params, (q.T @ turned[0], q.T @ turned[1]) if classes else (turned[0] @ q, turned[1]), strict=True
+    ):
+        torch.testing.assert_close(param, value, rtol=0, atol=1e-11)
+
+
+def test_rotated_adam_rotates_the_head_alone() -> None:
+    """Other parameters than the head's are trained by Adam."""
+    model, _ = small_model("transformer")
+    kinds = {n: kind for n, (kind, _) in parts("rotated-adam", model).items()}
+    assert {n for n, kind in kinds.items() if kind == "RotatedAdam"} == {"head.weight", "head.bias"}
+    assert set(kinds.values()) == {"RotatedAdam", "Adam"}
+
+
+@pytest.mark.parametrize("name", REGISTRY.names())
+def test_a_loaded_state_steps_as_the_original(name: str) -> None:
+    """The state of one optimizer, loaded into a new one on equal parameters, gives the same next steps bit for bit."""
+    recipe = REGISTRY.make(Component(name, getattr(REGISTRY.recipe(name), "small", {})))
+    first = [Parameter(torch.linspace(-1, 1, 12).reshape(4, 3)), Parameter(torch.ones(4))]
+    optimizer = recipe.build(first, 0.01)
+    steps = [torch.sin(torch.arange(16.0) * (k + 1)) for k in range(6)]
+
+    def step(params: list[Parameter], optimizer: Any, gradient: torch.Tensor) -> None:
+        params[0].grad, params[1].grad = gradient[:12].reshape(4, 3).clone(), gradient[12:].clone()
+        optimizer.step()
+
+    for gradient in steps[:3]:
+        step(first, optimizer, gradient)
+    second = [Parameter(p.detach().clone()) for p in first]
+    loaded = recipe.build(second, 0.01)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for gradient in steps[3:]:
+        step(first, optimizer, gradient)
+        step(second, loaded, gradient)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", REGISTRY.names())
 def test_several_groups_step_with_their_own_sizes(name: str) -> None:
     """Each parameter group steps with its own step size."""
     moved = []

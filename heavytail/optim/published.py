@@ -6,7 +6,7 @@ Each recipe has the settings of the optimizer's paper, without weight decay; tes
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module, metadata
 from typing import Any, ClassVar, Literal
 
@@ -69,15 +69,36 @@ class Muon:
 
 @dataclass(frozen=True)
 class _Packaged:
-    """An optimizer of pytorch-optimizer."""
+    """An optimizer of pytorch-optimizer.
 
-    def _build(self, name: str, params: Iterable[Parameter], lr: float, **settings: Any) -> Optimizer:
+    Attributes:
+        optimizer: its class, to which the settings are passed, beta1 and beta2 as `betas`.
+        renamed: the class's names of settings, where they differ.
+        fixed: arguments that are no settings.
+    """
+
+    optimizer: ClassVar[str]
+    renamed: ClassVar[dict[str, str]] = {}
+    fixed: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name.startswith("beta") or field.name == "momentum":
+                check_decay(f"optim.{field.name}", getattr(self, field.name))
+            elif field.name == "eps":
+                check_size("optim.eps", getattr(self, field.name))
+
+    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
+        """Return the optimizer of these parameters with step size `lr`."""
         check_step_size(lr)
         try:
             module = import_module(PACKAGE)
         except ModuleNotFoundError as error:
             raise SpecError(f"this optimizer needs pytorch-optimizer; {install('optimizers')}") from error
-        return check_groups(getattr(module, name)(params, lr=lr, **settings))
+        settings = {self.renamed.get(name, name): value for name, value in vars(self).items()}
+        if "beta1" in settings:
+            settings["betas"] = (settings.pop("beta1"), settings.pop("beta2"))
+        return check_groups(getattr(module, self.optimizer)(params, lr=lr, **settings, **self.fixed))
 
     @property
     def versions(self) -> dict[str, str]:
@@ -96,13 +117,7 @@ class Lion(_Packaged):
     beta1: float = 0.9
     beta2: float = 0.99
 
-    def __post_init__(self) -> None:
-        check_decay("optim.beta1", self.beta1)
-        check_decay("optim.beta2", self.beta2)
-
-    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
-        """Return the optimizer of these parameters with step size `lr`."""
-        return self._build("Lion", params, lr, betas=(self.beta1, self.beta2))
+    optimizer = "Lion"
 
 
 @REGISTRY.register("signum")
@@ -115,12 +130,7 @@ class Signum(_Packaged):
 
     momentum: float = 0.9
 
-    def __post_init__(self) -> None:
-        check_decay("optim.momentum", self.momentum)
-
-    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
-        """Return the optimizer of these parameters with step size `lr`."""
-        return self._build("SignSGD", params, lr, momentum=self.momentum)
+    optimizer = "SignSGD"
 
 
 @REGISTRY.register("soap")
@@ -139,26 +149,13 @@ class Soap(_Packaged):
     eps: float = 1e-8
     every: int = 10
 
+    optimizer, renamed, fixed = "SOAP", {"every": "precondition_frequency"}, {"weight_decay": 0.0}
     small: ClassVar[dict[str, Any]] = {"every": 2}
 
     def __post_init__(self) -> None:
-        check_decay("optim.beta1", self.beta1)
-        check_decay("optim.beta2", self.beta2)
-        check_size("optim.eps", self.eps)
+        super().__post_init__()
         if self.every < 1:
             raise SpecError(f"optim.every: expected an integer >= 1, got {self.every}")
-
-    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
-        """Return the optimizer of these parameters with step size `lr`."""
-        return self._build(
-            "SOAP",
-            params,
-            lr,
-            betas=(self.beta1, self.beta2),
-            eps=self.eps,
-            weight_decay=0.0,
-            precondition_frequency=self.every,
-        )
 
 
 @REGISTRY.register("shampoo")
@@ -174,12 +171,7 @@ class Shampoo(_Packaged):
 
     eps: float = 1e-6
 
-    def __post_init__(self) -> None:
-        check_size("optim.eps", self.eps)
-
-    def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
-        """Return the optimizer of these parameters with step size `lr`."""
-        return self._build("Shampoo", params, lr, matrix_eps=self.eps)
+    optimizer, renamed = "Shampoo", {"eps": "matrix_eps"}
 
 
 @REGISTRY.register("schedule-free")
@@ -194,16 +186,16 @@ class ScheduleFree(_Packaged):
     beta2: float = 0.999
     eps: float = 1e-8
 
+    optimizer = "ScheduleFreeAdamW"
+
     def __post_init__(self) -> None:
-        if not 0 < self.beta1 < 1:
-            raise SpecError(f"optim.beta1: expected a number in (0, 1), got {self.beta1!r}")
-        check_decay("optim.beta2", self.beta2)
-        check_size("optim.eps", self.eps)
+        super().__post_init__()
+        if self.beta1 == 0:
+            raise SpecError("optim.beta1: expected a number in (0, 1), got 0")
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters with step size `lr`."""
-        betas = (self.beta1, self.beta2)
-        return _keep_gradients(self._build("ScheduleFreeAdamW", params, lr, betas=betas, eps=self.eps))
+        return _keep_gradients(super().build(params, lr))
 
 
 def _keep_gradients(optimizer: Optimizer) -> Optimizer:
