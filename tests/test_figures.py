@@ -12,7 +12,7 @@ from PIL import Image
 
 from heavytail.errors import HeavyTailError, SpecError, StoreError
 from heavytail.experiment.store import RunStore
-from heavytail.plotting.panels import draw, search_picture
+from heavytail.plotting.panels import balanced, draw, oscillates, search_picture, shades
 from heavytail.plotting.style import COLOURS, OTHERS, applied, group_colours, optimizer_colour, optimizer_name
 from heavytail.results.figure import all_figures, figure
 from heavytail.results.results import MissingRuns, Results, SweepRef
@@ -364,3 +364,16 @@ def test_six_other_optimizers_differ(monkeypatch):
     monkeypatch.setattr("heavytail.plotting.style._assigned", {})
     assert {optimizer_colour(f"optimizer{k}") for k in range(len(OTHERS))} == set(OTHERS)
     assert optimizer_colour("one-more") in OTHERS
+
+
+def test_balanced_classes_are_grey_and_oscillations_thin() -> None:
+    """Groups of equally frequent classes have no colours of frequency; a curve that turns at every step is thin."""
+    rare, equal = np.array([8, 2, 2, 0]), np.array([3, 3, 0])
+    assert not balanced(rare)
+    assert balanced(equal)
+    assert len(set(shades(equal, 4))) == 1
+    assert len(set(shades(rare, 4))) == 4
+    step = np.arange(30)
+    assert oscillates(5.0 + (-1.0) ** step)
+    assert not oscillates(np.exp(-step / 5.0))
+    assert not oscillates(np.array([1.0, 2.0, 1.0]))

@@ -19,6 +19,7 @@ ALIGNED, ORTHOGONAL = INPUTS.values()
 LONG = SweepRef("linear-long", ("gd-m",))
 # Figure 15: the groups are level if within this factor, or solved if below this fraction of their initial loss.
 SPREAD, SOLVED = 1.5, 0.05
+LOWEST = 1e-12  # nats, lower end of the logarithmic axes
 
 
 def plot_inputs(results: Results) -> Picture:
@@ -33,7 +34,11 @@ def plot_inputs(results: Results) -> Picture:
             group_losses(losses[-1], run, until=SHOWN)
         losses.append(picture.panel(row, 3, f"{name}: last step", "group (1 = most frequent)", ""))
         final_group_losses(losses[-1], runs)
-        picture.share_y(losses, 2 * runs[0].initial_loss)
+        if max(run.final_loss for run in runs) < SOLVED * runs[0].initial_loss:
+            for panel in losses:  # curves that leave a linear axis within two steps
+                panel.axes.set(yscale="log", ylim=(LOWEST, 2 * runs[0].initial_loss))
+        else:
+            picture.share_y(losses, 2 * runs[0].initial_loss)
         picture.group_bar(losses, runs[0].num_groups)
     return picture
 
@@ -92,6 +97,8 @@ def plot_horizons(results: Results) -> Picture:
         title = f"first {horizon:,} steps".replace(",", " ")
         losses.append(picture.panel(0, column, title, "step", "" if column else loss_label("train")))
         group_losses(losses[-1], run, until=horizon)
+    losses[-1].axes.set_xscale("symlog", linthresh=1, linscale=0.3)  # all groups fall within its first tenth
+    losses[-1].axes.set_xlim(left=0)
     picture.share_y(losses, 2 * run.initial_loss)
     picture.group_bar(losses, run.num_groups)
     return picture

@@ -45,7 +45,7 @@ def plot(results: Results) -> Picture:
             else:
                 step, median, _, _ = run.curve()
                 losses[0].line(step, median, title, color="#2e7d32", linestyle=style)
-        losses[0].axes.legend(loc="lower left", handlelength=1.6)
+        losses[0].axes.get_legend().remove()
         plain_name = optimizer_name(sgd.label, stochastic=sgd.stochastic)
         named = {plain_name: sgd, "Adam": adam, **{f"{plain_name}, {title}": run for title, run in others.items()}}
         for column, (title, run) in enumerate(named.items(), 1):
@@ -53,6 +53,9 @@ def plot(results: Results) -> Picture:
             group_losses(losses[-1], run)
         picture.share_y(losses, 2 * sgd.initial_loss)
         picture.group_bar(losses, sgd.num_groups)
+    labels = {line.get_label() for line in picture.panels[0, 0].axes.get_lines()}
+    words = {"SGD": "SGD or GD", "Adam": "Adam"} | {w: f"SGD or GD, loss weighted by {w}" for w in WEIGHTED.values()}
+    picture.legend(picture.panels[0, 0], {label: name for label, name in words.items() if label in labels})
     return picture
 
 

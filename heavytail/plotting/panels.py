@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from heavytail.plotting.style import (
 from heavytail.results.figure import Figure
 from heavytail.results.figure import Picture as PictureOf
 from heavytail.results.results import Array, Results, Selected, SweepRef
+
+THIN = 0.7  # width of lines that would otherwise cover what they oscillate over, in points
 
 
 def draw(figure: Figure, results: Results) -> PictureOf:
@@ -42,6 +45,17 @@ def class_histogram(panel: Panel, run: Selected) -> None:
     rank_histogram(panel, run.counts, run.group)
 
 
+def balanced(counts: Array) -> bool:
+    """Return whether all classes that occur [C] do so equally often: their groups then say nothing about frequency."""
+    seen = counts[counts > 0]
+    return bool(seen.min() == seen.max())
+
+
+def shades(counts: Array, num_groups: int) -> list[Any]:
+    """Return the colours of the frequency groups; grey for all where the classes are balanced."""
+    return ["#8c8c8c"] * num_groups if balanced(counts) else group_colours(num_groups)
+
+
 def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
     """Plot samples per class against the class's rank, both logarithmic, coloured by frequency group.
 
@@ -57,7 +71,7 @@ def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
     floor = counts[seen].min() / 2
     # half a rank on each side makes a single class visible
     edges = np.append(rank[seen] - 0.5, rank[seen][-1] + 0.5)
-    for g, colour in enumerate(group_colours(int(groups.max()) + 1)):
+    for g, colour in enumerate(shades(counts, int(groups.max()) + 1)):
         mine = seen & (groups == g)
         if mine.any():
             sides = np.append(rank[mine] - 0.5, rank[mine][-1] + 0.5)
@@ -95,6 +109,12 @@ def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = 
     panel.axes.set_ylim(bottom=0)
 
 
+def oscillates(curve: Array) -> bool:
+    """Return whether a curve [E] turns at more than a quarter of its points."""
+    change = np.diff(curve[np.isfinite(curve)])
+    return len(change) > 8 and float(np.mean(change[1:] * change[:-1] < 0)) > 0.25
+
+
 def group_losses(panel: Panel, run: Selected, *, until: int | None = None) -> None:
     """Draw the loss of each frequency group over steps for one optimizer, median over seeds; initial loss dashed."""
     panel.level(run.initial_loss, "initial")
@@ -103,8 +123,9 @@ def group_losses(panel: Panel, run: Selected, *, until: int | None = None) -> No
     else:
         shown = slice(None) if until is None else run.step <= until
         curves = run.group_curves()[shown]
-        for g, colour in enumerate(group_colours(run.num_groups)):
-            panel.line(run.step[shown], curves[:, g], f"group {g + 1}", color=colour)
+        for g, colour in enumerate(shades(run.counts, run.num_groups)):
+            width = THIN if oscillates(curves[:, g]) else None
+            panel.line(run.step[shown], curves[:, g], f"group {g + 1}", color=colour, linewidth=width)
     panel.axes.set_ylim(bottom=0)
 
 
@@ -175,7 +196,8 @@ def group_row(
         losses.append(picture.panel(row, column, title, "step", ""))
         group_losses(losses[-1], run)
     picture.share_y(losses, 2 * runs[0].initial_loss)
-    picture.group_bar(losses, runs[0].num_groups)
+    if not balanced(runs[0].counts):
+        picture.group_bar(losses, runs[0].num_groups)
     return losses
 
 

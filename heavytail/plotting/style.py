@@ -284,6 +284,12 @@ class Picture:
         bar.ax.tick_params(which="both", length=0)
         bar.outline.set_visible(False)
 
+    def legend(self, panel: Panel, names: Mapping[str, str]) -> None:
+        """Add a key of a panel's lines below the picture, by their labels and the names given to them."""
+        lines = {line.get_label(): line for line in panel.axes.get_lines()}
+        handles = [lines[label] for label in names]
+        self.figure.legend(handles, list(names.values()), loc="outside lower center", ncols=len(names))
+
     def colour_bar(self, panels: Sequence[Panel], label: str) -> None:
         """Add the key of the colours of image panels, which must share one range."""
         bar = self.figure.colorbar(panels[0].axes.images[0], ax=[p.axes for p in panels], aspect=28, pad=0.01)
