@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from heavytail.compare.comparison import BASELINE, BETTER, NOT_JUDGED, SAME, WORSE
 from heavytail.errors import StoreError
 from heavytail.files import strict_json
 from heavytail.results.figure import all_figures
@@ -303,6 +304,48 @@ def test_the_readme_has_totals_and_highlights(out: Path, tmp_path: Path, readme:
     assert text.startswith("before\n\n")
     assert text.endswith("\n\nafter\n")
     assert "stale" not in text
+
+
+def compared(optimizer: str, problem: str, verdict: str, share: float | None, seconds: float) -> dict[str, Any]:
+    """A row of compare.json."""
+    row = {"optimizer": optimizer, "problem": problem, "scale": "quick", "verdict": verdict, "closed_rarest": share}
+    judged = verdict not in (BASELINE, NOT_JUDGED)
+    return {
+        **row,
+        "p_value": 0.001 if judged else None,
+        "seeds": [100, 101, 102],
+        "seconds_per_step": seconds,
+        "state_bytes": 100 if optimizer == "Adam" else 0,
+        "machine": "A CPU, cpu, 1 threads",
+    }
+
+
+def test_a_comparison_is_published(tmp_path: Path, readme: Path) -> None:
+    """Rows and picture are copied small; the page has shares, verdicts and prices, the README who is better where."""
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    rows = [compared(name, p, BASELINE, None, 0.002) for name in ("GD", "Adam") for p in ("linear", "cnn")]
+    rows += [compared("x", "linear", BETTER, 1.234, 0.004), compared("x", "cnn", SAME, None, 0.001)]
+    rows += [compared("y", "linear", WORSE, 0.5, 0.002), compared("y", "cnn", NOT_JUDGED, None, 0.002)]
+    (folder / "compare.json").write_bytes(strict_json(rows))
+    picture = np.random.default_rng(0).integers(0, 255, (60, 2000, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(folder / "compare.png")
+    command = [str(folder), "--to", str(tmp_path / "docs/results"), "--readme", str(readme)]
+    assert main(command) == 0
+    made = tmp_path / "docs/results/optimizers"
+    assert json.loads((made / "quick.json").read_text()) == rows
+    with Image.open(made / "quick.png") as small:
+        assert small.width <= publishing.WIDTH
+    page = (made / "README.md").read_text()
+    assert "| optimizer | linear | cnn | time a step | state |" in page
+    assert "| x | 123 % ▲ | = | 1.00 | 0 |" in page
+    assert "| y | 50 % ▼ | — | 1.00 | 0 |" in page
+    assert "3 tests at p < 0.01: 2 differences found" in page
+    line = "2 problems at quick scale: better on the rarest group on some of them: x (1);"
+    assert line in readme.read_text()
+    assert main(["--check", *command[1:]]) == 0
+    (folder / "compare.json").write_bytes(strict_json([{k: v for k, v in row.items() if k != "scale"} for row in rows]))
+    assert main(command) == 2
 
 
 def test_check_tells_a_stale_table(out: Path, tmp_path: Path, readme: Path, capsys: pytest.CaptureFixture[str]) -> None:

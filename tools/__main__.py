@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from heavytail.errors import HeavyTailError, SpecError
-from tools import scoreboard
+from tools import optimizers, scoreboard
 from tools.publish import publish
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Publish the folders given; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools", description="Update docs/results and the README totals.")
-    parser.add_argument("folders", nargs="*", type=Path, metavar="OUT", help="results of `reproduce` (default: none)")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="OUT", help="results of `reproduce` or `compare` (default: none)"
+    )
     parser.add_argument("--to", type=Path, default=Path("docs/results"), help="published results (docs/results)")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the totals (README.md)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a generated text is out of date")
@@ -43,8 +45,11 @@ def _check(args: argparse.Namespace) -> int:
 
 def _publish(args: argparse.Namespace) -> int:
     scoreboard.pages(args.readme, args.to)  # refuse a README without a place for the totals before writing anything
-    for folder in publish(args.folders, args.to):
+    compared = [folder for folder in args.folders if optimizers.is_comparison(folder)]
+    for folder in publish([folder for folder in args.folders if folder not in compared], args.to):
         print(folder)
+    for folder in compared:
+        print(*optimizers.publish(folder, args.to), sep="\n")
     for file in scoreboard.update(args.readme, args.to):
         print(file)
     return 0

@@ -1,7 +1,8 @@
 """What README and docs/results show of the published results, generated from those alone (see tools.publish).
 
-README.md               between two comments: claims by scale and kind, highlights, times and machines
-docs/results/README.md  the whole file: claims reproduced per figure and scale, linked to the pictures
+README.md                          between two comments: claims by scale and kind, highlights, times and machines
+docs/results/README.md             the whole file: claims reproduced per figure and scale, linked to the pictures
+docs/results/optimizers/README.md  the whole file: what `heavytail compare` found (tools.optimizers)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from heavytail.errors import StoreError
 from heavytail.files import Row, read_json, write_atomic
 from heavytail.results.claims import summary
 from heavytail.results.figure import Figure, all_figures
+from tools import optimizers
 from tools.publish import SCALES
 
 BEGIN = "<!-- made by `python -m tools`: do not edit -->"
@@ -51,11 +53,10 @@ def pages(readme: Path, published: Path) -> dict[Path, str]:
     made = [scale for scale in SCALES if claims[scale]]
     spent = [line for scale in SCALES for line in _spent(scale, published / scale)]
     link = Path(os.path.relpath(published, readme.parent)).as_posix()
-    parts = [[*_totals(claims, made)], [*_highlights(claims, made, link)], spent]
+    compared = [*optimizers.summary(published, link)]
+    parts = [[*_totals(claims, made)], [*_highlights(claims, made, link)], [*spent, *compared]]
     lines = [line for part in parts if part for line in (*part, "")]
     table = [
-        BEGIN,
-        "",
         "# Results",
         "",
         "Claims reproduced of claims made; exact ones (identities that only a bug can break) are",
@@ -63,8 +64,14 @@ def pages(readme: Path, published: Path) -> dict[Path, str]:
     table += ["counted apart. [Every claim](../claims.md).", "", *_table(claims, published), "", *spent]
     return {
         readme: "\n".join([text[: text.index(BEGIN)] + BEGIN, "", *lines, text[text.index(END) :]]),
-        published / "README.md": "\n".join(table).rstrip() + "\n",
+        published / "README.md": _whole(table),
+        **({published / "optimizers" / "README.md": _whole(optimizers.page(published))} if compared else {}),
     }
+
+
+def _whole(lines: Sequence[str]) -> str:
+    """The text of a generated file."""
+    return "\n".join([BEGIN, "", *lines]).rstrip() + "\n"
 
 
 def stale(readme: Path, published: Path) -> list[Path]:

@@ -193,6 +193,7 @@ def _facts(trial: Trial, chosen: Candidate | None, losses: Losses | None) -> dic
         "optimizer": trial.optimizer,
         "settings": trial.arm.optim.to_dict(),
         "problem": trial.problem,
+        "scale": trial.sweep.scale,
         "lr": None if chosen is None else chosen.lr,
         "seeds": list(trial.sweep.verdict_seeds),
         "loss": None if losses is None else losses.overall[:, -1].tolist(),
