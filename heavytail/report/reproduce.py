@@ -230,7 +230,7 @@ class _Work:
         if not self.options.first:
             self.pending = [figure for figure in self.pending if figure.id not in missing]
             return
-        tasks = []
+        tasks, known = [], []
         for figure in [figure for figure in self.pending if figure.id in missing]:
             complete = missing[figure.id] is None and not self._missing(figure)
             key = drawn.key_of(figure, self.results, self._signatures(figure)) if complete else ""
@@ -238,14 +238,20 @@ class _Work:
             if claims is None:
                 tasks.append(drawing.Task(figure, missing[figure.id], key))
             else:
-                self._done(figure, claims, 0.0)
+                known.append((figure, claims))
+        write_claims(self.out, [claim for _, claims in known for claim in claims])
+        for figure, claims in known:
+            self._done(figure, claims, 0.0)
         for task, made in drawing.draw(tasks, self.results, self.out, self.options.num_workers()):
             if isinstance(made, Exception):  # a bug in a figure must not hide the others; raised after they are drawn
                 made.add_note(f"while drawing {task.figure.id}")
                 self.error = self.error or made
                 self.pending.remove(task.figure)
-            else:
-                self._done(task.figure, *made)
+                continue
+            write_claims(self.out, made.claims)
+            self._done(task.figure, *made)
+            if time.monotonic() - self.page_clock > SECONDS:
+                self._write_page()
         if missing:
             self._write_page()
 
@@ -254,10 +260,7 @@ class _Work:
         self.pending.remove(figure)
         self.drawing[figure.id] = seconds
         self.claims += claims
-        write_claims(self.out, claims)
         self.display.drawn(figure.id, len(self.figures) - len(self.pending), len(self.figures), claims)
-        if time.monotonic() - self.page_clock > SECONDS:
-            self._write_page()
 
     def _write_page(self) -> None:
         page = write_report(self.out, reload=SECONDS if self.pending else None)
