@@ -50,7 +50,8 @@ def write(rows: Sequence[Row], out: Path, *, scale: str, command: str) -> list[P
         id="comparison",
         image=picture,
         alt="final loss by frequency group, and the share of the gap between GD and Adam that each optimizer closes",
-        caption=f"{tests(rows)}. Shares of the gap beyond -0.5 and 1.5 are drawn at these values.",
+        caption=f"{tests(rows)}. Shares of the gap beyond -0.5 and 1.5 and losses below 1e-4 nats are drawn at these "
+        "values.",
         tables=(table, words),
         command=command,
         links=("compare.json", "compare.png"),

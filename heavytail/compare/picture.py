@@ -9,20 +9,26 @@ from typing import Any
 import numpy as np
 
 from heavytail.compare.comparison import BASELINES
-from heavytail.plotting.style import Picture, optimizer_colour
+from heavytail.plotting.style import Picture, applied, optimizer_colour
 
 _COLOURS = dict(zip(BASELINES.values(), ("gd", "adam"), strict=True))
 _LEAST, _MOST = -0.5, 1.5  # of the shares drawn: GD is 0 and Adam 1, and others may be far outside
+_FLOOR = 1e-4  # nats; the losses of solved groups are drawn at it
 _MARKERS = "osD^vP*Xphd<>"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
-    """Draw the rows of compare.json.
+    """Draw the rows of compare.json in the common style.
 
     Args:
         rows: of one or more problems.
         scale: for the titles.
     """
+    with applied():
+        return _draw(rows, scale)
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     optimizers = list(dict.fromkeys(row["optimizer"] for row in rows))
     others = [name for name in optimizers if name not in BASELINES.values()]
@@ -37,8 +43,10 @@ def draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
                 style: dict[str, Any] = {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 3}
                 if name in BASELINES.values():
                     style |= {"linewidth": 2, "linestyle": "--"}
-                values = [np.nan if loss is None else loss for loss in losses]
+                values = [np.nan if loss is None else max(loss, _FLOOR) for loss in losses]
                 panel.line(np.arange(1, len(values) + 1), values, name, color=_colour(name), **style)
+        panel.axes.set_yscale("log")
+        panel.axes.xaxis.get_major_locator().set_params(integer=True)
         share = picture.panel(1, column, "", "gap closed, rarest group", "")
         share.axes.set_yticks(range(len(others)), [""] * len(others) if column else [_short(name) for name in others])
         share.axes.set_ylim(len(others) - 0.5, -0.5)
@@ -48,7 +56,8 @@ def draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
         for place, name in enumerate(others):
             value, interval = (mine[name][key] for key in ("closed_rarest", "closed_rarest_interval"))
             if value is not None:
-                share.points(np.clip([value], _LEAST, _MOST), [place], name, color=_colour(name))
+                dot: dict[str, Any] = {"color": _colour(name), "marker": "o", "markersize": 4}
+                share.points(np.clip([value], _LEAST, _MOST), [place], name, **dot)
                 share.line(np.clip(interval, _LEAST, _MOST), [place, place], f"{name}, 95 %", color=_colour(name))
     first = picture.panels[0, 0].axes
     handles, labels = first.get_legend_handles_labels()
