@@ -212,6 +212,20 @@ def test_the_plan_and_each_figure_are_announced(
     assert "fig99 done" in printed
 
 
+def test_finished_searches_are_not_in_the_plan(
+    mine: Figure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs that are stored count neither as runs to train nor in the time left."""
+    remake(mine, tmp_path)
+    (tmp_path / "longer.toml").write_text(PRESET.replace("steps = 3", "steps = 4"))
+    longer = replace(mine, id="fig98", sweeps=(SweepRef(str(tmp_path / "longer.toml")),))
+    options = Options(tmp_path / "data", "cpu", 1)
+    with Lines() as lines:
+        reproduce([mine, longer], RunStore(tmp_path / "root"), tmp_path / "other",
+                  scale="quick", options=options, display=lines)  # fmt: skip
+    assert "about 4 runs to train" in capsys.readouterr().err
+
+
 def test_the_page_stops_reloading_when_it_is_interrupted(mine: Figure, tmp_path: Path) -> None:
     """SIGINT leaves a report of what is complete that does not reload itself; the error names what is missing."""
 

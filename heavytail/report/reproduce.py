@@ -274,7 +274,7 @@ class _Work:
         return {key: self.store.signature(key) for key in self.used(figure)}
 
     def _costs(self) -> dict[tuple[str, str, str], Row]:
-        """The cost of the search of every (preset, variant, optimizer) that a pending figure needs."""
+        """The cost of every unfinished search (preset, variant, optimizer) that a pending figure needs."""
         from heavytail.train import cost
 
         refs = {replace(ref, optim=(), probed=False) for figure in self.pending for ref in figure.sweeps}
@@ -284,7 +284,8 @@ class _Work:
         for ref in sorted(refs, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)):
             with suppress(DataError):  # missing data are reported by the first run
                 for row in cost.rows(sweeps[ref], self.options.data_dir, recorded):
-                    costs[ref.preset, ref.variant, row.arm.label] = row
+                    if sweeps[ref].only((row.arm.label,)).propose(self.lookup):
+                        costs[ref.preset, ref.variant, row.arm.label] = row
         return costs
 
 
