@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from heavytail.figures.tokens import KINDS
 from heavytail.models import REGISTRY as MODELS
 from heavytail.plotting.panels import draw
 from heavytail.results.figure import figure
-from heavytail.results.results import Results
+from heavytail.results.results import Results, SweepRef
 from heavytail.train import cost
 from heavytail.train.engine import build_model, load_data, train
 from tests.problems import tiny
@@ -64,12 +65,13 @@ def test_two_layers_at_paper_scale_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("scale", ["paper", "small", "quick"])
-@pytest.mark.parametrize("preset", PROBLEMS.values())
-def test_weighted_variants_differ_in_the_weights_alone(preset: str, scale: str) -> None:
-    """Figure 22 compares runs that are alike but for the loss."""
-    plain = resolved(preset, scale)
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_weighted_variants_differ_in_the_weights_alone(problem: SweepRef, scale: str) -> None:
+    """Figure 22 compares runs that are alike but for the loss, over as many steps as the weighted ones have."""
+    plain = resolved(problem.preset, scale, problem.variant)
+    plain["steps"] *= problem.shown.get(scale, 1)
     for variant, weights in zip(WEIGHTED, ("inverse-sqrt", "inverse"), strict=True):
-        weighted = resolved(preset, scale, variant)
+        weighted = resolved(problem.preset, scale, variant)
         assert weighted.pop("loss") == {"name": "cross-entropy", "weights": weights}
         assert weighted == {k: v for k, v in plain.items() if k != "loss"}
 
@@ -189,8 +191,9 @@ def test_a_search_counts_its_runs() -> None:
     assert cost.num_runs(sweep, sweep.arms[0]) == 8 + 5 * 3 - 3
     assert cost.num_runs(replace(sweep, probes=(Component("head-blocks"),)), sweep.arms[0]) == 20 + 3
     sweep = replace(Sweep.load("gpt2", scale="quick"), probes=())
-    assert cost.num_runs(sweep, sweep.arms[0]) == 4 + 3 - 1 + 1
-    assert cost.num_runs(replace(Sweep.load("gpt2", scale="small"), probes=()), sweep.arms[0]) == 4 + 3 - 1 + 3
+    assert cost.num_runs(sweep, sweep.arms[0]) == 3 + 3 - 1 + 1
+    sweep = replace(Sweep.load("gpt2", scale="small"), probes=())
+    assert cost.num_runs(sweep, sweep.arms[0]) == 2 + 3 - 1 + 3
 
 
 def test_memory_holds_what_training_holds(tmp_path: Path) -> None:
@@ -226,10 +229,12 @@ def test_dry_run_counts_every_figure_without_data(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "not counted" not in printed
     rows = [line for line in printed.splitlines() if " GB " in line]
-    names = [(row[:38].strip(), row[38:56].strip()) for row in rows]
+    cells = [re.match(r"(\S.*?) {2,}(\S.*?) {2,}\d+ +\d+ +([\d,]+) ", row) for row in rows]
+    names = [(found[1], found[2]) for found in cells if found]
+    assert len(names) == len(rows)
     assert len(names) == len(set(names))
     assert ("resnet18", "gd+m") not in names  # these are the runs of "resnet18 heavy-tailed"
-    sizes = {name: int(row[67:79].replace(",", "")) for (name, _), row in zip(names, rows, strict=True)}
+    sizes = {found[1]: int(found[3].replace(",", "")) for found in cells if found}
     assert sizes["linear"] == (12 * 2**11 + 1) * 2_047  # d = (m + 1) 2^m, m = 11
     assert sizes["resnet18 uniform"] == 11_689_512
     assert sizes["simple-vit full"] == 21_974_632

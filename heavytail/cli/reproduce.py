@@ -107,7 +107,7 @@ def _print_costs(figures: Sequence[Figure], args: argparse.Namespace) -> int:
     results, speed, recorded = Results(store, args.scale), cost.speed(), cost.recorded_seconds(store)
     total = idle = now = hours = 0.0
     print(
-        f"{'problem':38} {'optimizer':16} {'runs':>4} {'steps':>6} {'parameters':>11} {'operations':>10} {'memory':>8} "
+        f"{'problem':40} {'optimizer':24} {'runs':>4} {'steps':>6} {'parameters':>11} {'operations':>10} {'memory':>8} "
         f"{'hours here':>10} {'on ' + args.gpu:>10}"
     )
     for ref in _searches(figures, results):
@@ -115,7 +115,7 @@ def _print_costs(figures: Sequence[Figure], args: argparse.Namespace) -> int:
         try:
             for row in cost.rows(results.sweep(ref), data_dir(args), recorded):
                 print(
-                    f"{name:38} {row.arm.label:16} {row.runs:4} {row.spec.steps:6} {row.cost.parameters:11,} "
+                    f"{name:40} {row.arm.label:24} {row.runs:4} {row.spec.steps:6} {row.cost.parameters:11,} "
                     f"{row.operations:10.2g} {row.cost.memory / 2**30:5.1f} GB "
                     f"{_hours(row.hours(speed.idle)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
                     + ("  (data not available)" if row.cost.nominal else "")
@@ -126,7 +126,7 @@ def _print_costs(figures: Sequence[Figure], args: argparse.Namespace) -> int:
                 now += row.hours(speed.now)
                 hours += row.gpu_hours(args.gpu)
         except DataError as error:
-            print(f"{name:38} not counted: {error}")
+            print(f"{name:40} not counted: {error}")
     share = f"{cost.UTILISATION:.0%}"
     print(f"all runs, if no step size diverges early: {total:.3g} floating-point operations")
     beside = f"; {_duration(3600 * now)} beside what runs now" if now > 1.3 * idle else ""
