@@ -25,7 +25,7 @@ extensions = [
     "figure_pages",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build", "results"]
+exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "heavytail"
 html_copy_source = False
