@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -56,6 +57,14 @@ def plain(value: Any) -> Any:
 def strict_json(value: Any) -> bytes:
     """Return a value as the content of a JSON file."""
     return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
+
+
+def checksum(file: Path) -> str:
+    """Return the SHA-256 checksum of a file, "" if it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def read_json(file: Path, missing: Any, shape: object = object) -> Any:

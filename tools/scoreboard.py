@@ -76,20 +76,22 @@ def _whole(lines: Sequence[str]) -> str:
 
 def stale(readme: Path, published: Path) -> list[Path]:
     """Return the files that `update` would change."""
-    return [file for file, text in pages(readme, published).items() if not _is(file, text)]
+    return [*_changed(readme, published)]
 
 
 def update(readme: Path, published: Path) -> list[Path]:
     """Write the totals and the page of published results; return the files that changed."""
-    changed = {file: text for file, text in pages(readme, published).items() if not _is(file, text)}
+    changed = _changed(readme, published)
     for file, text in changed.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, text.encode())
     return [*changed]
 
 
-def _is(file: Path, text: str) -> bool:
-    return file.is_file() and file.read_bytes() == text.encode()
+def _changed(readme: Path, published: Path) -> dict[Path, str]:
+    """The new texts of the files that do not have them yet."""
+    texts = pages(readme, published)
+    return {file: text for file, text in texts.items() if not file.is_file() or file.read_bytes() != text.encode()}
 
 
 def _totals(claims: Claims, made: Sequence[str]) -> Iterator[str]:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from heavytail.errors import DamagedError, StoreError, UnreadableError
 from heavytail.experiment.spec import RunSpec
-from heavytail.files import expanded, locked, read_json, sweep_temporaries, write_atomic
+from heavytail.files import checksum, expanded, locked, read_json, sweep_temporaries, write_atomic
 from heavytail.system import try_lock
 
 ATTEMPT = "attempt"  # subfolder of a finished run for the commits of a new attempt, until that is finished too
@@ -286,10 +286,7 @@ class RunStore:
 
     def signature(self, key: str) -> str:
         """Return a checksum of a run's record, which changes with every commit; "" if the record cannot be read."""
-        try:
-            return hashlib.sha256((self.root / "runs" / key / "status.json").read_bytes()).hexdigest()
-        except OSError:
-            return ""
+        return checksum(self.root / "runs" / key / "status.json")
 
     def _intact(self, folder: Path) -> dict[str, Any] | None:
         """The record of a folder, None if there is none or it is damaged."""

@@ -22,7 +22,7 @@ from heavytail.errors import SpecError
 from heavytail.experiment.registry import Component
 from heavytail.optim import REGISTRY
 from heavytail.optim.by_role import Part, adam, assign, beside_adam
-from heavytail.optim.directions import Gradients, HeavyBall, check_decay, check_groups, check_step_size
+from heavytail.optim.directions import Gradients, HeavyBall, check_decay, check_groups, check_step_size, evaluated
 from heavytail.optim.roles import Role, roles
 
 _SMALLEST_RMS = 1e-8  # of a row, as in the code of SCALE's authors
@@ -106,10 +106,7 @@ class RowNormalized(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take one step; parameters without a gradient are not changed."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
-import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 from heavytail.errors import RefusedError, SpecError
 from heavytail.experiment.registry import Component
 from heavytail.optim import REGISTRY
+from heavytail.optim.directions import evaluated
 from heavytail.optim.roles import ROLES, Role, roles
 
 _Table = dict | str | None  # type: ignore[type-arg] # a field's type must be a class to be checked
@@ -61,10 +61,7 @@ class Joined(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step of every part."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for part in self.optimizers:
             part.step()
         return loss

@@ -102,10 +102,7 @@ class HeavyBall(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step; parameters without a gradient are not changed."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         grads = [p.grad for params in groups for p in params if p.grad is not None]
         if not grads:
@@ -188,6 +185,14 @@ def check_decay(field: str, beta: float) -> None:
     """Raise SpecError unless the decay rate of an exponential average is in [0, 1)."""
     if not 0 <= beta < 1:
         raise SpecError(f"{field}: expected a number in [0, 1), got {beta!r}")
+
+
+def evaluated(closure: Callable[[], float] | None) -> float | None:
+    """Return the loss that the closure of a step computes together with the gradients; None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def check_size(field: str, value: float) -> None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from heavytail.experiment.registry import Component
 from heavytail.optim import REGISTRY
 from heavytail.optim.by_role import Part, assign
-from heavytail.optim.directions import check_decay, check_groups, check_size, check_step_size
+from heavytail.optim.directions import check_groups, check_step_size, evaluated
 
 _AXES = {"class": 0, "feature": 1}
 
@@ -47,10 +47,7 @@ class RotatedAdam(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take one step; gradients are as before afterwards."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         turned: list[tuple[Parameter, Tensor, Tensor, Tensor]] = []
         for group in self.param_groups:
             for p in group["params"]:
@@ -90,9 +87,7 @@ class RotatedAdamRecipe:
     small: ClassVar[dict[str, Any]] = {"seed": 1}
 
     def __post_init__(self) -> None:
-        check_decay("optim.beta1", self.beta1)
-        check_decay("optim.beta2", self.beta2)
-        check_size("optim.eps", self.eps)
+        self._adam()  # checks its settings
 
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of parameters without a model, all of them the head's."""
@@ -102,5 +97,8 @@ class RotatedAdamRecipe:
 
     def build_for(self, model: nn.Module, lr: float) -> Optimizer:
         """Return the optimizer of a model."""
-        settings = {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}
-        return assign(model, {"head": Part(self)}, Part(REGISTRY.make(Component("adam", settings))), lr)
+        return assign(model, {"head": Part(self)}, Part(self._adam()), lr)
+
+    def _adam(self) -> Any:
+        """The recipe of Adam with these settings."""
+        return REGISTRY.make(Component("adam", {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}))

@@ -6,7 +6,6 @@ x_{t+1} = x_t - lr (m_t / (1 - beta1^t)) / (sqrt(v_t / (1 - beta2^t)) + eps)    
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,9 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import Parameter
 
-from heavytail.errors import SpecError
 from heavytail.optim import REGISTRY
-from heavytail.optim.directions import check_decay, check_step_size
+from heavytail.optim.directions import check_decay, check_groups, check_size, check_step_size
 
 
 @REGISTRY.register("adam")
@@ -33,8 +31,7 @@ class Adam:
     def __post_init__(self) -> None:
         check_decay("optim.beta1", self.beta1)
         check_decay("optim.beta2", self.beta2)
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise SpecError(f"optim.eps: expected a finite number >= 0, got {self.eps!r}")
+        check_size("optim.eps", self.eps)
 
     def build(self, params: Iterable[Parameter], lr: float) -> torch.optim.Adam:
         """Return the optimizer of these parameters with step size `lr`."""
@@ -42,6 +39,5 @@ class Adam:
         # steps the two differ in the last bit of one weight in 6 000, in float32 and in float64.
         check_step_size(lr)
         optimizer = torch.optim.Adam(params, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
-        for group in optimizer.param_groups:
-            check_step_size(group["lr"])
+        check_groups(optimizer)
         return optimizer

@@ -18,8 +18,8 @@ from typing import Any
 
 import heavytail
 from heavytail.errors import StoreError
-from heavytail.files import check_shape, locked, read_json, strict_json, write_atomic
-from heavytail.report.files import LOCK, checksum, figure_files
+from heavytail.files import check_shape, checksum, locked, read_json, strict_json, write_atomic
+from heavytail.report.files import LOCK, figure_files
 from heavytail.results.claims import Claim
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results

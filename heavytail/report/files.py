@@ -12,7 +12,6 @@ Every file is written atomically, JSON is strict, and files are checked field by
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from heavytail.errors import DamagedError
-from heavytail.files import Row, locked, read_json, strict_json, write_atomic
+from heavytail.files import Row, checksum, locked, read_json, strict_json, write_atomic
 from heavytail.plotting.panels import draw, search_picture
 from heavytail.plotting.style import applied
 from heavytail.results.claims import Claim
@@ -128,14 +127,6 @@ def write_figure(figure: Figure, results: Results, out: Path, *, missing: str | 
             (folder / name).unlink(missing_ok=True)  # an image of an earlier run would not match the new numbers
     write_atomic(folder / numbers, strict_json(record))
     return claims
-
-
-def checksum(file: Path) -> str:
-    """Return the SHA-256 checksum of a file, "" if it cannot be read."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 def write_claims(out: Path, claims: Iterable[Claim]) -> list[Row]:

@@ -23,9 +23,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from heavytail.files import Row, write_atomic
+from heavytail.files import Row, checksum, write_atomic
 from heavytail.report.drawn import code
-from heavytail.report.files import VERDICTS, checksum, read_claims, read_figures
+from heavytail.report.files import VERDICTS, read_claims, read_figures
 
 SIGNS = {
     "reproduced": "\N{CHECK MARK}",

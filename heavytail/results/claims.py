@@ -377,11 +377,8 @@ def gap_rules(
 def direction_rules(ref: SweepRef) -> tuple[ClaimRule, ...]:
     """Return the claims that the direction of the step matters more than its length or momentum (8 optimizers)."""
 
-    def run(results: Results, label: str) -> Selected:
-        return results.selected(ref, label)
-
     def against(one: str, other: str, *, rare: bool = False) -> Callable[[Results], float]:
-        return lambda r: versus(run(r, one), run(r, other), rare=rare)
+        return lambda r: versus(r.selected(ref, one), r.selected(ref, other), rare=rare)
 
     impact = 'on figure 5: "changing the direction ... has more impact than just changing the magnitude"'
     similar = 'on figure 5: "Sign descent and Adam have a similar performance"'
