@@ -226,6 +226,23 @@ def test_finished_searches_are_not_in_the_plan(
     assert "about 4 runs to train" in capsys.readouterr().err
 
 
+def test_nothing_is_planned_when_everything_is_stored(
+    mine: Figure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stored figures are drawn at once, with the headline among them: no cost is estimated, which takes 15 seconds."""
+    figures = [replace(mine, id="fig04"), mine, unneeding("fig06"), unneeding("fig97")]
+    options = Options(tmp_path / "data", "cpu", 1)
+    for folder in ("out", "again"):
+        capsys.readouterr()
+        with Lines() as lines:
+            reproduce(figures, RunStore(tmp_path / "root"), tmp_path / folder,
+                      scale="quick", options=options, display=lines)  # fmt: skip
+    printed = capsys.readouterr().err
+    assert "4 of 4 figures" in printed
+    assert "to train" not in printed
+    assert "to draw after training" not in printed
+
+
 def test_the_page_stops_reloading_when_it_is_interrupted(mine: Figure, tmp_path: Path) -> None:
     """SIGINT leaves a report of what is complete that does not reload itself; the error names what is missing."""
 

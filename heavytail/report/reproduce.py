@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -27,7 +27,7 @@ from heavytail.report.files import add_timing, write_claims
 from heavytail.report.page import write_report
 from heavytail.results.claims import Claim, summary
 from heavytail.results.figure import Figure
-from heavytail.results.results import Results
+from heavytail.results.results import Results, SweepRef
 from heavytail.train.options import ALL, Options
 from heavytail.train.runner import Display, Failure, Interrupted, remember, run_all
 
@@ -150,10 +150,11 @@ class _Work:
         return [*itertools.chain(*runs)]
 
     def draw_complete(self, at_most: int | None = None) -> None:
-        """Draw pending figures whose runs are finished; until the headline is drawn, those of OPENING only."""
-        waits = self._headline_pending()
-        ready = (f.id for f in self.pending if (f.id in OPENING or not waits) and not self._missing(f))
-        self._finish(dict.fromkeys(itertools.islice(ready, at_most)))
+        """Draw pending figures whose runs are finished; while the headline's are not, those of OPENING only."""
+        ready = [figure.id for figure in self.pending if not self._missing(figure)]
+        if self._headline_pending() and HEADLINE not in ready:
+            ready = [name for name in ready if name in OPENING]
+        self._finish(dict.fromkeys(ready[:at_most]))
 
     def _headline_pending(self) -> bool:
         """Whether the headline is not drawn yet, and can be: none of the runs has failed so far."""
@@ -277,15 +278,18 @@ class _Work:
         """The cost of every unfinished search (preset, variant, optimizer) that a pending figure needs."""
         from heavytail.train import cost
 
-        refs = {replace(ref, optim=(), probed=False) for figure in self.pending for ref in figure.sweeps}
-        sweeps = {ref: self.results.sweep(ref) for ref in refs}
+        needed: dict[SweepRef, dict[str, None]] = {}
+        for ref in (ref for figure in self.pending for ref in figure.sweeps):
+            labels = [one for one in self.results.labels(ref) if self.sweeps[ref].only((one,)).propose(self.lookup)]
+            if labels:
+                needed.setdefault(SweepRef(ref.preset, variant=ref.variant), {}).update(dict.fromkeys(labels))
+        sweeps = {ref: self.results.sweep(ref).only(tuple(labels)) for ref, labels in needed.items()}
         costs: dict[tuple[str, str, str], Row] = {}
         recorded = cost.recorded_seconds(self.store)
-        for ref in sorted(refs, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)):
+        for ref in sorted(sweeps, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)):
             with suppress(DataError):  # missing data are reported by the first run
                 for row in cost.rows(sweeps[ref], self.options.data_dir, recorded):
-                    if sweeps[ref].only((row.arm.label,)).propose(self.lookup):
-                        costs[ref.preset, ref.variant, row.arm.label] = row
+                    costs[ref.preset, ref.variant, row.arm.label] = row
         return costs
 
 
