@@ -123,8 +123,8 @@ def group_losses(panel: Panel, run: Selected, *, until: int | None = None) -> No
     else:
         shown = slice(None) if until is None else run.step <= until
         curves = run.group_curves()[shown]
+        width = THIN if np.mean([*map(oscillates, curves.T)]) > 0.5 else None
         for g, colour in enumerate(shades(run.counts, run.num_groups)):
-            width = THIN if oscillates(curves[:, g]) else None
             panel.line(run.step[shown], curves[:, g], f"group {g + 1}", color=colour, linewidth=width)
     panel.axes.set_ylim(bottom=0)
 
