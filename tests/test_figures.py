@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -13,7 +14,16 @@ from PIL import Image
 from heavytail.errors import HeavyTailError, SpecError, StoreError
 from heavytail.experiment.store import RunStore
 from heavytail.plotting.panels import balanced, draw, oscillates, search_picture, shades
-from heavytail.plotting.style import COLOURS, OTHERS, applied, group_colours, optimizer_colour, optimizer_name
+from heavytail.plotting.style import (
+    COLOURS,
+    OTHERS,
+    Picture,
+    applied,
+    forget_colours,
+    group_colours,
+    optimizer_colour,
+    optimizer_name,
+)
 from heavytail.results.figure import all_figures, figure
 from heavytail.results.results import MissingRuns, Results, SweepRef
 from tests.reference.figures import decay, fill, history_of, write_presets
@@ -364,6 +374,25 @@ def test_six_other_optimizers_differ(monkeypatch):
     monkeypatch.setattr("heavytail.plotting.style._assigned", {})
     assert {optimizer_colour(f"optimizer{k}") for k in range(len(OTHERS))} == set(OTHERS)
     assert optimizer_colour("one-more") in OTHERS
+
+
+def test_colours_do_not_depend_on_earlier_figures(tmp_path):
+    """Whatever was drawn before in this process, a figure's optimizers have the same colours, and differ."""
+    names = ("decay 0", "decay 0.1", "decay 0.3", "decay 1")
+    results, made = Results(RunStore(tmp_path), "quick"), []
+
+    def colours(_: Results) -> Picture:
+        made.append([optimizer_colour(name) for name in names])
+        return Picture(1, 1)
+
+    mine = replace(figure("fig06"), plot=colours)
+    for earlier in range(2 * len(OTHERS)):
+        forget_colours()
+        for k in range(earlier):
+            optimizer_colour(f"earlier {k}")
+        draw(mine, results)
+    assert made == [made[0]] * len(made)
+    assert len(set(made[0])) == len(names)
 
 
 def test_balanced_classes_are_grey_and_oscillations_thin() -> None:

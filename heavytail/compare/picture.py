@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from heavytail.compare.comparison import BASELINES
-from heavytail.plotting.style import Picture, applied, optimizer_colour
+from heavytail.plotting.style import Picture, applied, forget_colours, optimizer_colour
 
 _COLOURS = dict(zip(BASELINES.values(), ("gd", "adam"), strict=True))
 _LEAST, _MOST = -0.5, 1.5  # of the shares drawn: GD is 0 and Adam 1, and others may be far outside
@@ -24,6 +24,7 @@ def draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
         rows: of one or more problems.
         scale: for the titles.
     """
+    forget_colours()
     with applied():
         return _draw(rows, scale)
 

@@ -17,6 +17,7 @@ from heavytail.plotting.style import (
     Panel,
     Picture,
     applied,
+    forget_colours,
     group_colours,
     optimizer_colour,
     optimizer_name,
@@ -31,6 +32,7 @@ THIN = 0.7  # width of lines that would otherwise cover what they oscillate over
 
 def draw(figure: Figure, results: Results) -> PictureOf:
     """Plot a figure in the common style; MissingRuns if its runs are missing."""
+    forget_colours()
     with applied():
         return figure.plot(results.for_figure(figure.id))
 

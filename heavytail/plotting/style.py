@@ -22,7 +22,7 @@ NAMES = {"gd": "GD", "adam": "Adam", "normalized-gd": "normalised GD", "sign": "
 # Colours of other optimizers, distinct from those above and from each other for all common kinds of colour vision
 # (Okabe and Ito's light blue, then Paul Tol's "muted" set).
 OTHERS = ("#56B4E9", "#332288", "#882255", "#999933", "#117733", "#661100")
-_assigned: dict[str, str] = {}  # other optimizer -> its colour in this process
+_assigned: dict[str, str] = {}  # other optimizer -> its colour in the present figure
 INK = "#3a3a3a"
 TABLE_FONT = 7.0
 TABLE_WRAP = 34  # characters per line of a table cell
@@ -104,6 +104,11 @@ def optimizer_colour(label: str) -> str:
         cycle = [OTHERS[(start + k) % len(OTHERS)] for k in range(len(OTHERS))]
         _assigned[base] = next((colour for colour in cycle if colour not in _assigned.values()), cycle[0])
     return _assigned[base]
+
+
+def forget_colours() -> None:
+    """Assign the colours of other optimizers anew: those of a figure must not depend on the figures drawn before it."""
+    _assigned.clear()
 
 
 def group_colours(num_groups: int) -> list[Any]:
