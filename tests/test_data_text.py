@@ -16,7 +16,13 @@ import heavytail.data.text.vocabulary
 from heavytail.data import Data
 from heavytail.data.text.ptb import PTB, TinyPTB
 from heavytail.data.text.stdlib_text import StdlibText, _files
-from heavytail.data.text.vocabulary import basic_english, build_vocabulary, cut_sequences, encode
+from heavytail.data.text.vocabulary import (
+    basic_english,
+    basic_english_utf8,
+    build_vocabulary,
+    cut_sequences,
+    encode,
+)
 from heavytail.errors import DataError, SpecError
 from heavytail.experiment.registry import Component, registry
 from tests.reference import data as naive
@@ -44,6 +50,17 @@ def test_normalisation_by_hand(line: str, words: str) -> None:
 def test_normalisation_equals_the_rules_applied_one_by_one(line: str) -> None:
     """Any text gives the words that the rules give when applied in turn."""
     assert basic_english(line) == naive.basic_english(line)
+
+
+SPACES = "".join(chr(k) for k in range(sys.maxunicode + 1) if chr(k).isspace())
+
+
+@given(
+    st.text(alphabet=st.one_of(st.characters(codec=None), st.sampled_from(SPACES + "'\".,()!?;:aBÉİΣß\ud800\u200b")))
+)
+def test_words_in_utf8_are_the_same_words(text: str) -> None:
+    """White space of every kind, half surrogates, marks, and letters that change length when lower-cased."""
+    assert [word.decode("utf-8", "surrogatepass") for word in basic_english_utf8(text)] == basic_english(text)
 
 
 @given(st.lists(st.sampled_from(["<unk>", "a", "b", "c", "dd", "e"]), max_size=30), st.integers(2, 8))

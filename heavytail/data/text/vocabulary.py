@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 UNKNOWN = "<unk>"
 
 _MARKS = "'.,()!?"
+# White space of `str.split` that `bytes.split` does not know.
+_SPACES = "\x1c\x1d\x1e\x1f\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 
 def basic_english(text: str) -> list[str]:
@@ -37,6 +39,25 @@ def basic_english(text: str) -> list[str]:
     for mark in _MARKS:  # nearly three times as fast as str.translate
         text = text.replace(mark, f" {mark} ")
     return text.split()
+
+
+def basic_english_utf8(text: str) -> list[bytes]:
+    """Return the words of `basic_english` in UTF-8.
+
+    Faster to split and to count where a text has characters beyond ASCII: Python stores all of such a text two or four
+    bytes wide, and has to look at each word again to store it narrower.
+
+    >>> [word.decode() for word in basic_english_utf8("Caf\u00e9\u00a0(open)")]
+    ['caf\u00e9', '(', 'open', ')']
+    """
+    text = text.lower()
+    for space in _SPACES:
+        if space in text:
+            text = text.replace(space, " ")
+    utf8 = text.encode("utf-8", "surrogatepass").replace(b'"', b"").replace(b";", b" ").replace(b":", b" ")
+    for mark in _MARKS.encode():
+        utf8 = utf8.replace(bytes([mark]), b" %c " % mark)
+    return utf8.split()
 
 
 def build_vocabulary(words: Iterable[str], max_size: int | None = None) -> dict[str, int]:
