@@ -109,10 +109,14 @@ def check_shape(value: object, shape: object, where: str = "content") -> None:
         for key, inner in shape.items():
             name = key.removesuffix("?")
             if name in value:
+                if type(value[name]) is inner:  # most are, and a store has many records
+                    continue
                 check_shape(value[name], inner, f"{where}.{name}")
             elif name == key:
                 raise ValueError(f"{where}: expected a table with '{name}', got none")
     elif isinstance(shape, list) and isinstance(value, list):
+        if shape[0] is int and set(map(type, value)) <= {int}:  # fast: a record has a long list of steps
+            return
         for index, item in enumerate(value):
             check_shape(item, shape[0], f"{where}[{index}]")
     elif not _matches(value, shape, where):
@@ -122,6 +126,8 @@ def check_shape(value: object, shape: object, where: str = "content") -> None:
 
 def _matches(value: object, shape: object, where: str) -> bool:
     if isinstance(shape, tuple):
+        if type(value) in shape or (value is None and None in shape):
+            return True
         for alternative in shape:
             with contextlib.suppress(ValueError):
                 check_shape(value, alternative, where)
@@ -220,8 +226,12 @@ def sweep_temporaries(folder: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
+def locked(file: Path, note: bytes = b"") -> Iterator[None]:
     """Hold a lock file; wait while another process holds it.
+
+    Args:
+        file: the lock file; it is created if needed.
+        note: what to write into it for people and other processes.
 
     The file is not deleted: then two processes could hold locks on two files of one name. The system releases the lock
     when the process dies.
@@ -231,7 +241,7 @@ def locked(file: Path) -> Iterator[None]:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(file, "wb")  # noqa: SIM115 - closed below, the lock with it
+        handle = open(file, "ab")  # noqa: SIM115 - closed below, the lock with it
     except OSError as error:
         raise StoreError(f"cannot write {file.parent}: {error.strerror or error}") from error
     with handle:
@@ -242,4 +252,8 @@ def locked(file: Path) -> Iterator[None]:
                 f"cannot lock {file}: {error.strerror or error}; two processes could write there at once: "
                 "use a folder on a file system with locks (flock)"
             ) from error
+        with contextlib.suppress(OSError):  # a full disk; the lock is held all the same
+            handle.truncate(0)
+            handle.write(note)
+            handle.flush()
         yield

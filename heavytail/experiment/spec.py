@@ -153,7 +153,13 @@ class RunSpec:
 
     def describe(self) -> str:
         """Return a short name for progress lines and tables."""
-        return f"{self.model.name} on {self.data.name}, {self.optim.name} lr {self.lr:.3g}, seed {self.seed}"
+        return describe(self.to_dict())
+
+
+def describe(table: Mapping[str, Any]) -> str:
+    """Return a short name of a run, given its plain table."""
+    model, data, optim = (table[kind]["name"] for kind in ("model", "data", "optim"))
+    return f"{model} on {data}, {optim} lr {table['lr']:.3g}, seed {table['seed']}"
 
 
 def derive_seed(seed: int, purpose: str) -> int:

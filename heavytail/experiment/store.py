@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 
 from heavytail.errors import DamagedError, StoreError, UnreadableError
 from heavytail.experiment.spec import RunSpec
-from heavytail.files import checksum, expanded, locked, read_json, sweep_temporaries, write_atomic
+from heavytail.files import checksum, expanded, locked, read_json, strict_json, sweep_temporaries, write_atomic
 from heavytail.system import try_lock
 
 ATTEMPT = "attempt"  # subfolder of a finished run for the commits of a new attempt, until that is finished too
@@ -53,8 +54,10 @@ _RECORD = {
     "environment?": {},
     "resumed?": [{"step": int, "at": str}],
     "timing?": {"seconds": float, "steps_per_second": float},
+    "host?": str,
     "sha256?": str,
 }
+_HOLDER = {"host": str, "pid": int, "run": str, "steps": int}
 _LOG = logging.getLogger("heavytail")
 
 
@@ -263,14 +266,14 @@ class RunStore:
             raise UnreadableError(f"cannot read {self.root / 'runs'}: {error.strerror or error}") from error
         return [key for _, key in sorted(found)]
 
-    def read(self, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the spec table and the status record of a stored run.
+    def read(self, key: str, *, attempt: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the spec table and the status record of a stored run, or of the new attempt at it.
 
         Raises:
             DamagedError: a file has another checksum or shape than was written.
             UnreadableError: a file cannot be read now.
         """
-        folder = self.root / "runs" / key
+        folder = self.root / "runs" / key / (ATTEMPT if attempt else "")
         record = _record(folder)
         if record is None:
             raise UnreadableError(f"cannot read {folder / 'status.json'}: no such file")
@@ -328,6 +331,7 @@ class RunStore:
                 "error": history.error,
                 "spec": spec.resolved.to_dict(),
                 "environment": history.environment,
+                "host": socket.gethostname(),
                 **({"resumed": history.resumed} if history.resumed else {}),
                 **({"timing": history.timing} if history.timing else {}),
                 "observed": {
@@ -362,7 +366,7 @@ class RunStore:
             stored |= {"history": None, "checkpoint": None}
         with contextlib.suppress(OSError):  # a full disk, say, which also made the run fail: the first error matters
             folder.mkdir(parents=True, exist_ok=True)
-            _write_record(folder, {**stored, "status": "failed", "error": error})
+            _write_record(folder, {**stored, "status": "failed", "error": error, "host": socket.gethostname()})
 
     def _commit(self, folder: Path, commit: _Commit) -> None:
         record, arrays = commit.record, commit.arrays
@@ -398,8 +402,17 @@ class RunStore:
         Raises:
             StoreError: the folder cannot be written, or its file system has no locks.
         """
-        with locked(self.folder(spec) / "lock"):
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "run": spec.describe(), "steps": spec.steps}
+        with locked(self.folder(spec) / "lock", strict_json(holder)):
             yield
+
+    def holder(self, key: str) -> dict[str, Any]:
+        """Return `host`, `pid`, `run` and `steps` of the process that locked a run last; empty if it is not known."""
+        try:
+            holder: dict[str, Any] = read_json(self.root / "runs" / key / "lock", {}, _HOLDER)
+        except UnreadableError:  # empty, or being written, or locked against readers (Windows)
+            return {}
+        return holder
 
     def locked(self, key: str) -> bool:
         """Return whether a process holds the lock of the run with this key."""
