@@ -226,12 +226,13 @@ def sweep_temporaries(folder: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(file: Path, note: bytes = b"") -> Iterator[None]:
-    """Hold a lock file; wait while another process holds it.
+def locked(file: Path, note: bytes = b"", *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file; yield whether it is held, which it always is if `wait`.
 
     Args:
         file: the lock file; it is created if needed.
         note: what to write into it for people and other processes.
+        wait: wait while another process holds it.
 
     The file is not deleted: then two processes could hold locks on two files of one name. The system releases the lock
     when the process dies.
@@ -246,14 +247,19 @@ def locked(file: Path, note: bytes = b"") -> Iterator[None]:
         raise StoreError(f"cannot write {file.parent}: {error.strerror or error}") from error
     with handle:
         try:
-            lock(handle.fileno())
+            held = try_lock(handle.fileno())
+            if wait and not held:
+                lock(handle.fileno())
         except OSError as error:
             raise StoreError(
                 f"cannot lock {file}: {error.strerror or error}; two processes could write there at once: "
                 "use a folder on a file system with locks (flock)"
             ) from error
+        if not (held or wait):
+            yield False
+            return
         with contextlib.suppress(OSError):  # a full disk; the lock is held all the same
             handle.truncate(0)
             handle.write(note)
             handle.flush()
-        yield
+        yield True

@@ -37,7 +37,7 @@ environment variables:
 
 exit codes:
   0    done
-  1    a check failed: a claim under --strict, a file under `data verify`
+  1    a check failed: a claim under --strict, a file under `data verify`, a run under `store merge`
   2    wrong input or environment: a setting, a file, a missing package, a full disk
   70   a bug in heavytail; the message names a file with the traceback
   130  interrupted; the same command continues"""

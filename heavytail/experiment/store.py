@@ -32,12 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.errors import DamagedError, StoreError, UnreadableError
+from heavytail.experiment.attempt import FINISHED, Commit, merged, per_run
 from heavytail.experiment.spec import RunSpec
 from heavytail.files import checksum, expanded, locked, read_json, strict_json, sweep_temporaries, write_atomic
 from heavytail.system import try_lock
 
 ATTEMPT = "attempt"  # subfolder of a finished run for the commits of a new attempt, until that is finished too
-FINISHED = ("done", "diverged")
 
 Array = NDArray[Any]
 Status = Literal["done", "diverged", "interrupted", "failed", "running", "missing", "damaged"]
@@ -287,6 +287,27 @@ class RunStore:
             except UnreadableError as error:
                 self._report(error)
 
+    def committed(self, key: str, *, attempt: bool = False) -> Commit | None:
+        """Return the commit of a run, or of the new attempt at it, with all its arrays checked; None without one.
+
+        Raises:
+            DamagedError: a file has another checksum or shape than was written.
+            UnreadableError: a file cannot be read now.
+        """
+        folder = self.root / "runs" / key / (ATTEMPT if attempt else "")
+        record = _record(folder)
+        if record is None:
+            return None
+        try:
+            whole = {**record, "spec": self.read(key, attempt=attempt)[0], "environment": _environment(folder, record)}
+            arrays = {} if record["history"] is None else _read_history(folder, record)
+            state = None if record["checkpoint"] is None else _read_arrays(folder, record["checkpoint"])
+        except UnreadableError:
+            if _record(folder) == record:
+                raise
+            return self.committed(key, attempt=attempt)  # another process replaced the run while it was read
+        return Commit(whole, arrays, state)
+
     def signature(self, key: str) -> str:
         """Return a checksum of a run's record, which changes with every commit; "" if the record cannot be read."""
         return checksum(self.root / "runs" / key / "status.json")
@@ -324,7 +345,7 @@ class RunStore:
         """
         spec, folder = history.spec, self.folder(history.spec)
         stored = self._intact(folder)
-        new = _Commit(
+        new = Commit(
             {
                 "status": history.status,
                 "step": step,
@@ -348,10 +369,18 @@ class RunStore:
                 folder = folder / ATTEMPT
             else:
                 with contextlib.suppress(UnreadableError):  # a damaged one is replaced
-                    new = _merge(_Commit(stored, _read_history(folder, stored)), new)
+                    new = merged(Commit(stored, _read_history(folder, stored)), new)
         self._commit(folder, new)
         if history.status in FINISHED:
             shutil.rmtree(folder / ATTEMPT, ignore_errors=True)
+
+    def adopt(self, key: str, commit: Commit, *, attempt: bool = False) -> None:
+        """Write the commit of another store, atomically, in place of the one stored here; the caller holds the lock.
+
+        Raises:
+            StoreError: the folder cannot be written; the previous commit stays.
+        """
+        self._commit(self.root / "runs" / key / (ATTEMPT if attempt else ""), commit)
 
     def mark_failed(self, spec: RunSpec, error: str) -> None:
         """Record why a run failed, and keep its last commit; do nothing if the store cannot be written."""
@@ -368,7 +397,7 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
             _write_record(folder, {**stored, "status": "failed", "error": error, "host": socket.gethostname()})
 
-    def _commit(self, folder: Path, commit: _Commit) -> None:
+    def _commit(self, folder: Path, commit: Commit) -> None:
         record, arrays = commit.record, commit.arrays
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -402,9 +431,22 @@ class RunStore:
         Raises:
             StoreError: the folder cannot be written, or its file system has no locks.
         """
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "run": spec.describe(), "steps": spec.steps}
-        with locked(self.folder(spec) / "lock", strict_json(holder)):
+        with locked(self.folder(spec) / "lock", self._holder(spec.describe(), spec.steps)):
             yield
+
+    @contextlib.contextmanager
+    def try_lock(self, key: str, label: str, steps: int) -> Iterator[bool]:
+        """Hold the lock of a run's folder if no other process does; yield whether it is held here.
+
+        Raises:
+            StoreError: the folder cannot be written, or its file system has no locks.
+        """
+        with locked(self.root / "runs" / key / "lock", self._holder(label, steps), wait=False) as held:
+            yield held
+
+    @staticmethod
+    def _holder(label: str, steps: int) -> bytes:
+        return strict_json({"host": socket.gethostname(), "pid": os.getpid(), "run": label, "steps": steps})
 
     def holder(self, key: str) -> dict[str, Any]:
         """Return `host`, `pid`, `run` and `steps` of the process that locked a run last; empty if it is not known."""
@@ -496,74 +538,7 @@ def _modified(file: Path) -> float:
         return 0.0  # reading the file will raise the error
 
 
-# -- merging -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Commit:
-    """A record with its arrays; without a checkpoint here, the record keeps the one that it names."""
-
-    record: Mapping[str, Any]
-    arrays: dict[str, Array]
-    checkpoint: Mapping[str, Array] | None = None
-
-
-def _merge(old: _Commit, new: _Commit) -> _Commit:
-    """Return the longer of two finished attempts at one trajectory, with the measurements that only the other one has.
-
-    Attempts that contradict each other on divergence are not merged: the new one replaces the old.
-    """
-    ends = [(commit.record["status"], commit.record["step"]) for commit in (old, new)]
-    if any(a[0] == "diverged" and b[1] >= a[1] and a != b for a, b in (ends, ends[::-1])):
-        return new
-    base, other = (new, old) if ends[1][1] >= ends[0][1] else (old, new)
-    arrays = {name: value for name, value in base.arrays.items() if not name.startswith("probe/")}
-    for split in ("train", "test"):
-        arrays |= _union(arrays, other.arrays, split)
-    probes, following = [], {}
-    for name, (commit, table) in _measured(old, new).items():
-        probes.append(table)
-        following[name] = commit.record["observed"].get("probe_next", {}).get(name)
-        arrays |= {key: value for key, value in commit.arrays.items() if key.startswith(f"probe/{name}/")}
-    observed = {"probes": probes, "probe_next": following}
-    record = {"spec": new.record["spec"], "environment": new.record["environment"], **base.record}
-    record["observed"] = observed
-    return _Commit(record, arrays, base.checkpoint)
-
-
-def _measured(old: _Commit, new: _Commit) -> dict[str, tuple[_Commit, dict[str, Any]]]:
-    """The commit and settings of every probe: those of the new commit, unless the old one measured more steps."""
-    found = {table["name"]: (old, table) for table in old.record["observed"]["probes"]}
-    for table in new.record["observed"]["probes"]:
-        name = table["name"]
-        before = found.get(name)
-        if before is not None and before[1] == table:
-            reach = [c.record["observed"].get("probe_next", {}).get(name) for c in (old, new)]
-            if reach[0] is None or (reach[1] is not None and reach[0] > reach[1]):
-                continue
-        found[name] = new, table
-    return found
-
-
-def _union(base: dict[str, Array], other: dict[str, Array], split: str) -> dict[str, Array]:
-    """The arrays of one split with the rows of both, in the order of steps; where both have a row, the base's."""
-    mine, theirs = ({n: v for n, v in arrays.items() if n.startswith(f"{split}/")} for arrays in (base, other))
-    step = f"{split}/step"
-    if not mine or not theirs:
-        return mine or theirs
-    extra = ~np.isin(theirs[step], mine[step])
-    if not extra.any() or mine.keys() != theirs.keys():
-        return mine
-    order = np.argsort(np.concatenate([mine[step], theirs[step][extra]]), kind="stable")
-    return {
-        name: value if _per_run(name, value) else np.concatenate([value, theirs[name][extra]])[order]
-        for name, value in mine.items()
-    }
-
-
-def _per_run(name: str, value: Array) -> bool:
-    """Whether an array of a split has no axis of steps: exact passes see the same samples every time."""
-    return name.endswith("/count") and value.ndim == 1
+# -- steps -------------------------------------------------------------------------------------------------------------
 
 
 def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:
@@ -572,7 +547,7 @@ def _cut(arrays: dict[str, Array], spec: RunSpec) -> dict[str, Array]:
     cut = {}
     for name, value in arrays.items():
         split = name.partition("/")[0]
-        if split in wanted and not _per_run(name, value):
+        if split in wanted and not per_run(name, value):
             value = value[np.isin(arrays[f"{split}/step"], wanted[split])]
         elif name == "objective":
             value = value[: spec.steps]
@@ -596,7 +571,7 @@ def _read_history(folder: Path, record: Mapping[str, Any]) -> dict[str, Array]:
     for name, value in arrays.items():
         path = name.split("/")
         step = "/".join([*path[:-1], "step"])
-        if len(path) > 1 and not _per_run(name, value):
+        if len(path) > 1 and not per_run(name, value):
             rows = arrays[step].shape if step in arrays else None
             if rows is None or len(rows) != 1 or value.shape[:1] != rows:
                 file = folder / record["history"]["file"]
