@@ -15,12 +15,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import audit, curvature, head, monitor, startup, step
+from benchmarks import audit, curvature, head, monitor, pool, startup, step
 from benchmarks.timing import Options, Row
 from heavytail.files import write_atomic
 from heavytail.train.environment import environment
 
-GROUPS = {"head": head, "step": step, "curvature": curvature, "monitor": monitor, "start": startup, "audit": audit}
+GROUPS = {
+    "head": head,
+    "step": step,
+    "curvature": curvature,
+    "monitor": monitor,
+    "pool": pool,
+    "start": startup,
+    "audit": audit,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,8 +3,10 @@
 Every contender makes one forward and backward pass over M rows, C classes and D features. `plain` is
 F.cross_entropy(F.linear(h, W, b), y); `bare` is the two or three matrix products that any method needs, on
 whole logits; `head` is linear_cross_entropy, `curvature` and `stats` the same with curvature and with class
-statistics, and `diverged` the same at weights a hundred times larger, whose exponentials underflow. Memory is
-the growth of the peak resident size over one pass, each in a separate process, at M rows and at 4 M.
+statistics, and `diverged` the same at weights a hundred times larger, whose exponentials underflow. `torch mean` and
+`torch rows` are PyTorch's own chunked function, for the mean and for the losses of the rows, from which statistics can
+be formed; PyTorch before 2.13 has none. Memory is the growth of the peak resident size over one pass, each in a
+separate process, at M rows and at 4 M.
 """
 
 from __future__ import annotations
@@ -35,12 +37,16 @@ SHAPES = (
     Shape("wide labels", 12_000, 2_455, 64),
     Shape("small transformer", 8_192, 10_000, 128),
     Shape("transformer", 4_096, 10_000, 512),
+    Shape("GPT2-Small", 2_048, 50_304, 768),
+    Shape("large vocabulary", 512, 151_936, 1_024),
     Shape("linear, m = 8", 2_048, 255, 2_304, False),
     Shape("linear, m = 9", 4_608, 511, 5_120, False),
 )
 MEMORY_SHAPES = ("wide labels", "transformer")
 MEMORY_CONTENDERS = ("plain", "head", "curvature")
 STATS, CURVATURE, DIVERGED = 1.03, 1.25, 1.1  # of the time of `head`
+BARE = 1.08  # from 128 features on: below, the softmax takes a part that no product hides
+MEAN, PER_ROW = 1.0, 1 / 1.3  # of the time of PyTorch's chunked function
 
 
 def contenders(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
@@ -78,7 +84,14 @@ def contenders(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
         if shape.features_need_gradient:
             logits @ W
 
+    def chunked(reduction: str) -> None:
+        clear()
+        options = torch.nn.LinearCrossEntropyOptions()
+        F.linear_cross_entropy(h, W, y, linear_bias=b, reduction=reduction, options=options).mean().backward()
+
+    torch_s = {"torch mean": lambda: chunked("mean"), "torch rows": lambda: chunked("none")}
     return {
+        **(torch_s if hasattr(F, "linear_cross_entropy") else {}),
         "bare": bare,
         "plain": plain,
         "head": head,
@@ -99,10 +112,13 @@ def rows(options: Options) -> Iterator[Row]:
     scale = 64 if options.tiny else 1
     shapes = {s.name: s._replace(M=s.M // scale, C=s.C // min(scale, 8)) for s in SHAPES}
     for name, shape in shapes.items():
-        timing = interleave(contenders(shape, options.device), rounds=options.rounds or 15)
+        timing = interleave(contenders(shape, options.device), rounds=options.rounds or (15 if shape.C < 50_000 else 3))
         case = f"{name} ({shape.M}, {shape.C}, {shape.D})"
         yield timing.row(case, "plain", "head")
-        yield timing.row(case, "head", "bare")
+        if "torch mean" in timing.seconds:
+            yield timing.row(case, "head", "torch mean", MEAN)
+            yield timing.row(case, "stats", "torch rows", PER_ROW)
+        yield timing.row(case, "head", "bare", BARE if shape.D >= 128 else None)
         yield timing.row(case, "stats", "head", STATS)
         yield timing.row(case, "curvature", "head", CURVATURE)
         yield timing.row(case, "diverged", "head", DIVERGED)

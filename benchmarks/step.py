@@ -1,14 +1,15 @@
 """A full-batch training step, losses per class included, against its bare products and convolutions.
 
-`step` is the engine's: forward, backward, sums per class, update. `no stats` omits the sums per class. `bare` does
-only the matrix products and convolutions of the same pass, on tensors of the same shapes and in the same micro-batches:
-no activation, pooling, softmax, normalisation or update. `diverged` is the step of a run whose weights have diverged
-under a far too large step size. Memory is the growth of the peak resident size of a fresh process over building
-the run, its data included, and two steps.
+`step` is the engine's: forward, backward, sums per class, update. `no stats` omits the sums per class. `bare` makes
+the step's own matrix products, convolutions and calls of PyTorch's attention again, on tensors of the same shapes: no
+activation, pooling, softmax, normalisation or update. `release` follows the loop of the authors' release. `diverged` is
+the step of a run whose weights have diverged under a far too large step size. Memory is the growth of the peak resident
+size of a fresh process over building the run, its data included, and two steps.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from benchmarks.memory import peak_growth
 from benchmarks.timing import Options, Row, interleave
@@ -35,50 +39,79 @@ class Case:
 
     Attributes:
         target: of the time of the bare products.
-        memory: MB.
         rounds: how many are enough; a long step needs fewer.
+        release: of the time of the release's loop; None for a step that is not on the whole batch.
+        memory: MB; None for no target.
     """
 
     name: str
     run: dict[str, Any]
     data: tuple[dict[str, Any], ...]
     target: float
-    memory: float
     rounds: int
+    release: float | None = None
+    memory: float | None = None
 
 
+_TINY_IMAGENET = {"name": "tiny-imagenet", "size": 32, "subset": "heavy-tailed", "validation": 0, "augment": False}
+_VIT = {"name": "simple-vit", "width": 64, "depth": 4, "heads": 4, "mlp": 256}
 CASES = (
     Case(
         "linear m=8, gd+m",
         {"model": "linear", "optim": {"name": "gd", "momentum": 0.9}},
         ({"name": "random-heavy-tail", "groups": 8},),
-        1.08,
-        117,
-        31,
+        target=1.08,
+        rounds=31,
+        release=1 / 2.5,
+        memory=117,
     ),
     Case(
         "linear m=9, adam",
         {"model": "linear", "optim": "adam"},
         ({"name": "random-heavy-tail", "groups": 9},),
-        1.08,
-        262,
-        15,
+        target=1.05,
+        rounds=15,
+        release=1 / 2.5,
+        memory=262,
     ),
     Case(
         "CNN, adam",
         {"model": "cnn", "optim": "adam"},
         ({"name": "barcoded-mnist", "bits": 6, "samples": 3200}, {"name": "digits", "bits": 5}),
-        1.3,
-        330,
-        5,
+        target=1.15,
+        rounds=5,
+        release=1 / 4,
+        memory=330,
     ),
     Case(
         "one-layer transformer, D=128, adam",
         {"model": {"name": "transformer", "width": 128, "mlp": 128}, "optim": "adam"},
         ({"name": "tiny-ptb"}, {"name": "stdlib-text", "max_tokens": 20_000}),
-        1.6,
-        1009,
-        5,
+        target=1.25,
+        rounds=5,
+        release=1 / 8,
+        memory=1009,
+    ),
+    Case(
+        "GPT2, 2 blocks, D=768, 2048 tokens, adam",
+        {"model": {"name": "gpt2", "depth": 2}, "optim": "adam", "batch_size": 16},
+        ({"name": "tiny-ptb", "length": 128}, {"name": "stdlib-text", "max_tokens": 20_000}),
+        target=1.2,
+        rounds=5,
+    ),
+    Case(
+        "ResNet18, width 16, 256 images, adam",
+        {"model": {"name": "resnet18", "width": 16}, "optim": "adam", "batch_size": 256},
+        (_TINY_IMAGENET, {"name": "digits", "bits": 5}),
+        target=1.2,
+        rounds=9,
+    ),
+    Case(
+        "ViT, width 64, 256 images, adam",
+        {"model": {**_VIT, "patch": 8}, "optim": "adam", "batch_size": 256},
+        (_TINY_IMAGENET, {"name": "digits", "bits": 5}),
+        target=1.2,
+        rounds=15,
     ),
 )
 TINY: dict[str, dict[str, Any]] = {
@@ -91,26 +124,31 @@ TINY: dict[str, dict[str, Any]] = {
 def rows(options: Options) -> Iterator[Row]:
     """Return time and memory of every case, or of its embedded stand-in if public data are not available."""
     for case in CASES:
-        run, name = _start(case, options)
+        run, name = start(case, options)
         rounds = options.rounds or case.rounds
-        contenders = {"bare": bare(run), "step": _step(run), "no stats": _step(run, stats=False)}
+        step = one_step(run)
+        contenders = {"bare": bare(step), "step": step, "no stats": one_step(run, stats=False)}
         timing = interleave(contenders, rounds=rounds)
         ours = name == case.name  # targets do not apply to a stand-in, which is another problem
         yield timing.row(name, "step", "bare", case.target if ours else None)
         yield timing.row(name, "step", "no stats", STATS)
+        if case.release is not None:
+            loops = {"step": step, "release": release(run)}
+            timing = interleave(loops, rounds=min(rounds, 9) if rounds > 5 else 2, warmup=1)
+            yield timing.row(name, "step", "release", case.release if ours else None)
         if run.spec.model.name == "linear":
-            blown, _ = _start(case, options, lr=1e4)
-            steps = {"normal": _step(run), "diverged": _step(blown)}
+            blown, _ = start(case, options, lr=1e4)
+            steps = {"normal": one_step(run), "diverged": one_step(blown)}
             for _ in range(20):
                 steps["diverged"]()
             yield interleave(steps, rounds=rounds).row(name, "diverged", "normal", DIVERGED)
-        if options.device == "cpu":
-            del contenders, run
+        if options.device == "cpu" and (case.memory or not options.tiny):
+            del contenders, run, step, timing
             size = peak_growth(_two_steps, case, options)
             yield Row(name, "memory", "", size, size, size, "MB", case.memory if ours else None)
 
 
-def _start(case: Case, options: Options, lr: float = 1e-3) -> tuple[_Run, str]:
+def start(case: Case, options: Options, lr: float = 1e-3) -> tuple[_Run, str]:
     """Return a run of the case, and the case's name, with the stand-in for its data if there is one."""
     torch.set_flush_denormal(True)  # as the engine does
     for data in (TINY[case.data[-1]["name"]],) if options.tiny else case.data:
@@ -124,7 +162,9 @@ def _start(case: Case, options: Options, lr: float = 1e-3) -> tuple[_Run, str]:
     raise AssertionError("the last data set of every case is embedded")
 
 
-def _step(run: _Run, *, stats: bool = True) -> Callable[[], None]:
+def one_step(run: _Run, *, stats: bool = True) -> Callable[[], None]:
+    """Return a training step of a run."""
+
     def step() -> None:
         sums = ClassStats.zeros(run.data.num_classes, run.device) if stats else None
         run._gradient(0, sums)
@@ -136,69 +176,85 @@ def _step(run: _Run, *, stats: bool = True) -> Callable[[], None]:
 
 
 def _two_steps(case: Case, options: Options) -> Callable[[], None]:
-    _step(_start(case, Options(data_dir=options.data_dir, tiny=True))[0])()  # loads every library
+    one_step(start(case, Options(data_dir=options.data_dir, tiny=True))[0])()  # loads every library
 
     def measured() -> None:
-        step = _step(_start(case, options)[0])
+        step = one_step(start(case, options)[0])
         step()
         step()
 
     return measured
 
 
-def products(M: int, C: int, D: int, *, inputs: bool = True) -> Callable[[], None]:
-    """The products of a linear layer: forward, the weight's gradient, and optionally that of the inputs."""
-    h, w, g = torch.rand(M, D), torch.rand(C, D), torch.rand(M, C)
-    out, of_weight, of_inputs = torch.empty(M, C), torch.empty(C, D), torch.empty(M, D)
+def bare(step: Callable[[], object]) -> Callable[[], None]:
+    """The products and convolutions of a step, alone: its calls, on random tensors of the same shapes and strides."""
+    with _Products() as recorded:
+        step()
 
     def run() -> None:
-        torch.mm(h, w.t(), out=out)
-        torch.mm(g.t(), h, out=of_weight)
-        if inputs:
-            torch.mm(g, w, out=of_inputs)
+        for call, args, kwargs in recorded.calls:
+            call(*args, **kwargs)
 
-    return run
+    return torch.no_grad()(run)
 
 
-def convolution(x: Tensor, w: Tensor, *, inputs: bool) -> Callable[[], None]:
-    """A padded 5 x 5 convolution: forward, the weight's gradient, and optionally that of the inputs."""
-    x, w = x.contiguous(memory_format=torch.channels_last), w.contiguous(memory_format=torch.channels_last)
-    g = torch.rand(len(x), len(w), *x.shape[2:]).contiguous(memory_format=torch.channels_last)
-    shape: tuple[list[int], ...] = ([1, 1], [2, 2], [1, 1])
-    mask = [inputs, True, False]
+class _Products(TorchDispatchMode):
+    """Keeps the calls of matrix products, convolutions and PyTorch's fused attention, forward and backward."""
 
-    def run() -> None:
-        torch.convolution(x, w, None, *shape, False, [0, 0], 1)
-        torch.ops.aten.convolution_backward(g, x, w, None, *shape, False, [0, 0], 1, mask)
+    names = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "convolution", "convolution_backward")
 
-    return run
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable[..., Any], Any, Any]] = []
+        self.tensors: dict[tuple[object, ...], Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        result = func(*args, **(kwargs or {}))
+        if name in self.names or "scaled_dot_product" in name:
+            number = itertools.count()
+            copied = tree_map_only(Tensor, lambda t: self._like(t, next(number)), (args, kwargs or {}))
+            self.calls.append((func, *copied))
+        return result
+
+    def _like(self, tensor: Tensor, position: int) -> Tensor:
+        """A random tensor of the same shape, strides and type, one for each position of an argument."""
+        shape, stride = tensor.shape, tensor.stride()
+        key = (position, tensor.dtype, shape, stride)
+        if key not in self.tensors:
+            size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if tensor.numel() else 0
+            flat = (
+                torch.rand(size).to(tensor.dtype)
+                if tensor.is_floating_point()
+                else torch.zeros(size, dtype=tensor.dtype)
+            )
+            self.tensors[key] = flat.as_strided(shape, stride)
+        return self.tensors[key]
 
 
-def bare(run: _Run) -> Callable[[], None]:
-    """The products and convolutions of one step of a run."""
-    N, C, D = len(run.train_split), run.data.num_classes, run.head.in_features
-    micro = run.microbatch or N
-    sizes = [min(micro, N - start) for start in range(0, N, micro)]
-    parts: dict[int, list[Callable[[], None]]] = {}
-    for size in set(sizes):
-        if run.spec.model.name == "linear":
-            parts[size] = [products(size, C, D, inputs=False)]
-        elif run.spec.model.name == "cnn":
-            side = run.train_split.inputs.shape[-1]
-            parts[size] = [
-                convolution(torch.rand(size, 1, side, side), torch.rand(32, 1, 5, 5), inputs=False),
-                convolution(torch.rand(size, 32, side // 2, side // 2), torch.rand(100, 32, 5, 5), inputs=True),
-                products(size, C, D),
-            ]
-        else:
-            M, L = size * run.train_split.targets.shape[1], run.train_split.targets.shape[1]
-            q, g = torch.rand(size, L, D), torch.rand(size, L, L)
+def release(run: _Run) -> Callable[[], None]:
+    """A step as in the authors' release: whole-batch logits, then the losses of all training data again, twice.
 
-            def attention(q: Tensor = q, g: Tensor = g) -> None:
-                for _ in range(3):  # forward and the gradients of both factors, for scores and for values
-                    torch.bmm(q, q.transpose(1, 2))
-                    torch.bmm(g, q)
+    The second evaluation is that of its validation data, which are the training data here. Each takes the loss and the
+    accuracy, overall and per class, in two calls of either.
+    """
+    inputs, targets = run.train_split.inputs, run.train_split.targets.flatten()
+    C = run.data.num_classes
 
-            layers = [(3 * D, D), (D, D), (D, D), (D, D)]
-            parts[size] = [attention, *(products(M, c, d) for c, d in layers), products(M, C, D)]
-    return lambda: [part() for size in sizes for part in parts[size]] and None
+    def evaluate() -> None:
+        logits = run.head(run.body(inputs))
+        for by_class in (False, True):
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            correct = (logits.argmax(dim=1) == targets).float()
+            for values in (losses, correct):
+                torch.zeros(C).index_add_(0, targets, values) if by_class else values.mean()
+
+    def step() -> None:
+        run.optimizer.zero_grad()
+        F.cross_entropy(run.head(run.body(inputs)), targets).backward()
+        run.optimizer.step()
+        with torch.no_grad():
+            evaluate()
+            evaluate()
+
+    return step

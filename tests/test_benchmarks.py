@@ -23,10 +23,23 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("group", "ratios"),
     [
-        ("head", {"plain / head", "head / bare", "stats / head", "curvature / head", "diverged / head"}),
-        ("step", {"step / bare", "step / no stats", "diverged / normal"}),
+        (
+            "head",
+            {
+                "plain / head",
+                "head / bare",
+                "head / torch mean",
+                "stats / torch rows",
+                "stats / head",
+                "curvature / head",
+                "diverged / head",
+            },
+        ),
+        ("step", {"step / bare", "step / no stats", "step / release", "diverged / normal"}),
         ("curvature", {"blocks / bare"}),
         ("monitor", {"update(losses) / step"}),
+        ("pool", {"2 processes x 1 thread / 1 process x 2 threads"}),
+        ("audit", {"audit, words / Counter, str.split", "audit, labels / polars, value_counts"}),
         ("start", {"import heavytail / nothing", "heavytail --help / nothing"}),
     ],
 )
@@ -46,4 +59,4 @@ def test_every_group_runs_and_writes_its_numbers(group: str, ratios: set[str], t
 def test_an_unknown_group_is_one_clear_line() -> None:
     done = bench("heads")
     assert done.returncode == 2
-    assert "no group 'heads'; choose from head, step, curvature, monitor, start" in done.stderr
+    assert "no group 'heads'; choose from head, step, curvature, monitor, pool, start" in done.stderr
