@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 from torch import nn
 
 from heavytail.errors import SpecError
 from heavytail.models import REGISTRY
+from heavytail.optim.by_role import Joined
 from heavytail.optim.roles import ROLES, roles
 from tests.test_model_contract import small_model
 
@@ -48,3 +50,12 @@ def test_a_model_without_a_head_is_refused() -> None:
     """The message names what is missing."""
     with pytest.raises(SpecError, match="expected an attribute head, got Linear"):
         roles(nn.Linear(2, 2))
+
+
+def test_a_joined_optimizer_refuses_a_new_group() -> None:
+    """No part would train it."""
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    joined = Joined([torch.optim.SGD([weights[0]], lr=0.1), torch.optim.Adam([weights[1]], lr=0.1)])
+    with pytest.raises(SpecError, match="add it to one of the parts"):
+        joined.add_param_group({"params": [weights[2]]})
+    assert len(joined.param_groups) == 2

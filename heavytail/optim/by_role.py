@@ -39,6 +39,12 @@ class Joined(Optimizer):
             self.state.update(part.state)
         self._share()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a new group: no part would train it. The groups of the parts are added when it is made."""
+        if len(self.param_groups) >= sum(len(part.param_groups) for part in self.optimizers):
+            raise SpecError("optim: a joined optimizer takes no new parameter group; add it to one of the parts first")
+        super().add_param_group(param_group)
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy; the base class would leave out the parts."""
         return {**super().__getstate__(), "optimizers": self.optimizers}
