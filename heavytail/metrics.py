@@ -195,7 +195,7 @@ class ClassStats:
             rows = [torch.where(valid, x, 0) for x in rows]
         # Before anything is added. Reading the range synchronizes a GPU, and breaks a compiled graph.
         if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
-            low, high = int(index.min()), int(index.max())
+            low, high = (int(end) for end in index.aminmax())
             if low < 0 or high >= self.num_classes:
                 wrong = low if low < 0 else high
                 raise SpecError(f"targets: expected classes 0 to {self.num_classes - 1}, got {wrong}")

@@ -281,13 +281,15 @@ class Monitor:
             raise SpecError(f"logits: expected [..., {self.num_classes}], got the shape of targets, {_shape(targets)}")
         rows = logits if logits.ndim == 2 else logits.reshape(-1, self.num_classes)
         rows = rows.float() if rows.dtype.itemsize < 4 else rows
-        if targets.device.type == "cpu" and rows.device.type == "cpu":  # there, nll_loss checks the range itself
-            index, ignored = targets.reshape(-1).long(), self.ignore_index
-            ignored = _NOTHING_IGNORED if ignored is None else ignored
+        if targets.is_cpu and rows.is_cpu:  # there, nll_loss checks the range itself
+            index, ignored = targets, self.ignore_index
+            if targets.ndim != 1 or targets.dtype != torch.int64:  # small batches feel a call that changes nothing
+                index = targets.reshape(-1).long()
+            y, ignored = index, _NOTHING_IGNORED if ignored is None else ignored
         else:
             with torch.no_grad():
                 index, ignored = self._valid(targets), -1
-        y = index.to(rows.device)
+            y = index.to(rows.device)
         log_p = rows.log_softmax(1)
         try:
             loss = F.nll_loss(log_p, y, ignore_index=ignored, reduction="mean" if normalizer is None else "sum")
@@ -561,8 +563,10 @@ class Monitor:
         device = self._stats.count.device
         if top is None and self._all_count(index, losses):
             self._untopped += 1
-            self._unjudged += correct is None
-            self._unplain += not plain
+            if correct is None:
+                self._unjudged += 1
+            if not plain:
+                self._unplain += 1
             judged = torch.zeros_like(index) if correct is None else correct.to(device)
             self._stats.update(index, losses, judged, torch.exp(-losses.double()))
             return
@@ -667,9 +671,9 @@ def _row_chunks(logits: Tensor, most: int) -> Iterator[Tensor]:
 def _is_first(logits: Tensor, targets: Tensor) -> Tensor:
     """Whether `argmax` of logits [M, C] is the target [M]: of equal ones the lowest class.
 
-    On a CPU argmax takes ten times as long as the maximum, so large batches take it of tied rows only.
+    On a CPU argmax of many classes takes ten times as long as the maximum, so large batches take it of tied rows only.
     """
-    if logits.numel() < 2**14 or logits.device.type != "cpu" or torch.compiler.is_compiling():
+    if logits.numel() < 2**14 or logits.shape[1] <= 32 or logits.device.type != "cpu" or torch.compiler.is_compiling():
         return logits.argmax(1) == targets
     own = logits.gather(1, targets.clamp(0, logits.shape[1] - 1)[:, None])
     first = own[:, 0] >= logits.amax(1)
