@@ -25,6 +25,8 @@ import torch
 from heavytail import cli, optim
 from heavytail.cli import _command, commands, main, status
 from heavytail.errors import SpecError
+from heavytail.report.files import write_claims
+from heavytail.results.claims import Claim
 from heavytail.train.runner import Interrupted
 from tests.problems import ROOT, output, tiny_preset
 
@@ -244,7 +246,7 @@ def test_every_example_of_the_help_runs(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The example that each --help ends with exits with 0; only what trains for long is shortened."""
-    for name in ("examples", "README.md"):
+    for name in ("examples", "docs", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     for program, *arguments in example(words, capsys):
@@ -415,18 +417,103 @@ def test_a_closed_pipe_is_silent() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_report_is_deprecated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`heavytail report FOLDER` does what `heavytail monitor FOLDER` does, points to it, and is not listed."""
-    assert main(["report", str(tmp_path)]) == 2
-    old = capsys.readouterr().err.splitlines()
-    assert main(["monitor", str(tmp_path)]) == 2
-    assert old == [
-        "heavytail: `report` is deprecated; use: heavytail monitor FOLDER",
-        capsys.readouterr().err.strip(),
+def claim(figure: str, name: str, measured: float, *, threshold: float = 1.0) -> Claim:
+    """A claim that a number is at most a threshold."""
+    return Claim(figure, name, f"quantity of {name}", measured, "<=", threshold, "quick")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """Two results: B loses `fig06 b`, has another number of `fig06 a`, and has figure 16 that A has not."""
+    folders = tmp_path / "A", tmp_path / "B"
+    claims = [claim("fig06", "a", 0.5), claim("fig06", "b", 0.5)], [claim("fig06", "a", 0.6), claim("fig06", "b", 2.0)]
+    for folder, rows, drawn in zip(folders, claims, (["fig06"], ["fig06", "fig16"]), strict=True):
+        (folder / "figures").mkdir(parents=True)
+        for name in drawn:
+            texts = {"figure": name, "title": name, "paper": name, "scale": "quick", "caption": ""}
+            lists = {"panels": [], "search": [], "environments": [{"commit": folder.name}]}
+            (folder / "figures" / f"{name}.json").write_text(json.dumps({**texts, "missing": None, **lists}))
+        write_claims(folder, rows)
+    return folders
+
+
+def test_report_prints_what_changed(two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`heavytail report A B` prints changes of verdicts, then of numbers, and what B alone has; it writes a page."""
+    page = tmp_path / "new" / "page.html"
+    assert main(["report", *map(str, two), "--out", str(page)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    changed = [line.split() for line in lines if line.startswith("fig06")]
+    assert changed[0] == ["fig06", "b", "reproduced", "->", "not", "reproduced", "0.5", "->", "2", "<=", "1", "+1.5"]
+    assert changed[1] == ["fig06", "a", "reproduced", "0.5", "->", "0.6", "<=", "1", "+0.1"]
+    assert [line.split() for line in lines if line.startswith("commit")] == [["commit", "A", "B"]]
+    assert "1 verdicts and 1 numbers alone differ, of 2 claims in both" in lines
+    assert "drawn in B only: fig16" in lines
+    assert lines[-1] == f"page: {page}"
+    assert page.exists()
+
+
+def test_report_json(two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json the same is one JSON object on standard output."""
+    assert main(["report", *map(str, two), "--out", str(tmp_path / "page.html"), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [(row["claim"], row["change"]) for row in table["claims"]] == [
+        ("b", "no longer reproduced"),
+        ("a", "other number"),
     ]
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "    report" not in capsys.readouterr().out
+    assert table["claims"][0]["b"]["measured"] == 2.0
+    assert (table["lost"], table["figures_only"]) == (["fig06 b"], {"a": [], "b": ["fig16"]})
+    assert (table["a"]["commit"], table["b"]["commit"]) == ("A", "B")
+
+
+def test_report_strict(two: tuple[Path, Path], tmp_path: Path) -> None:
+    """With --strict the exit code is 1 if B does not reproduce what A does, and only then."""
+    a, b = map(str, two)
+    out = ["--out", str(tmp_path / "page.html"), "--strict"]
+    assert main(["report", a, b, *out]) == 1
+    assert main(["report", b, a, *out]) == 0
+    assert main(["report", a, a, *out]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("none", None, "none: no such folder; expected the --out folder of `heavytail reproduce`"),
+        ("empty", "x", "empty is not the folder of a reproduction: expected claims.json and figures/ in it"),
+        ("journal", "monitor.jsonl", "figures/ in it; `heavytail monitor` made it"),
+        ("compared", "compare.json", "figures/ in it; `heavytail compare` made it"),
+        ("file", "", "file: no such folder"),
+    ],
+)
+def test_report_refuses_other_folders(
+    two: tuple[Path, Path],
+    tmp_path: Path,
+    name: str,
+    file: str | None,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A folder without results is one line: which, what is expected, what made it; no page is written."""
+    if file == "":
+        (tmp_path / name).write_text("")
+    elif file is not None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("")
+    for pair in ((two[0], tmp_path / name), (tmp_path / name, two[0])):
+        assert main(["report", *map(str, pair), "--out", str(tmp_path / "page.html")]) == 2
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_published_results_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both folders may be published ones, whose environments are in a file of their own."""
+    out = tmp_path / "page.html"
+    published = ROOT / "docs" / "results"
+    assert main(["report", str(published / "paper"), str(published / "small"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^scale +paper +small$", printed, re.M)
+    assert re.search(r"^torch +2\S+ +2\S+$", printed, re.M)
 
 
 @pytest.mark.parametrize("more", [[], ["--open"]])

@@ -22,6 +22,7 @@ from typing import Any
 
 from heavytail.errors import StoreError, unknown
 from heavytail.files import Row, read_json, strict_json, write_atomic
+from heavytail.report.files import check_folder
 
 SCALES = ("quick", "small", "paper")
 LIMIT = 10_000_000  # total bytes of all scales
@@ -55,10 +56,7 @@ class Reproduction:
     @classmethod
     def read(cls, folder: Path) -> Reproduction:
         """Read a folder; StoreError if it is none of `reproduce`, empty, damaged, or of several scales."""
-        if not folder.is_dir():
-            raise StoreError(f"{folder}: no such folder; expected the --out folder of `heavytail reproduce`")
-        if not ((folder / "claims.json").is_file() and (folder / "figures").is_dir()):
-            raise StoreError(f"{folder} is not the folder of a reproduction: expected claims.json and figures/ in it")
+        check_folder(folder)
         claims, timing = (_rows(folder / f"{name}.json") for name in ("claims", "timing"))
         figures = {file.stem: read_json(file, {}, {}) for file in sorted((folder / "figures").glob("*.json"))}
         if not figures:

@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import cast
 
 from heavytail import __version__
 from heavytail.cli._command import Command, Parser, require_lab
@@ -86,10 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in commands().items():
         text = (command.__doc__ or "").strip()
         summary = text.splitlines()[0].rstrip(".")
-        # argparse lists the commands that have a help text; a deprecated one is left out.
-        listed: dict[str, Any] = {} if text.startswith("Deprecated") else {"help": summary[0].lower() + summary[1:]}
+        listed = summary[0].lower() + summary[1:]
         duration = f" ({command.DURATION})" if command.DURATION else ""
-        sub = subparsers.add_parser(name, description=text, epilog=f"example{duration}:\n  {command.EXAMPLE}", **listed)
+        sub = subparsers.add_parser(
+            name, description=text, epilog=f"example{duration}:\n  {command.EXAMPLE}", help=listed
+        )
         command.arguments(sub)
         sub.set_defaults(run=command.run)
     return parser

@@ -25,10 +25,7 @@ ROLES = ("head", "embedding", "norm", "hidden")  # of heavytail.optim.roles, whi
 
 
 class Command(Protocol):
-    """Interface of a command's module. Its docstring is the description, the first line the summary.
-
-    A command whose docstring begins with "Deprecated" is not listed.
-    """
+    """Interface of a command's module. Its docstring is the description, the first line the summary."""
 
     EXAMPLE: str
     """One complete command line, shown by --help; tests run it."""

@@ -10,7 +10,7 @@ from typing import Any
 from heavytail.compare.comparison import tests
 from heavytail.compare.picture import draw
 from heavytail.files import write_atomic
-from heavytail.report.page import Section, Table, render
+from heavytail.report.page import Picture, Section, Table, render
 
 COLUMNS = (
     "problem",
@@ -48,10 +48,14 @@ def write(rows: Sequence[Row], out: Path, *, scale: str, command: str) -> list[P
     section = Section(
         f"Comparison at {scale} scale",
         id="comparison",
-        image=picture,
-        alt="final loss by frequency group, and the share of the gap between GD and Adam that each optimizer closes",
-        caption=f"{tests(rows)}. Shares of the gap beyond -0.5 and 1.5 and losses below 1e-4 nats are drawn at these "
-        "values.",
+        pictures=[
+            Picture(
+                picture,
+                "final loss by frequency group, and the share of the gap between GD and Adam that an optimizer closes",
+                caption=f"{tests(rows)}. Shares of the gap beyond -0.5 and 1.5 and losses below 1e-4 nats are drawn at "
+                "these values.",
+            )
+        ],
         tables=(table, words),
         command=command,
         links=("compare.json", "compare.png"),

@@ -18,7 +18,7 @@ from heavytail.errors import StoreError
 from heavytail.files import Row, plain, strict_json, write_atomic
 from heavytail.monitor.journal import Track, read_journal
 from heavytail.monitor.picture import draw_monitored
-from heavytail.report.page import Section, Table, charted, render
+from heavytail.report.page import Picture, Section, Table, charted, render
 
 _COLUMNS = {
     "share": "share of rows",
@@ -68,7 +68,7 @@ def write_compared(folders: Sequence[Path]) -> Path:
         picture = draw_monitored(tracks, counts, index)
         panels = charted(plain(picture.plotted))
         sections += [
-            Section(heading=folder.name, image=picture.render("png"), panels=panels),
+            Section(heading=folder.name, pictures=[Picture(picture.render("png"), panels=panels)]),
             *(_split_section(f"{folder.name}: {_SPLITS.get(split, split)}", track) for split, track in tracks.items()),
         ]
     file = folders[0] / "runs.html"
@@ -85,7 +85,8 @@ def _page(name: str, tracks: dict[str, Track], png: bytes, panels: Sequence[Row]
         "Dashed: the first overall loss."
     )
     splits = [_split_section(_SPLITS.get(split, split), track) for split, track in tracks.items()]
-    return render(f"Loss by token frequency: {name}", [Section(image=png, caption=caption, panels=panels), *splits])
+    picture = Picture(png, caption=caption, panels=panels)
+    return render(f"Loss by token frequency: {name}", [Section(pictures=[picture]), *splits])
 
 
 def _split_section(name: str, track: Track) -> Section:

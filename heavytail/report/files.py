@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from heavytail.errors import DamagedError
-from heavytail.files import Row, checksum, locked, read_json, strict_json, write_atomic
+from heavytail.errors import DamagedError, StoreError
+from heavytail.files import Row, check_shape, checksum, locked, read_json, strict_json, write_atomic
 from heavytail.plotting.panels import draw, search_picture
 from heavytail.plotting.style import applied
 from heavytail.results.claims import Claim
@@ -147,6 +147,16 @@ def add_timing(out: Path, row: Row) -> None:
         write_atomic(out / "timing.json", strict_json([*rows, row]))
 
 
+def check_folder(folder: Path) -> None:
+    """Raise StoreError unless a folder has the results of a reproduction, as written or as published."""
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder; expected the --out folder of `heavytail reproduce`")
+    if not ((folder / "claims.json").is_file() and (folder / "figures").is_dir()):
+        other = {"monitor.jsonl": "monitor", "compare.json": "compare"}
+        made = next((f"; `heavytail {name}` made it" for file, name in other.items() if (folder / file).is_file()), "")
+        raise StoreError(f"{folder} is not the folder of a reproduction: expected claims.json and figures/ in it{made}")
+
+
 def read_claims(out: Path) -> list[Row]:
     """Return the rows of OUT/claims.json, empty if there is no such file; DamagedError if it is damaged."""
     return _read(out / "claims.json", [_CLAIM]) or []
@@ -163,9 +173,17 @@ def read_figures(out: Path) -> list[Row]:
 
 @lru_cache(maxsize=128)  # the report is rewritten while figures are drawn, and most of them have not changed
 def _read_figure(file: Path, checksum: str) -> Row:
-    record: Row | None = _read(file, _FIGURE)
+    record: dict[str, Any] | None = _read(file, {})
     if record is None:
         raise FileNotFoundError(file)
+    if "note" in record and "environments" not in record:  # a published figure: they are in a file of their own
+        tables = _read(file.parents[1] / "environment.json", [{"figures": [str]}]) or []
+        mine = [table for table in tables if file.stem in table["figures"]]
+        record["environments"] = [{key: table[key] for key in table if key != "figures"} for table in mine]
+    try:
+        check_shape(record, _FIGURE)
+    except ValueError as error:
+        raise DamagedError(f"{file} is damaged: {error}{_REMEDY}") from error
     if record["figure"] != file.stem or not FIGURE_ID.fullmatch(file.stem):
         expected = f"expected the file's own name, got {record['figure']!r}"
         raise DamagedError(f"{file} is damaged: content.figure: {expected}{_REMEDY}")

@@ -207,17 +207,16 @@
   }
 
   const charts = [];
-  function explore(section) {
-    const data = $("script[type='application/json']", section);
-    const picture = $(".picture", section);
+  function explore(picture) {
+    const data = $("script[type='application/json']", picture);
     if (!data || typeof uPlot === "undefined") return;
     const panels = JSON.parse(data.textContent);
-    const image = picture && $("img", picture);
+    const image = $("img", picture);
     const grid = make("div", { className: "charts" });
     let drawn = false;
     const show = (live) => {
       grid.hidden = !live;
-      if (image) image.hidden = live;
+      image.hidden = live;
       if (!live || drawn) return;
       drawn = true;
       for (const frames of framesOf(panels)) {
@@ -227,21 +226,18 @@
         charts.push(chart);
       }
     };
-    if (image) {
-      const views = [["interactive", true], ["picture", false]].map(([text, live]) =>
-        make("button", { type: "button", textContent: text, onclick: () => choose(live) }));
-      const choose = (live) => { press(views[0], live); press(views[1], !live); show(live); };
-      picture.before(make("div", { className: "views" }, ...views));
-      picture.prepend(grid);
-      const whole = data.dataset.whole === "yes"; // a picture with matrices stays until it is asked for
-      press(views[0], false);
-      press(views[1], true);
-      if (whole) new IntersectionObserver((entries, self) => {
-        if (entries.some((entry) => entry.isIntersecting)) { self.disconnect(); choose(true); }
-      }, { rootMargin: "500px" }).observe(section);
-    }
+    const views = [["interactive", true], ["picture", false]].map(([text, live]) =>
+      make("button", { type: "button", textContent: text, onclick: () => choose(live) }));
+    const choose = (live) => { press(views[0], live); press(views[1], !live); show(live); };
+    image.before(make("div", { className: "views" }, ...views), grid);
+    const whole = data.dataset.whole === "yes"; // a picture with matrices stays until it is asked for
+    press(views[0], false);
+    press(views[1], true);
+    if (whole) new IntersectionObserver((entries, self) => {
+      if (entries.some((entry) => entry.isIntersecting)) { self.disconnect(); choose(true); }
+    }, { rootMargin: "500px" }).observe(picture);
   }
-  $$("section").forEach(explore);
+  $$(".picture").forEach(explore);
   dark.addEventListener("change", () => charts.forEach((chart) => chart.draw()));
 
   // -- search ---------------------------------------------------------------------------------------------------------

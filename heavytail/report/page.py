@@ -32,6 +32,10 @@ SIGNS = {
     "not reproduced": "\N{MULTIPLICATION SIGN}",
     "undecided": "?",
     "not run": "\N{EN DASH}",
+    "no longer reproduced": "\N{BLACK DOWN-POINTING TRIANGLE}",
+    "reproduced now": "\N{BLACK UP-POINTING TRIANGLE}",
+    "other verdict": "\N{NOT EQUAL TO}",
+    "other number": "\N{ALMOST EQUAL TO}",
 }
 POINTS = 400  # of a series in the page; the JSON file beside it has all of them
 EXACT = "exact, "
@@ -80,19 +84,37 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of a section.
+
+    Attributes:
+        image: content of a PNG file; empty for none.
+        alt: what the image shows, in words.
+        panels: the numbers in the image, as charts that replace it (see `charted`).
+        replaceable: whether the charts show everything that the image shows.
+        caption: text below the image.
+        heading: a line above it.
+        missing: the reason for a missing image.
+    """
+
+    image: bytes = b""
+    alt: str = ""
+    panels: Sequence[Row] = ()
+    replaceable: bool = True
+    caption: str = ""
+    heading: str = ""
+    missing: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a page under its own heading.
 
     Attributes:
         heading, note: its first lines.
         id: anchor for links on the page.
-        image: content of a PNG file; empty for none.
-        alt: what the image shows, in words.
-        panels: the numbers in the image, as charts that replace it (see `charted`).
-        replaceable: whether the charts show everything that the image shows.
-        caption: text below the image.
-        missing: the reason for a missing image.
-        tables: shown below the image.
+        pictures: side by side where there is room.
+        tables: shown below the pictures.
         warning: a line in red below the tables.
         command: the command that makes this section.
         links: relative paths of its files.
@@ -103,12 +125,7 @@ class Section:
     heading: str = ""
     note: str = ""
     id: str = ""
-    image: bytes = b""
-    alt: str = ""
-    panels: Sequence[Row] = ()
-    replaceable: bool = True
-    caption: str = ""
-    missing: str = ""
+    pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     warning: str = ""
     command: str = ""
@@ -269,7 +286,7 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims", rel
         figure["figure"]: _figure_section(figure, by_figure[figure["figure"]], out / "figures") for figure in figures
     }
     rest = [
-        Section(name, id=name, tables=_claims_table(by_figure[name]), verdicts=_tally(by_figure[name]))
+        Section(name, id=name, tables=_claims_table(by_figure[name]), verdicts=tally_of(by_figure[name]))
         for name in by_figure
         if name not in drawn
     ]
@@ -280,8 +297,8 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims", rel
     )
     out.mkdir(parents=True, exist_ok=True)
     sections = [*drawn.values(), *rest, *every, *_environments(figures)]
-    facts = _facts(claims, figures)
-    page = render(title, sections, note=note, facts=facts, tally=_tally(claims), reload=reload)
+    facts = facts_of(claims, figures)
+    page = render(title, sections, note=note, facts=facts, tally=tally_of(claims), reload=reload)
     write_atomic(path, page + _seal(made_of, page))
     return path
 
@@ -310,14 +327,20 @@ def _verdict(claim: Row) -> str:
     return (EXACT if claim.get("kind") == "exact" else "") + str(claim["verdict"])
 
 
-def _tally(claims: Sequence[Row]) -> dict[str, int]:
+def verdict_cell(claim: Row) -> Cell:
+    """Return the verdict on a claim with its sign and colour."""
+    return Cell(f"{SIGNS.get(claim['verdict'], '')} {_verdict(claim)}".strip(), f"verdict {_style(claim['verdict'])}")
+
+
+def tally_of(claims: Sequence[Row]) -> dict[str, int]:
+    """Return the number of claims by verdict; exact claims are counted apart."""
     counts = Counter(map(_verdict, claims))
     exact = [EXACT + verdict for verdict in VERDICTS if counts[EXACT + verdict]]
     return {verdict: counts[verdict] for verdict in (*VERDICTS, *exact)}
 
 
-def _facts(claims: Sequence[Row], figures: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return what the first screen states: scale, number of figures, versions, machine."""
+def facts_of(claims: Sequence[Row], figures: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return what identifies a reproduction: scale, number of figures, versions, machine; names and values."""
     environments = [table for figure in figures for table in figure["environments"]]
 
     def values(key: str) -> str:
@@ -340,24 +363,34 @@ def _figure_section(figure: Row, claims: Sequence[Row], folder: Path) -> Section
         if one["kind"] == "table"
     ]
     files = [f"{name}.{kind}" for kind in ("png", "pdf", "json") if (folder / f"{name}.{kind}").exists()]
-    charts = charted(panels)
+    picture = None if tables and not charted(panels) else picture_of(figure, folder)
     return Section(
         heading=figure["title"],
         note=f"{name} · {figure['paper']} · {figure['scale']} scale",
         id=name,
-        image=b"" if tables and not charts else _content(folder / f"{name}.png"),
+        pictures=[picture] if picture else [],
+        tables=[*tables, *_claims_table(claims)],
+        command=f"heavytail reproduce {name} --scale {figure['scale']}",
+        links=[f"figures/{file}" for file in files],
+        verdicts=tally_of(claims),
+        summary="Step-size search: every candidate, and why it was selected or rejected",
+        details=[_search_table(search) for search in figure["search"]],
+        details_image=_content(folder / f"{name}-search.png"),
+    )
+
+
+def picture_of(figure: Row, folder: Path, heading: str = "") -> Picture:
+    """Return the picture of a figure's record, whose files are in `folder`."""
+    panels = figure.get("panels", [])
+    charts = charted(panels)
+    return Picture(
+        image=_content(folder / f"{figure['figure']}.png"),
         alt=_alt(figure),
         panels=charts,
         replaceable=len(charts) == len(panels),
         caption=figure["caption"],
-        missing="" if tables and not charts else figure["missing"] or "the image file is missing",
-        tables=[*tables, *_claims_table(claims)],
-        command=f"heavytail reproduce {name} --scale {figure['scale']}",
-        links=[f"figures/{file}" for file in files],
-        verdicts=_tally(claims),
-        summary="Step-size search: every candidate, and why it was selected or rejected",
-        details=[_search_table(search) for search in figure["search"]],
-        details_image=_content(folder / f"{name}-search.png"),
+        heading=heading,
+        missing=figure["missing"] or "the image file is missing",
     )
 
 
@@ -366,10 +399,10 @@ def _claims_table(claims: Sequence[Row], *, linked: bool = False) -> list[Table]
     rows = [
         (
             row["claim"],
-            Cell(f"{SIGNS.get(row['verdict'], '')} {_verdict(row)}".strip(), f"verdict {_style(row['verdict'])}"),
-            Cell(_number(row["measured"]), "number", note=_seeds(row)),
-            f"{row['comparison']}\N{NO-BREAK SPACE}{_number(row['threshold'])}",
-            _number(row.get("margin")),
+            verdict_cell(row),
+            Cell(four_digits(row["measured"]), "number", note=_seeds(row)),
+            f"{row['comparison']}\N{NO-BREAK SPACE}{four_digits(row['threshold'])}",
+            four_digits(row.get("margin")),
             Cell(row["statement"], note=". ".join(filter(None, [row.get("quote"), row["reason"]]))),
         )
         for row in claims
@@ -386,7 +419,7 @@ def _claims_table(claims: Sequence[Row], *, linked: bool = False) -> list[Table]
 def _seeds(claim: Row) -> str:
     """Return the values on several seeds."""
     values = claim.get("per_seed", [])
-    return ", ".join(map(_number, values)) if len(values) > 1 else ""
+    return ", ".join(map(four_digits, values)) if len(values) > 1 else ""
 
 
 def _search_table(search: Row) -> Table:
@@ -395,10 +428,10 @@ def _search_table(search: Row) -> Table:
     selected = search["selected"]
     return Table(
         columns=("step size", "final loss, worst seed", "outcome"),
-        rows=[(_number(row["lr"]), _number(row["loss"]), row["reason"]) for row in search["candidates"]],
+        rows=[(four_digits(row["lr"]), four_digits(row["loss"]), row["reason"]) for row in search["candidates"]],
         numeric=[0, 1],
         title=f"{where}, {search['optimizer']}: "
-        + ("no stable step size" if selected is None else f"step size {_number(selected)}"),
+        + ("no stable step size" if selected is None else f"step size {four_digits(selected)}"),
         note=search["warning"] or "",
         picked=lrs.index(selected) if selected in lrs else -1,
     )
@@ -418,11 +451,12 @@ def _content(file: Path) -> bytes:
         return b""
 
 
-def _number(value: Any) -> str:
+def four_digits(value: Any) -> str:
+    """Return a number, a list of numbers or None (a dash) as text, to four digits."""
     if value is None:
         return "–"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_number, value)) + "]"
+        return "[" + ", ".join(map(four_digits, value)) + "]"
     return f"{value:.4g}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heavytail.report.difference import Difference, Side, write_difference
 from heavytail.report.page import write_report
 from tests.problems import ROOT
 
@@ -71,17 +72,18 @@ def visit(browser: Any) -> Iterator[Callable[..., Tab]]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the published reproduction at small scale: every figure and every claim."""
-    source, out = ROOT / "docs" / "results" / "small", tmp_path_factory.mktemp("small")
-    (out / "figures").mkdir()
-    shutil.copy(source / "claims.json", out)
-    environment = {k: v for k, v in json.loads((source / "environment.json").read_text())[0].items() if k != "figures"}
-    for file in (source / "figures").iterdir():
-        if file.suffix == ".json":
-            record = json.loads(file.read_text()) | {"environments": [environment]}
-            (out / "figures" / file.name).write_text(json.dumps(record))
-        else:
-            shutil.copy(file, out / "figures")
+    out = tmp_path_factory.mktemp("small")
+    shutil.copytree(ROOT / "docs" / "results" / "small", out, dirs_exist_ok=True)
     return write_report(out)
+
+
+@pytest.fixture(scope="module")
+def difference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the difference between the published reproductions at small and quick scale."""
+    file = tmp_path_factory.mktemp("difference") / "comparison.html"
+    published = ROOT / "docs" / "results"
+    write_difference(Difference(Side.read(published / "small"), Side.read(published / "quick")), file)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_monitored(folder)
 
 
-@pytest.fixture(params=["report", "hostile", "monitored"])
+@pytest.fixture(params=["report", "hostile", "monitored", "difference"])
 def any_page(request: pytest.FixtureRequest) -> Path:
     """Every kind of page."""
     page: Path = request.getfixturevalue(request.param)
@@ -157,7 +159,7 @@ def test_no_serious_fault_of_accessibility(
     from axe_playwright_python.sync_playwright import Axe
 
     tab = visit(any_page, viewport, color_scheme=scheme)
-    if any_page.parent.name.startswith("small"):
+    if any_page.name == "comparison.html" or any_page.parent.name.startswith("small"):
         drawn(tab, "fig05")
     faults = Axe().run(tab.page).response["violations"]
     serious = [(f["id"], f["nodes"][0]["html"][:300]) for f in faults if f["impact"] in ("serious", "critical")]
@@ -325,3 +327,30 @@ def test_the_monitor_has_charts(monitored: Path, visit: Callable[..., Tab]) -> N
     page = visit(monitored).page
     page.locator(".chart canvas").first.wait_for()
     assert page.locator(".chart h3").count() > 1
+
+
+def test_two_results_are_side_by_side(difference: Path, visit: Callable[..., Tab]) -> None:
+    """The page of two results has both pictures of a figure beside each other, both interactive, and fits a phone."""
+    tab = visit(difference)
+    drawn(tab, "fig04")
+    pictures = tab.page.locator("#fig04 .picture")
+    assert [text.split(":")[0] for text in pictures.locator("> h3").all_inner_texts()] == ["A", "B"]
+    left, right = (pictures.nth(i).bounding_box() for i in range(2))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    pictures.nth(1).locator(".chart canvas").first.wait_for()
+    phone = visit(difference, PHONE).page
+    for name in ("fig01", "fig04", "fig22", "thm3"):
+        phone.locator(f"#{name}").scroll_into_view_if_needed()
+        phone.wait_for_timeout(100)
+        assert phone.evaluate("document.documentElement.scrollWidth") == 360, name
+
+
+def test_changes_are_filtered(difference: Path, visit: Callable[..., Tab]) -> None:
+    """The total of a kind of change is a button that shows the changes of this kind, as many as it counts."""
+    tab = visit(difference)
+    button = tab.page.locator(".tally button[data-verdict='no longer reproduced']")
+    button.click()
+    for rows in (tab.page.locator("#all tbody tr:visible"), tab.page.locator("section[data-figure] tbody tr:visible")):
+        assert rows.count() == int(button.locator("b").inner_text()) > 0
+        assert set(rows.evaluate_all("all => all.map(row => row.dataset.verdict)")) == {"no longer reproduced"}
