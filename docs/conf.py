@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 from sphinx.application import Sphinx
 
 from heavytail import __version__
+from heavytail.report.theory import write_theory
 
 project = "heavytail"
 author = "the heavytail authors"
@@ -49,6 +50,13 @@ def _escape_pipes(app: Sphinx, what: str, name: str, obj: object, options: objec
     lines[:] = [line if line.lstrip().startswith(">>>") else line.replace("|", r"\|") for line in lines]
 
 
+def _write_theory(app: Sphinx, error: Exception | None) -> None:
+    """Write the page with sliders, to which docs/theory.md links."""
+    if error is None and app.builder.format == "html":
+        write_theory(Path(app.outdir) / "theory-sliders.html")
+
+
 def setup(app: Sphinx) -> None:
-    """Register the hook."""
+    """Register the hooks."""
     app.connect("autodoc-process-docstring", _escape_pipes)
+    app.connect("build-finished", _write_theory)

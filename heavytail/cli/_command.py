@@ -213,6 +213,13 @@ def writable(folder: Path) -> Path:
         raise StoreError(f"--out: cannot write to {folder}: {error.strerror}") from error
 
 
+def browse(page: Path) -> None:
+    """Open a page in the user's browser."""
+    import webbrowser
+
+    webbrowser.open(page.resolve().as_uri())
+
+
 def require_lab() -> None:
     """Raise if a package of the extra `lab` is missing: every command needs it."""
     missing = [name for name in LAB if find_spec(name) is None]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heavytail.cli._command import (
+    browse,
     data_dir,
     device_arguments,
     executor_arguments,
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _print_costs(figures, args)
     out = writable(args.out or Path("results") / args.scale)
-    settings: dict[str, Any] = {"on_page": _browse} if args.open else {}
+    settings: dict[str, Any] = {"on_page": browse} if args.open else {}
     with joined(options(args)) as chosen, display(quiet=not chosen.first) as progress:
         claims = reproduce(
             figures, run_store(args), out, scale=args.scale, options=chosen, display=progress, **settings
@@ -71,12 +72,6 @@ def run(args: argparse.Namespace) -> int:
     _print_claims(claims)
     print(f"report: {out / 'report.html'}")
     return 1 if args.strict and any(c.verdict == "not reproduced" for c in claims) else 0
-
-
-def _browse(page: Path) -> None:
-    import webbrowser
-
-    webbrowser.open(page.resolve().as_uri())
 
 
 def _print_claims(claims: Sequence[Claim]) -> None:

@@ -239,6 +239,7 @@
   }
   $$(".picture").forEach(explore);
   dark.addEventListener("change", () => charts.forEach((chart) => chart.draw()));
+  window.heavytail = { Chart, charts, make }; // for scripts of pages with more than these (theory.js)
 
   // -- search ---------------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ class Section:
         command: the command that makes this section.
         links: relative paths of its files.
         verdicts: number of its claims by verdict, for a section in the index; None for any other.
+        live: data of a part that one of the page's `more_scripts` draws; None for no such part.
         summary, details, details_image: heading, tables and PNG of a collapsed part.
     """
 
@@ -131,6 +132,7 @@ class Section:
     command: str = ""
     links: Sequence[str] = ()
     verdicts: Mapping[str, int] | None = None
+    live: Mapping[str, Any] | None = None
     summary: str = ""
     details: Sequence[Table] = ()
     details_image: bytes = b""
@@ -144,6 +146,7 @@ def render(
     facts: Sequence[tuple[str, str]] = (),
     tally: Mapping[str, int] | None = None,
     reload: int | None = None,
+    more_scripts: Sequence[str] = (),
 ) -> bytes:
     """Return a page as the content of an HTML file.
 
@@ -154,8 +157,9 @@ def render(
         facts: names and values below the note.
         tally: verdict -> number of claims, shown large.
         reload: seconds after which an open page reloads, None for never.
+        more_scripts: files of this folder that run after SCRIPTS.
     """
-    style, scripts = "\n".join(map(_asset, STYLES)), [*map(_asset, SCRIPTS)]
+    style, scripts = "\n".join(map(_asset, STYLES)), [*map(_asset, (*SCRIPTS, *more_scripts))]
     sources = " ".join(map(_hash, scripts))
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {sources}; "

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +13,11 @@ import pytest
 
 from heavytail.report.difference import Difference, Side, write_difference
 from heavytail.report.page import write_report
+from tests.browser.conftest import DESKTOP, PHONE, Tab, pixels
 from tests.problems import ROOT
 
 pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("Chromium is not installed", allow_module_level=True)
-
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 HOSTILE = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
-
-
-@dataclass
-class Tab:
-    """A page in the browser, what it requested and what went wrong."""
-
-    page: Any
-    requests: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, headless=True)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Tab]]:
-    """Open a file; at the end of the test no error was logged, and only the file itself was requested."""
-    tabs: list[tuple[Tab, Path]] = []
-
-    def visit(file: Path, viewport: dict[str, int] = DESKTOP, **options: Any) -> Tab:
-        context = browser.new_context(viewport=viewport, **options)
-        tab = Tab(context.new_page())
-        tab.page.on("request", lambda request: tab.requests.append(request.url))
-        tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
-        tab.page.on("console", lambda line: tab.errors.append(line.text) if line.type in ("error", "warning") else None)
-        tab.page.goto(file.as_uri())
-        tabs.append((tab, file))
-        return tab
-
-    yield visit
-    for tab, file in tabs:
-        assert tab.errors == []
-        assert {url for url in tab.requests if not url.startswith("data:")} == {file.as_uri()}
-        tab.page.context.close()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +79,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_monitored(folder)
 
 
-@pytest.fixture(params=["report", "hostile", "monitored", "difference"])
+@pytest.fixture(params=["report", "hostile", "monitored", "difference", "theory_page"])
 def any_page(request: pytest.FixtureRequest) -> Path:
     """Every kind of page."""
     page: Path = request.getfixturevalue(request.param)
@@ -141,12 +92,6 @@ def drawn(tab: Tab, figure: str) -> Any:
     section.scroll_into_view_if_needed()
     section.locator(".chart canvas").first.wait_for()
     return section
-
-
-def pixels(chart: Any) -> str:
-    """What a chart shows."""
-    content: str = chart.locator("canvas").evaluate("canvas => canvas.toDataURL()")
-    return content
 
 
 @pytest.mark.parametrize(  # contrast depends on the scheme alone, layout on the window alone
