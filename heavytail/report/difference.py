@@ -32,7 +32,7 @@ from heavytail.report.page import (
 
 LOST, GAINED, OTHER, MOVED = "no longer reproduced", "reproduced now", "other verdict", "other number"
 KINDS = (LOST, GAINED, OTHER, MOVED)
-COLUMNS = ("figure", "claim", "change", "A", "B", "A measured", "B measured", "threshold", "distance")
+COLUMNS = ("figure", "claim", "change", "A", "B", "measured", "threshold", "distance")
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,14 @@ class Change:
     def cells(self) -> list[str | Cell]:
         """Return a cell for each of COLUMNS."""
         a, b = self.a, self.b
-        scales = "" if a["scale"] == b["scale"] else f"{a['scale']}, {b['scale']} scale"
-        notes = [scales, "the claim itself has changed" if self.redefined else ""]
+        measured = [four_digits(row["measured"]) for row in (a, b)]
         return [
             Cell(b["figure"], target=b["figure"]),
             b["claim"],
-            Cell(self.kind, note="; ".join(filter(None, notes))),
+            Cell(self.kind, note="the claim itself has changed" if self.redefined else ""),
             verdict_cell(a),
             verdict_cell(b),
-            four_digits(a["measured"]),
-            four_digits(b["measured"]),
+            " \N{RIGHTWARDS ARROW} ".join(measured),
             ", ".join(dict.fromkeys([limit(a), limit(b)])),
             "" if self.distance is None else f"{self.distance:+.2g}",
         ]
@@ -244,7 +242,7 @@ def _figure_section(difference: Difference, name: str, changes: Sequence[Change]
 
 def _table(changes: Sequence[Change]) -> Table:
     kinds = [change.kind for change in changes]
-    return Table(COLUMNS, [change.cells() for change in changes], numeric=(5, 6, 8), verdicts=kinds)
+    return Table(COLUMNS, [change.cells() for change in changes], numeric=(7,), verdicts=kinds)
 
 
 def _letter(difference: Difference, side: Side) -> str:

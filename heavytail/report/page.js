@@ -71,6 +71,22 @@
     return null;
   }
 
+  // Ticks of a logarithmic axis at round values: uPlot counts from the end of the axis, which need not be round.
+  function logTicks(low, high) {
+    const ticks = [];
+    if (high / low < 5) {
+      const step = 10 ** Math.floor(Math.log10((high - low) / 2));
+      for (let k = Math.ceil(low / step); k * step <= high; k++) ticks.push(+(k * step).toPrecision(12));
+      return ticks;
+    }
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
+      for (let k = 1; k < 10; k++) {
+        const tick = +`${k}e${power}`;
+        if (tick >= low && tick <= high) ticks.push(tick);
+      }
+    return ticks;
+  }
+
   // One chart of a panel, or of several that differ in their step only, behind a slider.
   class Chart {
     constructor(frames) {
@@ -125,10 +141,11 @@
       const log = this.log, symlog = log.x && this.asinh;
       const data = aligned(columns, (x, y) => !(log.y && y <= 0) && !(log.x && !symlog && x <= 0));
       const label = (name) => this.frames.map((frame) => frame.panel[name]).find(Boolean) || "";
-      const axis = (text) => ({
-        stroke: ink("#3a3a3a"), label: text || undefined, labelSize: 18, labelGap: 0, font: "11px system-ui", labelFont: "12px system-ui",
+      const axis = (name, text) => ({
+        stroke: dark.matches ? "#a3adb8" : "#3a3a3a", label: text || undefined, labelSize: 18, labelGap: 0, font: "11px system-ui", labelFont: "12px system-ui",
         grid: { stroke: dark.matches ? "#2c3238" : "#e8e8e8", width: 1 }, ticks: { show: false },
         values: (u, splits) => splits.map(short),
+        splits: log[name] && !(name === "x" && symlog) ? (u, i, low, high) => logTicks(low, high) : undefined,
       });
       const wide = (u, values) => values ? Math.max(...values.map((v) => v.length)) * 7 + 10 : 40;
       const padded = (u, low, high) => low === null || low <= 0 ? [0.1, 10] : [low / 1.1, high * 1.1];
@@ -145,7 +162,7 @@
       this.u = new uPlot({
         width: this.plot.clientWidth || 320, height: 250, legend: { show: false }, series: [{}, ...series], bands,
         scales: { x: { time: false, ...scale("x") }, y: scale("y") },
-        axes: [{ ...axis(label("xlabel")), size: 24 }, { ...axis(label("ylabel")), size: wide }],
+        axes: [{ ...axis("x", label("xlabel")), size: 24 }, { ...axis("y", label("ylabel")), size: wide }],
         cursor: { drag: { x: true, y: true, uni: 20 }, dataIdx: (u, s, i) => s === 0 ? i : columns[s - 1].kind === "band" ? null : nearest(u.data[s], i) },
         hooks: { setCursor: [(u) => this.read(u, columns)], ready: [(u) => this.view(u, panel)] },
       }, data, this.plot);

@@ -5,7 +5,8 @@
 const theory = (() => {
   const CLASSES = [2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 7000, 10000];
   const halfDecades = (low, high) => Array.from({ length: 2 * (high - low) + 1 }, (_, i) => +(10 ** (low + i / 2)).toPrecision(2));
-  const SHOWN = 6, GROUPS = 5, TARGET = 0.1, LAST = 1e6, TRAINED = 1e5, FLOOR = 1e-3; // classes, groups, nats, steps, steps, nats
+  const SHOWN = 6, GROUPS = 5, TARGET = 0.1, TRAINED = 1e5, FLOOR = 1e-3; // classes, groups, nats, steps, nats
+  const kept = (loss) => loss > 1e-12 ? loss : null; // hundreds of decades are not drawn
   const STEPS = Array.from({ length: 97 }, (_, i) => 10 ** (i / 16));
 
   // -- closed forms ---------------------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ const theory = (() => {
     const classes = [...new Set(Array.from({ length: SHOWN }, (_, i) => Math.round(c ** (i / (SHOWN - 1)))))];
     const colour = (i, n) => colours.groups[n > 1 ? Math.round(i * (colours.groups.length - 1) / (n - 1)) : 0];
     const alike = STEPS.map((step) => signLoss(sign * step, c));
-    const line = (label, y, colour, dash) => ({ kind: "line", label, x: STEPS, y, colour, dash });
+    const line = (label, y, colour, dash) => ({ kind: "line", label, x: STEPS, y: y.map(kept), colour, dash });
     const left = [], right = [];
     if (groups) used.forEach((g, i) => {
       const label = `group ${g + 1}`;
@@ -72,7 +73,7 @@ const theory = (() => {
     else classes.forEach((k, i) => {
       const label = `class ${k}`, [x, y] = descent(pi[k - 1], c, gd);
       left.push(line(label, STEPS.map((step) => gradientLoss(gd * step, pi[k - 1], c)), colour(i, classes.length)));
-      left.push({ kind: "points", label, x, y, colour: colour(i, classes.length) });
+      left.push({ kind: "points", label, x, y: y.map(kept), colour: colour(i, classes.length) });
       right.push(line(label, alike, colour(i, classes.length)));
     });
     left.push(line("all", total, "#3a3a3a", true));
@@ -97,7 +98,7 @@ const theory = (() => {
   const colours = JSON.parse(place.querySelector("script").textContent);
   const SLIDERS = {
     c: { label: "number of classes", values: CLASSES, start: 1000, text: (v) => `c = ${v}` },
-    exponent: { label: "exponent of the class frequencies", values: Array.from({ length: 21 }, (_, i) => i / 10), start: 1, text: (v) => v ? `k^-${v}` : "balanced" },
+    exponent: { label: "exponent of frequencies", values: Array.from({ length: 21 }, (_, i) => i / 10), start: 1, text: (v) => v ? `k^−${v}` : "balanced" },
     gd: { label: "step size of gradient descent", values: halfDecades(-2, 4), start: 1, text: String },
     sign: { label: "step size of sign descent", values: halfDecades(-4, 0), start: 0.01, text: String },
   };
@@ -139,7 +140,7 @@ const theory = (() => {
   const grouped = make("input", { type: "checkbox", id: "groups" });
   grouped.addEventListener("change", () => { settings.groups = grouped.checked; draw(); });
   controls.append(make("label", { className: "check" }, grouped, `means of ${GROUPS} frequency groups`));
-  place.append(controls, said, grid);
+  place.replaceChildren(controls, said, grid);
   draw();
   return { shown: () => ({ settings, panels }) };
 })();

@@ -63,9 +63,11 @@ def test_the_numbers_are_the_theorys(
                 expected = theory.gradient_flow_loss(t, pi[int(number) - 1], c)
             else:
                 expected = mean(t, pi if name == "all" else pi[member == int(number) - 1])
-            np.testing.assert_allclose(one["y"], expected, rtol=1e-9, atol=1e-300)
+            drawn = np.array([np.nan if y is None else y for y in one["y"]])
+            assert np.array_equal(np.isnan(drawn), expected <= 1e-12)
+            np.testing.assert_allclose(drawn[expected > 1e-12], expected[expected > 1e-12], rtol=1e-9)
     share = np.array(reach["series"][0]["x"])
-    assert set(share) <= set(pi)
+    assert np.isclose(share[:, None], pi, rtol=1e-12).any(axis=1).all()
     steps = [one["y"] for one in reach["series"]]
     loss = min(0.1, np.log(c))
     np.testing.assert_allclose(steps[0], theory.gradient_flow_time(loss, share, c) / settings["gd"], rtol=1e-9)
@@ -89,7 +91,7 @@ def test_points_are_gradient_descent(theory_page: Path, visit: Callable[..., Tab
     for one in gradient["series"]:
         if one["kind"] == "points":
             for step, loss in zip(one["x"], one["y"], strict=True):
-                if step in losses:
+                if step in losses and loss is not None:
                     assert loss == pytest.approx(losses[step][int(one["label"].split()[1]) - 1], rel=1e-9)
                     compared += 1
     assert compared > 20
