@@ -229,7 +229,7 @@ def test_finished_searches_are_not_in_the_plan(
 def test_nothing_is_planned_when_everything_is_stored(
     mine: Figure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stored figures are drawn at once, with the headline among them: no cost is estimated, which takes 15 seconds."""
+    """Stored figures are drawn at once, with the headline among them: nothing is planned, which takes seconds."""
     figures = [replace(mine, id="fig04"), mine, unneeding("fig06"), unneeding("fig97")]
     options = Options(tmp_path / "data", "cpu", 1)
     for folder in ("out", "again"):

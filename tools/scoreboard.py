@@ -3,6 +3,7 @@
 README.md                          between two comments: claims by scale and kind, highlights, times and machines
 docs/results/README.md             the whole file: claims reproduced per figure and scale, linked to the pictures
 docs/results/optimizers/README.md  the whole file: what `heavytail compare` found (tools.optimizers)
+heavytail/report/times.json        the whole file: seconds of figures and runs, for estimates (tools.times)
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from heavytail.errors import StoreError
 from heavytail.files import Row, read_json, write_atomic
 from heavytail.results.claims import summary
 from heavytail.results.figure import Figure, all_figures
-from tools import optimizers
+from tools import optimizers, times
 from tools.publish import SCALES
 
 BEGIN = "<!-- made by `python -m tools`: do not edit -->"
 NOTHING = "—"
+TIMES = Path("heavytail/report/times.json")  # in the README's folder
 END = "<!-- end of what `python -m tools` made -->"
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not run")
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
@@ -37,7 +39,7 @@ Claims = Mapping[str, Sequence[Row]]  # rows of claims.json by scale
 
 
 def pages(readme: Path, published: Path) -> dict[Path, str]:
-    """Return the text that the README and the page of published results should have.
+    """Return the text that each file made from the published results should have.
 
     Raises:
         StoreError: the README cannot be read, or has no place for the totals.
@@ -65,6 +67,7 @@ def pages(readme: Path, published: Path) -> dict[Path, str]:
     return {
         readme: "\n".join([text[: text.index(BEGIN)] + BEGIN, "", *lines, text[text.index(END) :]]),
         published / "README.md": _whole(table),
+        readme.parent / TIMES: times.text(published),
         **({published / "optimizers" / "README.md": _whole(optimizers.page(published))} if compared else {}),
     }
 

@@ -11,28 +11,27 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from heavytail.errors import DataError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome, RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.report import drawing, drawn
 from heavytail.report.files import add_timing, write_claims
 from heavytail.report.page import write_report
+from heavytail.report.plan import Plan, published
 from heavytail.results.claims import Claim, summary
 from heavytail.results.figure import Figure
-from heavytail.results.results import Results, SweepRef
+from heavytail.results.results import Results
 from heavytail.train.options import ALL, Options
 from heavytail.train.runner import Display, Failure, Interrupted, remember, run_all
 
 if TYPE_CHECKING:
-    from heavytail.train.cost import Row
+    pass
 
 SECONDS = 10  # between two versions of the page, and two reloads of it, while runs are trained
 HEADLINE = "fig04"  # the main result, from runs that ten other figures share
@@ -137,7 +136,7 @@ class _Work:
 
         Beside the headline's runs only short ones are useful: a long one would delay the next stage of its search. One
         figure at a time is drawn, because runs that have ended are not replaced meanwhile; for the same reason the plan
-        of many figures, which takes ten seconds, is made while the headline's first runs are trained.
+        of many figures, which takes three seconds, is made while the headline's first runs are trained.
         """
         if not self.planned and (self.display.ended or len(self.pending) == 1 or not self._headline_pending()):
             self.planned = True
@@ -176,21 +175,19 @@ class _Work:
         """Sort the pending figures: the headline first, then by the estimated time of the runs that it adds."""
         if not self.pending:
             return
-        searches_of = self._costs()
-        seconds = {search: row.seconds for search, row in searches_of.items()}
+        plan = Plan(self.results, self.lookup, self.options.data_dir)
         remaining = {figure.id: figure for figure in self.pending}
-        trained: set[tuple[str, str, str]] = set()
+        planned: dict[str, float] = {}
         self.pending = []
         while remaining:
-            searches = {
-                name: {(ref.preset, ref.variant, label) for ref in figure.sweeps for label in self.results.labels(ref)}
-                for name, figure in remaining.items()
-            }
-            costs = {name: sum(seconds.get(one, 0.0) for one in mine - trained) for name, mine in searches.items()}
+            runs = {name: plan.runs(figure) for name, figure in remaining.items()}
+            costs = {name: sum(mine[key] for key in mine.keys() - planned) for name, mine in runs.items()}
             name = min(costs, key=lambda name: (name != HEADLINE, costs[name], name))
             self.pending.append(remaining.pop(name))
-            trained |= searches[name]
-        self.display.plan([searches_of[search] for search in sorted(trained) if search in searches_of], self.options)
+            planned |= runs[name]
+        times = published(self.results.scale).get("seconds", {})
+        drawing = sum(times.get(figure.id, {"drawing": 0.0})["drawing"] for figure in self.pending)
+        self.display.plan(planned, plan.by_problem, drawing, self.options)
         names = ", ".join(figure.id for figure in self.pending)
         self.display.announce(f"{len(self.pending)} to draw after training, in this order: {names}")
 
@@ -274,24 +271,6 @@ class _Work:
         """A checksum of every run that a figure reads, by key."""
         return {key: self.store.signature(key) for key in self.used(figure)}
 
-    def _costs(self) -> dict[tuple[str, str, str], Row]:
-        """The cost of every unfinished search (preset, variant, optimizer) that a pending figure needs."""
-        from heavytail.train import cost
-
-        needed: dict[SweepRef, dict[str, None]] = {}
-        for ref in (ref for figure in self.pending for ref in figure.sweeps):
-            labels = [one for one in self.results.labels(ref) if self.sweeps[ref].only((one,)).propose(self.lookup)]
-            if labels:
-                needed.setdefault(SweepRef(ref.preset, variant=ref.variant), {}).update(dict.fromkeys(labels))
-        sweeps = {ref: self.results.sweep(ref).only(tuple(labels)) for ref, labels in needed.items()}
-        costs: dict[tuple[str, str, str], Row] = {}
-        recorded = cost.recorded_seconds(self.store)
-        for ref in sorted(sweeps, key=lambda ref: (str(sweeps[ref].run["data"]), ref.preset, ref.variant)):
-            with suppress(DataError):  # missing data are reported by the first run
-                for row in cost.rows(sweeps[ref], self.options.data_dir, recorded):
-                    costs[ref.preset, ref.variant, row.arm.label] = row
-        return costs
-
 
 class Progress(Display, Protocol):
     """Receives progress events of runs and figures."""
@@ -312,23 +291,34 @@ class _Tally:
         self.ended = self.failed = False  # any run
         self.announce = display.announce
         self._figures = ""
-        self._seconds: dict[str, float] = {}  # estimated, of one run of each problem
+        self._seconds: Mapping[str, float] = {}  # estimated, of each planned run
+        self._problems: Mapping[str, float] = {}  # of one run of each problem
         self._total = self._done = 0.0
         self._clock = time.perf_counter()
 
-    def plan(self, rows: Sequence[Row], options: Options) -> None:
-        """Announce the number of runs of these searches, and their estimated time."""
-        runs = sum(row.runs for row in rows)
-        self._seconds = {_problem(row.spec): row.seconds / row.runs for row in rows}
-        self._total, self._clock = sum(row.seconds for row in rows), time.perf_counter()
+    def plan(self, runs: Mapping[str, float], problems: Mapping[str, float], drawing: float, options: Options) -> None:
+        """Announce the number of runs, and the estimated time.
+
+        Args:
+            runs: seconds of each run by key.
+            problems: the same by problem, for runs that were not expected.
+            drawing: seconds of drawing the figures.
+            options: how to train.
+        """
+        self._seconds, self._problems = runs, problems
+        self._total, self._clock = sum(runs.values()), time.perf_counter()
         workers = options.num_workers()
-        self._display.expect(runs)
-        minutes = _minutes(self._total / workers)
-        self.announce(f"about {runs} runs to train, roughly {minutes} with {workers} worker{'s' * (workers > 1)}")
+        self._display.expect(len(runs))
+        minutes = _minutes((self._total + drawing) / workers)
+        self.announce(f"about {len(runs)} runs to train, roughly {minutes} with {workers} worker{'s' * (workers > 1)}")
 
     def seconds(self, spec: RunSpec) -> float:
         """Return the estimated seconds of a run; 0 if its problem is not planned."""
-        return self._seconds.get(_problem(spec), 0.0)
+        if spec.key in self._seconds or not self._problems:
+            return self._seconds.get(spec.key, 0.0)
+        from heavytail.train.cost import problem
+
+        return self._problems.get(problem(spec.resolved), 0.0)
 
     def drawn(self, figure: str, done: int, figures: int, claims: Sequence[Claim]) -> None:
         """Announce a figure."""
@@ -353,10 +343,6 @@ class _Tally:
             left = (time.perf_counter() - self._clock) * (self._total / self._done - 1)
             self._display.note(f"{self._figures}, about {_minutes(left)} left".lstrip(", "))
         self._display.finished(spec, status)
-
-
-def _problem(spec: RunSpec) -> str:
-    return repr((spec.data, spec.model, spec.loss, spec.batch_size, spec.steps))
 
 
 def _minutes(seconds: float) -> str:
