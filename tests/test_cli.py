@@ -24,11 +24,15 @@ import torch
 
 from heavytail import cli, optim
 from heavytail.cli import _command, commands, main, status
+from heavytail.cli._table import print_table
 from heavytail.errors import SpecError
+from heavytail.experiment.registry import registry
+from heavytail.experiment.store import RunStore
+from heavytail.experiment.sweep import Sweep
 from heavytail.report.files import write_claims
 from heavytail.results.claims import Claim
 from heavytail.train.runner import Interrupted
-from tests.problems import ROOT, output, tiny_preset
+from tests.problems import ROOT, made_up, output, tiny_preset
 
 PACKAGE = ROOT / "heavytail"
 
@@ -565,3 +569,143 @@ def test_a_failed_search_does_not_hide_the_others(tmp_path: Path, capsys: pytest
     assert "selected: " in printed.out
     assert "refused" in printed.err
     assert (tmp_path / "out" / "gd" / "seed0" / "groups.parquet").is_file()
+
+
+# -- tables, --json, --quiet, completion -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "codes"),
+    [({}, set()), ({"FORCE_COLOR": "1"}, {"1", "31", "32"}), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, {"1"})],
+)
+def test_tables_are_plain_in_a_pipe(
+    variables: dict[str, str], codes: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a pipe a table is aligned text without lines, colours or cut cells; NO_COLOR leaves no colour anywhere."""
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    rows = [("a" * 90, "1.5", "reproduced"), ("b", "22", "not reproduced")]
+    print_table(("claim", "number", "verdict"), rows, numeric=(1,))
+    printed = capsys.readouterr().out
+    assert set(re.findall(r"\x1b\[(\d+)m", printed)) - {"0"} == codes
+    lines = re.sub(r"\x1b\[\d+m", "", printed).splitlines()
+    assert lines[0].split() == ["claim", "number", "verdict"]
+    assert lines[1].rstrip() == f"{'a' * 90}     1.5  reproduced"
+    assert lines[2].rstrip() == f"b{' ' * 89}      22  not reproduced"
+
+
+def test_a_cell_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Escapes and markup in a cell are printed as text."""
+    print_table(("x",), [("\x1b[31m[red]a[/red]",)])
+    assert capsys.readouterr().out == "x\n\\x1b[31m[red]a[/red]\n"
+
+
+def test_list_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """`heavytail list --json` has every kind, and the published seconds of a figure."""
+    assert main(["list", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert list(table) == ["figures", "presets", "data", "model", "optim", "loss", "probe"]
+    assert all(row["title"] for rows in table.values() for row in rows)
+    (figure,) = [row for row in table["figures"] if row["name"] == "fig04"]
+    assert figure["presets"] == ["linear"]
+    assert figure["scales"]["quick"]["missing"] is None
+    assert 0 < figure["scales"]["quick"]["seconds"] < 100
+
+
+def test_list_shows_what_is_stored(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures show whether their runs are stored, how many are missing, or else how long they take."""
+
+    def cell() -> str:
+        assert main(["list", "figures"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  thm3 ")]
+        return re.split(r"  +", line.strip())[1]
+
+    assert re.fullmatch(r"\d+ s", cell())
+    store, sweep = RunStore(root), Sweep.load("simple-imbalanced", scale="quick")
+    runs = sweep.propose(lambda spec: None)
+    assert len(runs) == 2
+    for spec, expected in zip(runs, ("1 runs missing", "stored"), strict=True):
+        store.save(made_up(spec), step=spec.steps)
+        assert cell() == expected
+
+
+def test_audit_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`heavytail audit --json` prints what it writes into audit.json, and nothing else."""
+    assert main(["audit", str(ROOT / "README.md"), "--json", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)
+    assert printed.encode() == (tmp_path / "audit.json").read_bytes()
+
+
+def test_quiet_prints_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --quiet a command prints its last line, and nothing on standard error."""
+    sweep = quick_sweep(tmp_path)
+    for command, last in (
+        ([*RUN, "--out", str(tmp_path / "run")], f"{tmp_path / 'run' / 'groups.parquet'}\n"),
+        (["sweep", sweep, "--jobs", "1"], "step sizes: gd 0.1\n"),
+        (["reproduce", "table1", "--out", str(tmp_path / "out")], f"report: {tmp_path / 'out' / 'report.html'}\n"),
+    ):
+        assert main([*command, "--quiet"]) == 0
+        assert capsys.readouterr() == (last, "")
+
+
+def test_quiet_prints_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --quiet an error is its one line."""
+    assert main([*RUN, "--out", str(tmp_path), "--quiet", "--set", "data.groups=1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+
+
+def completions(line: str, tmp_path: Path) -> list[str]:
+    """What the shell is told for a command line with the cursor at its end."""
+    answer = tmp_path / "answer"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line}
+    env |= {"COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "COMP_TYPE": "9"}
+    command = [sys.executable, "-c", "from heavytail.cli import main; main()"]
+    subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
+    return [one.strip() for one in answer.read_text().split("\n")]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("heavytail repr", ["reproduce"]),
+        ("heavytail reproduce fig0", [f"fig0{i}" for i in range(1, 10)]),
+        ("heavytail reproduce --scale p", ["paper"]),
+        ("heavytail sweep linear", ["linear", "linear-inputs", "linear-long", "linear-path"]),
+        ("heavytail compare normal", ["normalized-gd"]),
+        ("heavytail compare gd --problems bi", ["bigram"]),
+        ("heavytail run --optim sign", ["sign", "signum"]),
+        ("heavytail run --data random-h", ["random-heavy-tail"]),
+        ("heavytail completion z", ["zsh"]),
+    ],
+)
+def test_the_shell_completes_names(line: str, expected: list[str], tmp_path: Path) -> None:
+    """Commands, options, choices, and names of figures, presets, optimizers, data sets and problems complete."""
+    pytest.importorskip("argcomplete")
+    assert completions(line, tmp_path) == expected
+
+
+def test_names_complete_without_torch() -> None:
+    """The names that the shell is told are those of the registries, found without importing torch."""
+    code = """
+        import sys
+        from heavytail.cli._complete import names
+        print(*(" ".join(names(kind)) for kind in ("optim", "data", "model")), "torch" in sys.modules, sep="|")
+        names("figures"), names("presets")
+        assert "torch" not in sys.modules
+        """
+    *found, loaded = output(textwrap.dedent(code)).strip().split("|")
+    assert loaded == "False"
+    assert [one.split() for one in found] == [sorted(registry(kind).names()) for kind in ("optim", "data", "model")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`heavytail completion SHELL` prints a script for that shell."""
+    pytest.importorskip("argcomplete")
+    assert main(["completion", shell]) == 0
+    assert "heavytail" in capsys.readouterr().out

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: one file per command, and `main`, which runs a command.
 
 A file in this folder without a leading underscore is a command of the same name; it implements `_command.Command`.
@@ -14,11 +15,13 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import cast
 
 from heavytail import __version__
-from heavytail.cli._command import Command, Parser, require_lab
+from heavytail.cli._command import Command, Parser, last_line_only, require_lab
+from heavytail.cli._complete import autocomplete
 from heavytail.errors import HeavyTailError, printable
 
 _DESCRIPTION = """\
@@ -49,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # file names need not be valid text
             stream.reconfigure(errors="backslashreplace")
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        autocomplete(parser)
+        args = parser.parse_args(argv)
         require_lab()
-        code: int = args.run(args)
+        with last_line_only() if vars(args).get("quiet") else nullcontext():
+            code: int = args.run(args)
         sys.stdout.flush()  # a closed pipe must raise here, not when the interpreter exits
         return code
     except HeavyTailError as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import io
 import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -105,6 +107,19 @@ def executor_arguments(parser: argparse.ArgumentParser) -> None:
     for setting, having in executors.settings().values():
         text = f"{', '.join(having)}: {setting.help}"
         parser.add_argument(f"--{setting.name}", type=setting.parse, metavar=setting.metavar, help=text)
+
+
+def quiet_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --quiet."""
+    parser.add_argument("--quiet", action="store_true", help="print errors, warnings and the last line only")
+
+
+@contextlib.contextmanager
+def last_line_only() -> Iterator[None]:
+    """Print the last line of what is printed inside, and nothing after an error."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        yield
+    print(*printed.getvalue().splitlines()[-1:], sep="")
 
 
 def on_argument(parser: argparse.ArgumentParser) -> None:

@@ -32,11 +32,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", metavar="TYPE", help="the files are raw token ids of this type, e.g. uint16")
     parser.add_argument("--groups", type=int, default=10, metavar="G", help="frequency groups (default: 10)")
     parser.add_argument("--out", type=Path, help="folder of audit.json and audit.png")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the audit, and write it with its picture to --out."""
     from heavytail.audit.audit import audit
+    from heavytail.files import strict_json, write_atomic
     from heavytail.system import num_cores
 
     out = writable(args.out) if args.out is not None else None
@@ -52,12 +54,13 @@ def run(args: argparse.Namespace) -> int:
     )
     if isinstance(sys.stdout, io.TextIOWrapper):  # class names may have characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    print(result)
+    numbers = strict_json(result.to_dict())
+    print(numbers.decode() if args.json else result, end="" if args.json else "\n")
     if out is not None:
         from heavytail.audit.picture import draw_audit
-        from heavytail.files import strict_json, write_atomic
 
-        write_atomic(out / "audit.json", strict_json(result.to_dict()))
+        write_atomic(out / "audit.json", numbers)
         write_atomic(out / "audit.png", draw_audit(result).render("png"))
-        print(f"\n{out / 'audit.json'}\n{out / 'audit.png'}")
+        if not args.json:
+            print(f"\n{out / 'audit.json'}\n{out / 'audit.png'}")
     return 0

@@ -24,11 +24,13 @@ from heavytail.cli._command import (
     on_argument,
     optimizer,
     options,
+    quiet_argument,
     run_store,
     scale_argument,
     store_arguments,
     writable,
 )
+from heavytail.cli._complete import completes
 from heavytail.errors import HeavyTailError, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -46,15 +48,17 @@ NAMES = ("linear", "memory", "bigram", "transformer", "cnn")  # PROBLEMS of heav
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the optimizers, the problems and where to write."""
-    parser.add_argument(
+    optimizers = parser.add_argument(
         "optimizers",
         nargs="*",
         metavar="OPT",
         help="name of an optimizer (see: heavytail list optim), or its import path: torch.optim.Muon, module:Class",
     )
-    parser.add_argument(
+    completes(optimizers, "optim")
+    problems = parser.add_argument(
         "--problems", nargs="+", default=list(NAMES), metavar="PROBLEM", help=f"of {', '.join(NAMES)} (default: all)"
     )
+    completes(problems, NAMES)
     scale_argument(parser)
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="number of verdict seeds, >= 3 (default: 5)")
     parser.add_argument(
@@ -69,6 +73,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_arguments(parser)
     device_arguments(parser)
     executor_arguments(parser)
+    quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     lookup = remember(store)
     failures: list[Failure] = []
     interrupted = None
-    with joined(options(args)) as chosen, display(quiet=not chosen.first) as progress:
+    with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:
         try:
             failures = run_all(lambda: comparison.propose(lookup), store, chosen, progress)
         except Interrupted as error:  # what is finished is shown
@@ -184,13 +189,11 @@ def _prices(
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from heavytail.compare.comparison import tests
+    from heavytail.cli._table import print_table
+    from heavytail.compare.comparison import BETTER, UNSTABLE, WORSE, tests
     from heavytail.compare.page import COLUMNS, cells
 
-    table = [COLUMNS, *cells(rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table(COLUMNS, cells(rows), colours={BETTER: "green", WORSE: "red", UNSTABLE: "red"})
     print()
     for row in rows:
         if row["sentence"]:

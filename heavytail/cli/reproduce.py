@@ -17,11 +17,13 @@ from heavytail.cli._command import (
     device_arguments,
     executor_arguments,
     options,
+    quiet_argument,
     run_store,
     scale_argument,
     store_arguments,
     writable,
 )
+from heavytail.cli._complete import completes
 
 if TYPE_CHECKING:
     from heavytail.results.claims import Claim
@@ -35,9 +37,10 @@ GPUS = ("a100", "h100", "h200", "rtx4090")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the figures, their scale, and where to write."""
-    parser.add_argument(
+    names = parser.add_argument(
         "figures", nargs="*", metavar="figNN", help="figures (default: all; see: heavytail list figures)"
     )
+    completes(names, "figures")
     scale_argument(parser)
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/SCALE)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a checked claim is not reproduced")
@@ -49,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_arguments(parser)
     device_arguments(parser)
     executor_arguments(parser)
+    quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         return _print_costs(figures, args)
     out = writable(args.out or Path("results") / args.scale)
     settings: dict[str, Any] = {"on_page": browse} if args.open else {}
-    with joined(options(args)) as chosen, display(quiet=not chosen.first) as progress:
+    with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:
         claims = reproduce(
             figures, run_store(args), out, scale=args.scale, options=chosen, display=progress, **settings
         )
@@ -75,21 +79,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_claims(claims: Sequence[Claim]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    from heavytail.cli._table import print_table
     from heavytail.results.claims import summary
 
     columns = ("figure", "claim", "kind", "measured", "threshold", "margin", "verdict")
-    table = Table(*columns, title="Claims", title_justify="left")
-    colour = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not run": "yellow"}
+    rows = []
     for claim in claims:
         measured = "" if claim.measured is None else f"{claim.measured:.4g}"
         margin = "" if claim.margin is None else f"{claim.margin:+.2f}"
-        verdict = f"[{colour[claim.verdict]}]{claim.verdict}[/]"
         threshold = f"{claim.comparison} {claim.threshold}"
-        table.add_row(claim.figure, claim.claim, claim.kind, measured, threshold, margin, verdict)
-    Console().print(table)
+        rows.append((claim.figure, claim.claim, claim.kind, measured, threshold, margin, claim.verdict))
+    print_table(columns, rows, numeric=(3, 5))
     print(f"claims reproduced: {summary(claim.to_dict() for claim in claims) or 'none to check'}")
 
 

@@ -18,10 +18,12 @@ from heavytail.cli._command import (
     on_argument,
     optimizer,
     options,
+    quiet_argument,
     run_store,
     store_arguments,
     writable,
 )
+from heavytail.cli._complete import completes
 from heavytail.errors import HeavyTailError, SpecError
 
 EXAMPLE = (
@@ -34,10 +36,10 @@ DURATION = "4 seconds on one CPU core"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the settings of a run."""
     for kind, text in (("data", "data set"), ("model", "model")):
-        parser.add_argument(f"--{kind}", required=True, metavar="NAME", help=f"{text} (see: heavytail list {kind})")
-    parser.add_argument(
-        "--optim", metavar="NAME", help="optimizer (see: heavytail list optim), or the import path of one, module:Class"
-    )
+        named = f"{text} (see: heavytail list {kind})"
+        completes(parser.add_argument(f"--{kind}", required=True, metavar="NAME", help=named), kind)
+    named = "optimizer (see: heavytail list optim), or the import path of one, module:Class"
+    completes(parser.add_argument("--optim", metavar="NAME", help=named), "optim")
     on_argument(parser)
     parser.add_argument("--lr", type=float, required=True, help="step size")
     parser.add_argument("--steps", type=int, required=True, help="number of updates")
@@ -56,6 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of history.parquet and groups.parquet")
     store_arguments(parser)
     device_arguments(parser)
+    quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     lookup = remember(store)
     spec.resolved  # noqa: B018 - raise on unknown names before training
     stored = lookup(spec) is not None
-    with joined(options(args, 1)) as chosen, display(quiet=not chosen.first) as progress:
+    with joined(options(args, 1)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:
         failures = run_all(lambda: [] if lookup(spec) else [spec], store, chosen, progress)
     if failures:
         raise failures[0].error or HeavyTailError(failures[0].reason)

@@ -16,11 +16,13 @@ from heavytail.cli._command import (
     device_arguments,
     executor_arguments,
     options,
+    quiet_argument,
     run_store,
     scale_argument,
     store_arguments,
     writable,
 )
+from heavytail.cli._complete import completes
 from heavytail.errors import HeavyTailError
 
 if TYPE_CHECKING:
@@ -34,13 +36,15 @@ DURATION = "2 runs, 35 seconds on one CPU core"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sweep, its scale, and where to write."""
-    parser.add_argument("file", metavar="FILE.toml", help="a TOML file, or the name of a preset")
+    file = parser.add_argument("file", metavar="FILE.toml", help="a TOML file, or the name of a preset")
+    completes(file, "presets")
     scale_argument(parser)
     parser.add_argument("--variant", default="", help="variant of the preset")
     parser.add_argument("--out", type=Path, help="folder for the tables of each optimizer's selected run")
     store_arguments(parser)
     device_arguments(parser)
     executor_arguments(parser)
+    quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,18 +59,21 @@ def run(args: argparse.Namespace) -> int:
     store = run_store(args)
     if args.out is not None:
         writable(args.out)
-    with joined(options(args)) as chosen, display(quiet=not chosen.first) as progress:
+    with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:
         failures = search([sweep], store, chosen, progress)
     if not chosen.first:
         return 0
-    lookup = remember(store)
+    lookup, chosen_rates = remember(store), list[str]()
     for arm in sweep.arms:
         best = sweep.best(arm.label, lookup)
         if best is None:
             continue
         _print(arm.label, best)
+        chosen_rates.append(f"{arm.label} {best.chosen.lr:.4g}" if best.chosen else f"{arm.label} none stable")
         if args.out is not None:
             _write_tables(sweep.unprobed().verdict(best), store, args.out / arm.label)
+    if chosen_rates:
+        print(f"step sizes: {', '.join(chosen_rates)}")
     if failures:
         raise HeavyTailError(failures[0].reason)
     if chosen.shard != ALL and sweep.propose(lookup):
