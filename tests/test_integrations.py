@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import runpy
+import sqlite3
+import subprocess
 import sys
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +249,27 @@ def test_wandb_gets_every_number(tmp_path: Path, reading: heavytail.Reading, mon
         assert name.encode() in content
         assert repr(value).removesuffix(".0").encode() in content  # JSON
     assert b"heavytail/step" in content
+
+
+def test_trackio_gets_every_number(tmp_path: Path, reading: heavytail.Reading) -> None:
+    """The database of a local trackio run holds every entry of the reading, also under a step already passed."""
+    pytest.importorskip("trackio", reason="pip install trackio")
+    script = """if True:
+        import torch, trackio
+        from heavytail import Monitor
+        from heavytail.monitor import trackers
+        monitor = Monitor(counts=[6, 2, 1, 1], num_groups=2)
+        monitor.update(torch.tensor([0.5, 1.5, 2.0, 4.0]), torch.tensor([0, 0, 1, 3]))
+        run = trackio.init(project="p", name="n", auto_log_cpu=False, auto_log_gpu=False)
+        run.log({"mine": 1}, step=9)
+        trackers.trackio(run)(monitor.compute(), 7, "train/")
+        trackio.finish()
+    """
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}  # read when it is imported
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=300)
+    with closing(sqlite3.connect(tmp_path / "p.db")) as database:
+        rows = database.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [(step, json.loads(metrics)) for step, metrics in rows] == [(7, reading.to_dict("train/")), (9, {"mine": 1})]
 
 
 def test_mlflow_gets_every_number(tmp_path: Path, reading: heavytail.Reading, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from heavytail.monitor.monitor import Reading
 
-__all__ = ["Log", "mlflow", "tensorboard", "wandb"]
+__all__ = ["Log", "mlflow", "tensorboard", "trackio", "wandb"]
 
 STEP = "heavytail/step"
 
@@ -47,6 +47,15 @@ def wandb(run: Any) -> Log:
             run.define_metric(name, step_metric=STEP)
         defined.update(table)
         run.log(table | {STEP: step})
+
+    return log
+
+
+def trackio(run: Any) -> Log:
+    """Return a log to a run of trackio, as `trackio.init` returns it; its client has no `define_metric`."""
+
+    def log(reading: Reading, step: int, prefix: str = "") -> None:
+        run.log(reading.to_dict(prefix), step=step)
 
     return log
 
