@@ -56,7 +56,7 @@ def work(specs: list[RunSpec], root: Path, workers: int, log: Log | None = None)
 
 def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
     """A search run by two worker processes ends with the same histories as in this process, each trained once."""
-    arms = (Arm("gd", Component("gd"), Grid((-2.0, -1.0, 0.0), 1)), Arm("adam", Component("adam"), Grid((-2.0,))))
+    arms = (Arm("gd", Component("gd"), Grid((-3.0, -2.0, -1.0), 1)), Arm("adam", Component("adam"), Grid((-2.0,))))
     sweep = Sweep("s", "S", "quick", "", {k: BASE[k] for k in ("data", "model", "steps")}, arms, (0, 1), (0, 1))
     stores = RunStore(tmp_path / "1"), RunStore(tmp_path / "2")
     for workers, store in enumerate(stores, start=1):

@@ -9,7 +9,7 @@ import pytest
 
 from heavytail.errors import SpecError
 from heavytail.experiment.registry import Component
-from heavytail.experiment.spec import OBSERVATION, RunSpec, derive_seed
+from heavytail.experiment.spec import OBSERVATION, UNSTORED, RunSpec, derive_seed
 from tests.problems import BASE, output, tiny
 
 # Another value for every field; a field that is added without one fails the test below.
@@ -111,7 +111,8 @@ def test_defaults_are_in_the_key() -> None:
 
 def test_every_field_of_the_trajectory_is_in_the_key_and_no_other() -> None:
     """Each field that decides the parameters changes the key; fields that only observe them do not."""
-    assert set(OTHER) == {f.name for f in dataclasses.fields(RunSpec)}
+    assert {*OTHER, *UNSTORED} == {f.name for f in dataclasses.fields(RunSpec)}
+    assert dataclasses.replace(tiny(), may_end=True).key == tiny().key
     keys = {tiny().key}
     for field, value in OTHER.items():
         if field in OBSERVATION:

@@ -119,7 +119,7 @@ def _watch(store: RunStore, look: Callable[[], tuple[list[Row], bool]], *, faile
                 found, busy = look()
                 total = _summary(found, store)
                 if console.is_terminal:
-                    unfinished = [row for row in found if row.status not in ("done", "diverged", "missing")]
+                    unfinished = [row for row in found if row.status not in ("done", "diverged", "ended", "missing")]
                     lines = _lines([r for r in unfinished if r.status in FAILED or not failed], failed=failed)
                     fit = lines[: max(1, console.height - 3)]
                     more = [f"and {len(lines) - len(fit)} more"] if len(fit) < len(lines) else []

@@ -23,7 +23,7 @@ def search(sweep: Sweep, arm: Arm, lookup: Lookup) -> Found:
     exponents, step = [*SPARSE], 1.0
     seeds = sweep.seeds[:1]
     while True:
-        judged, todo = sweep.judge(arm, exponents, seeds, lookup)
+        judged, todo = sweep.judge(arm, exponents, seeds, lookup, may_end=True)
         if todo:
             return None, todo
         best = _best(judged)

@@ -33,15 +33,15 @@ class Row:
 
     Attributes:
         key: of the run.
-        status: "done", "diverged", "running", "interrupted", "failed", "damaged", "unreadable", or "missing" for a run
-            that is not stored.
+        status: "done", "diverged", "ended" (early, see `RunSpec.may_end`), "running", "interrupted", "failed",
+            "damaged", "unreadable", or "missing" for a run that is not stored.
         label: the run in words, "" if its spec cannot be read.
         step: number of updates made at its last commit.
         steps: number of updates asked for.
         seconds: of training so far; None for runs stored before November 2026.
         host: where it was last committed; None if that is not recorded.
         committed: time of its last commit in seconds since 1970, by the clock of the file system; None without one.
-        reason: why it failed or cannot be read, else "".
+        reason: why it failed, was ended or cannot be read, else "".
     """
 
     key: str
@@ -83,7 +83,7 @@ def rows(store: RunStore) -> list[Row]:
 
 def _now(store: RunStore, row: Row) -> str:
     """The status in a record, but "running" if and only if a process holds the lock of an unfinished run."""
-    if row.status in ("running", "interrupted", "failed", "missing"):
+    if row.status in ("running", "interrupted", "ended", "failed", "missing"):
         return "running" if store.locked(row.key) else {"running": "interrupted"}.get(row.status, row.status)
     return row.status
 
@@ -122,16 +122,17 @@ def _read(store: RunStore, key: str, files: list[os.stat_result | None]) -> Row:
     except HeavyTailError as error:  # of this run only
         status = "damaged" if isinstance(error, DamagedError) else "unreadable"
         return Row(key, status, committed=committed, reason=str(error))
+    ended = record.get("ended", "") if record["status"] == "interrupted" else ""
     return Row(
         key,
-        record["status"],
+        "ended" if ended else record["status"],
         describe(table),
         record["step"],
         table["steps"],
         record.get("timing", {}).get("seconds"),
         record.get("host"),
         committed,
-        record["error"] or "" if record["status"] == "failed" else "",
+        (record["error"] or "") if record["status"] == "failed" else ended,
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from heavytail.errors import SpecError, unknown
 from heavytail.experiment.spec import RunSpec
-from heavytail.experiment.store import Outcome
+from heavytail.experiment.store import UNSTABLE, Outcome
 
-UNSTABLE = 1.05  # largest allowed ratio of a recorded loss to the initial one
 _LARGEST = 100  # largest magnitude of a step size's decimal exponent
 _MOST_REFINED = 20
 Lookup = Callable[[RunSpec], "Outcome | None"]
@@ -104,7 +103,7 @@ class Candidate:
 
     @property
     def loss(self) -> float:
-        """Maximum over seeds of the final training loss; infinite if any seed diverged."""
+        """Maximum over seeds of the final training loss; infinite if any seed diverged or was ended early."""
         finals = [o.final_loss for o in self.outcomes]
         return max(finals) if all(map(math.isfinite, finals)) else math.inf
 
@@ -113,6 +112,18 @@ class Candidate:
         """Maximum over seeds of the largest recorded loss relative to the initial one."""
         peaks = [o.peak_ratio for o in self.outcomes]
         return max(peaks) if all(map(math.isfinite, peaks)) else math.inf
+
+    @property
+    def ended(self) -> tuple[RunSpec, ...]:
+        """The runs that were ended early and whose final loss matters; none if another seed diverged."""
+        if any(o.status == "diverged" for o in self.outcomes):
+            return ()
+        return tuple(spec for spec, outcome in zip(self.specs, self.outcomes, strict=True) if outcome.ended)
+
+    @property
+    def least(self) -> float:
+        """Lower bound of `loss` by the seeds that were not ended early."""
+        return max((o.final_loss for o in self.outcomes if not o.ended), default=-math.inf)
 
     @property
     def stable(self) -> bool:
@@ -147,14 +158,71 @@ class Best:
 def select(label: str, candidates: list[Candidate]) -> Best:
     """Select a step size by the paper's rule, and record why each other candidate was rejected."""
     ordered = sorted(candidates, key=lambda c: c.exponent)
-    ranked = sorted((c for c in ordered if math.isfinite(c.loss)), key=lambda c: c.loss)
-    smallest = ranked[0] if ranked else None
-    chosen = smallest
-    if smallest is not None:
-        fallbacks = [c for c in ordered if c.exponent <= smallest.exponent and c.stable]
-        chosen = fallbacks[-1] if fallbacks else None
+    smallest = _smallest(ordered)
+    chosen = None if smallest is None else _stable_up_to(smallest, ordered)
     reasons = tuple(_reason(c, smallest, chosen) for c in ordered)
     return Best(label, chosen, tuple(ordered), reasons)
+
+
+def _smallest(ordered: Sequence[Candidate]) -> Candidate | None:
+    """The candidate with the smallest loss, the first of equals; None if all diverged."""
+    return min((c for c in ordered if math.isfinite(c.loss)), key=lambda c: c.loss, default=None)
+
+
+def _stable_up_to(limit: Candidate, ordered: Sequence[Candidate]) -> Candidate | None:
+    """The largest stable step size that is not larger than another one."""
+    return next((c for c in reversed(ordered) if c.exponent <= limit.exponent and c.stable), None)
+
+
+def undecided(candidates: Sequence[Candidate]) -> list[RunSpec]:
+    """Return the runs that were ended early and whose final loss could change the selection.
+
+    A run is ended early only once it is unstable, so that it cannot be selected itself. It matters only if its final
+    loss could be the smallest of all and a stable step size lies between it and the one selected without it. If no
+    run is returned, `select` returns the same for every final loss that the ended runs could have had.
+    """
+    ordered = sorted(candidates, key=lambda c: c.exponent)
+    smallest = _smallest(ordered)
+    if smallest is None:  # then no step size is stable, whatever the others' losses
+        return []
+    chosen = _stable_up_to(smallest, ordered)
+    needed = (c for c in ordered if c.least <= smallest.loss and _stable_up_to(c, ordered) is not chosen)
+    return [spec for candidate in needed for spec in candidate.ended]
+
+
+def settle(candidates: Sequence[Candidate], lookup: Lookup) -> tuple[list[Candidate], list[RunSpec]]:
+    """Return the candidates with what is known of them, and the runs to continue before `select` may be called.
+
+    Rounds start from what is known where the runs may end, whichever of them are finished, so that the same runs
+    are continued in whatever order, and on whichever machines, they are trained.
+
+    Args:
+        candidates: the step sizes; runs without an outcome are not allowed.
+        lookup: the outcome of a finished run, None for one that is not finished.
+    """
+    known = [replace(c, outcomes=tuple(o.early for o in c.outcomes)) for c in candidates]
+    while needed := {spec.key for spec in undecided(known)}:
+        known, missing = _finish(known, needed, lookup)
+        if missing:
+            return known, missing
+    ended = {spec.key for candidate in known for spec in candidate.ended}
+    return _finish(known, ended, lookup)[0], []
+
+
+def _finish(
+    candidates: Sequence[Candidate], keys: Collection[str], lookup: Lookup
+) -> tuple[list[Candidate], list[RunSpec]]:
+    """The candidates with the ends of these runs, where they are finished, and those of these runs that are not."""
+    finished, missing = [], []
+    for candidate in candidates:
+        outcomes = []
+        for spec, outcome in zip(candidate.specs, candidate.outcomes, strict=True):
+            whole = lookup(spec) if spec.key in keys else None
+            outcomes.append(whole or outcome)
+            if spec.key in keys and whole is None:
+                missing.append(spec)
+        finished.append(replace(candidate, outcomes=tuple(outcomes)))
+    return finished, missing
 
 
 def fixed(label: str, candidate: Candidate) -> Best:
@@ -175,6 +243,9 @@ def _reason(candidate: Candidate, smallest: Candidate | None, chosen: Candidate 
         chosen: the selected one, `smallest` or the next smaller stable step size; None if there is none.
     """
     for spec, outcome in zip(candidate.specs, candidate.outcomes, strict=True):
+        if outcome.ended:
+            peak = f"{outcome.peak_ratio:.3g} x its initial loss"
+            return f"unstable: ended at step {outcome.last_step}, at {peak} (seed {spec.seed})"
         if not math.isfinite(outcome.final_loss):
             return f"diverged at step {outcome.last_step} (seed {spec.seed})"
     assert smallest is not None, "some candidate has a finite loss"

@@ -22,6 +22,7 @@ from heavytail.experiment.registry import Component, check_type, registry, type_
 # `train_stats` also only observes, but runs that differ in it would overwrite each other's history in a shared folder,
 # so it is in the key. Running sums depend on `eval_every`, which is then in the key too.
 OBSERVATION = ("steps", "eval_every", "test_every", "probes")
+UNSTORED = ("may_end",)
 MOST_ROWS = 1_000_000  # records of one run; more are a mistake and do not fit in memory
 COMPONENTS = {"data": None, "model": None, "loss": "cross-entropy", "optim": None}  # kind -> default name
 
@@ -46,6 +47,8 @@ class RunSpec:
             "running" sums the losses of the mini-batches since the previous record (row 0 has the first one's), without
             a separate pass.
         probes: additional measurements along the run.
+        may_end: whether the run may end at its first recorded loss above 1.05 times the initial one: a step size of a
+            search that cannot be selected. It is how to train, is not stored, and is no setting of presets.
     """
 
     data: Component
@@ -63,6 +66,7 @@ class RunSpec:
     test_every: int = 0
     train_stats: Literal["exact", "running"] = "exact"
     probes: tuple[Component, ...] = ()
+    may_end: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -93,7 +97,7 @@ class RunSpec:
     def from_dict(cls, table: Mapping[str, Any]) -> RunSpec:
         """Read a plain table (TOML, JSON); raise SpecError on unknown, missing or mistyped fields."""
         hints = type_hints(cls)
-        fields = {f.name for f in dataclasses.fields(cls)}
+        fields = set(_settings())
         values: dict[str, Any] = {}
         for key, value in table.items():
             if key not in fields:
@@ -113,7 +117,7 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain table that `from_dict` reads."""
-        table = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        table = {name: getattr(self, name) for name in _settings()}
         table.update({kind: table[kind].to_dict() for kind in COMPONENTS})
         table["probes"] = [p.to_dict() for p in self.probes]
         return table
@@ -154,6 +158,11 @@ class RunSpec:
     def describe(self) -> str:
         """Return a short name for progress lines and tables."""
         return describe(self.to_dict())
+
+
+def _settings() -> list[str]:
+    """The fields that are stored."""
+    return [f.name for f in dataclasses.fields(RunSpec) if f.name not in UNSTORED]
 
 
 def describe(table: Mapping[str, Any]) -> str:

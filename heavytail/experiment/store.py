@@ -37,6 +37,7 @@ from heavytail.experiment.spec import RunSpec
 from heavytail.files import checksum, expanded, locked, read_json, strict_json, sweep_temporaries, write_atomic
 from heavytail.system import try_lock
 
+UNSTABLE = 1.05  # a step size is unstable if a recorded loss exceeds the initial one by this factor (the paper's rule)
 ATTEMPT = "attempt"  # subfolder of a finished run for the commits of a new attempt, until that is finished too
 
 Array = NDArray[Any]
@@ -55,6 +56,7 @@ _RECORD = {
     "resumed?": [{"step": int, "at": str}],
     "timing?": {"seconds": float, "steps_per_second": float},
     "host?": str,
+    "ended?": str,
     "sha256?": str,
 }
 _HOLDER = {"host": str, "pid": int, "run": str, "steps": int}
@@ -74,7 +76,8 @@ class History:
         <split>/count [C] or [E, C] samples; per row where the row sums mini-batches
     and `group` [C] (frequency group of each class), `objective` [T] (the value minimised at each step), and the
     arrays of probes under probe/<name>/, with a leading axis of probe/<name>/step. `resumed` lists the step and
-    the time (UTC) of every resumption. `timing` holds the wall `seconds` of the training, resumed parts added up, and
+    the time (UTC) of every resumption. `ended` is why an interrupted run was ended early (see `RunSpec.may_end`).
+    `timing` holds the wall `seconds` of the training, resumed parts added up, and
     its `steps_per_second` since it was last resumed; empty for runs stored before November 2026.
     """
 
@@ -85,6 +88,7 @@ class History:
     error: str | None = None
     resumed: list[dict[str, Any]] = field(default_factory=list)
     timing: dict[str, float] = field(default_factory=dict)
+    ended: str | None = None
 
     @property
     def step(self) -> Array:
@@ -141,12 +145,34 @@ class History:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a run, as the step-size search uses it."""
+    """The outcome of a run, as the step-size search uses it.
+
+    Attributes:
+        status: of the run; "interrupted" for one that was ended early.
+        final_loss: infinite if it diverged, NaN if it was ended early.
+        peak_ratio: largest recorded loss relative to the initial one; infinite if it diverged.
+        last_step: last recorded step; the step of divergence.
+        unstable: step and ratio of the first recorded loss that makes the step size unstable; None without one.
+    """
 
     status: Status
     final_loss: float
     peak_ratio: float
     last_step: int
+    unstable: tuple[int, float] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run was ended early, so that its final loss is not known."""
+        return self.status == "interrupted"
+
+    @property
+    def early(self) -> Outcome:
+        """What is known of the run at the step at which it may end."""
+        if self.unstable is None:
+            return self
+        step, ratio = self.unstable
+        return Outcome("interrupted", float("nan"), ratio, step, self.unstable)
 
 
 class RunStore:
@@ -186,14 +212,32 @@ class RunStore:
         return "interrupted" if status == "running" and not self.locked(key) else status
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """Return the final loss and stability of a finished run; None if it is unfinished or damaged."""
+        """Return the final loss and stability of a finished run; None if it is unfinished or damaged.
+
+        An unfinished run that `spec` allows to end early has an outcome, too, if it has reached the step for that.
+        """
         history = self.finished(spec)
         if history is None:
-            return None
+            return self._ended(spec) if spec.may_end else None
+        unstable = _first_unstable(history)
         if history.status == "diverged":
             record = self._intact(self.folder(spec))
-            return Outcome("diverged", float("inf"), float("inf"), record["step"] if record else spec.steps)
-        return Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]))
+            last = record["step"] if record else spec.steps
+            return Outcome("diverged", float("inf"), float("inf"), last, unstable)
+        return Outcome(history.status, history.final_loss, history.peak_ratio, int(history.step[-1]), unstable)
+
+    def _ended(self, spec: RunSpec) -> Outcome | None:
+        """The outcome of a run that was ended early; None if none of the steps that `spec` records allows it."""
+        folder = self.folder(spec)
+        record = self._intact(folder)
+        if record is None or record["history"] is None:
+            return None
+        try:
+            history = History(spec, "interrupted", _cut(_read_history(folder, record), spec))
+        except UnreadableError:  # replaced meanwhile, or damaged, which training it reports
+            return None
+        unstable = _first_unstable(history)
+        return None if unstable is None else Outcome("interrupted", float("nan"), unstable[1], unstable[0], unstable)
 
     def finished(self, spec: RunSpec) -> History | None:
         """Return the history of a finished run; None if it is unfinished, or damaged (which is reported).
@@ -355,6 +399,7 @@ class RunStore:
                 "host": socket.gethostname(),
                 **({"resumed": history.resumed} if history.resumed else {}),
                 **({"timing": history.timing} if history.timing else {}),
+                **({"ended": history.ended} if history.ended else {}),
                 "observed": {
                     "probes": spec.measured,
                     "probe_next": {probe.name: _next_step(history.status, step) for probe in spec.probes},
@@ -395,6 +440,7 @@ class RunStore:
             stored |= {"history": None, "checkpoint": None}
         with contextlib.suppress(OSError):  # a full disk, say, which also made the run fail: the first error matters
             folder.mkdir(parents=True, exist_ok=True)
+            stored = {name: value for name, value in stored.items() if name != "ended"}
             _write_record(folder, {**stored, "status": "failed", "error": error, "host": socket.gethostname()})
 
     def _commit(self, folder: Path, commit: Commit) -> None:
@@ -518,6 +564,15 @@ def missing_steps(record: Mapping[str, Any] | None, spec: RunSpec) -> list[int]:
         if first is not None and first <= spec.steps:
             missing.add(first)
     return sorted(missing)
+
+
+def _first_unstable(history: History) -> tuple[int, float] | None:
+    """Step and ratio of the first recorded loss above UNSTABLE times the initial one."""
+    if "train/loss" not in history.arrays or not history.loss.size:
+        return None
+    ratios = history.loss / history.loss[0]
+    rows = np.flatnonzero(ratios > UNSTABLE)
+    return (int(history.step[rows[0]]), float(ratios[rows[0]])) if len(rows) else None
 
 
 def _next_step(status: str, step: int) -> int | None:

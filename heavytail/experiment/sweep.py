@@ -5,6 +5,9 @@ step size with the smallest *maximum over seeds of the final training loss*. If 
 times its initial value at any recorded step, the next smaller step size is selected until one is stable. Diverged runs
 have an infinite loss. Nothing here trains: `propose` returns the missing runs, given the finished ones.
 
+A run of the search may end as soon as it is unstable; where its final loss could change the selection it is continued
+to its end (`search.settle`).
+
 Figures and claims read the runs of the verdict seeds at the selected step size. At the paper's scale these are the
 seeds of the search; at a reduced scale they are fresh (`preset.PROTOCOL`), and their runs are proposed once the
 search is finished. A single step size is not searched for: it is trained on the verdict seeds alone.
@@ -25,7 +28,7 @@ from typing import Any, get_origin
 from heavytail.errors import SpecError, unknown
 from heavytail.experiment.preset import Preset, known
 from heavytail.experiment.registry import Component, is_path, registry, type_hints
-from heavytail.experiment.search import Best, Candidate, Grid, Lookup, fixed, select, warn_at_edge
+from heavytail.experiment.search import Best, Candidate, Grid, Lookup, fixed, select, settle, warn_at_edge
 from heavytail.experiment.spec import RunSpec
 
 IMPORTED_GRID = {"decades": [-5, 1], "refine": 1}  # step sizes of an optimizer without a recipe
@@ -67,7 +70,9 @@ class Sweep:
     seeds: tuple[int, ...]
     verdict_seeds: tuple[int, ...]
     probes: tuple[Component, ...] = ()
-    _specs: dict[tuple[str, float, int], RunSpec] = field(default_factory=dict, repr=False, compare=False)
+    _specs: dict[tuple[str, float, int], tuple[RunSpec, RunSpec]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def load(cls, preset: str | Path, *, scale: str = "quick", variant: str = "") -> Sweep:
@@ -120,11 +125,16 @@ class Sweep:
 
     def spec(self, arm: Arm, exponent: float, seed: int) -> RunSpec:
         """Return the run of one optimizer, step size 10^exponent and seed."""
+        return self._pair(arm, exponent, seed)[0]
+
+    def _pair(self, arm: Arm, exponent: float, seed: int) -> tuple[RunSpec, RunSpec]:
+        """A run, and the same run if it may end early."""
         name = (arm.label, exponent, seed)
         if name not in self._specs:
             lr = float(f"{10.0**exponent:.12g}")  # so that 0.003 in a preset is exactly 0.003
             table = {**self.run, "optim": arm.optim, "lr": lr, "seed": seed}
-            self._specs[name] = RunSpec.from_dict(table)
+            spec = RunSpec.from_dict(table)
+            self._specs[name] = spec, replace(spec, may_end=True)
         return self._specs[name]
 
     def propose(self, lookup: Lookup) -> list[RunSpec]:
@@ -165,33 +175,49 @@ class Sweep:
             (only,), todo = self.judge(arm, grid.exponents, self.verdict_seeds, lookup)
             return (None, [*map(self._probed, todo)]) if todo else (fixed(arm.label, only), [])
         if grid.refine is None:
-            judged, todo = self.judge(arm, grid.exponents, self.seeds, lookup)
-            return (None, todo) if todo else (select(arm.label, judged), [])
-        sparse, todo = self.judge(arm, grid.exponents, self.seeds[:1], lookup)
+            judged, todo = self._settled(arm, grid.exponents, self.seeds, lookup)
+            return (None, todo) if todo else _complete(select(arm.label, judged), lookup)
+        sparse, todo = self._settled(arm, grid.exponents, self.seeds[:1], lookup)
         if todo:
             return None, todo
         centre = select(arm.label, sparse).chosen
         if centre is None:
-            return select(arm.label, sparse), []
+            return _complete(select(arm.label, sparse), lookup)
         exponents = [centre.exponent + k / 2 for k in range(-grid.refine, grid.refine + 1)]
         while True:
-            dense, todo = self.judge(arm, exponents, self.seeds, lookup)
+            dense, todo = self._settled(arm, exponents, self.seeds, lookup)
             if todo:
                 return None, todo
             best = select(arm.label, dense)
             if best.chosen is not None or exponents[0] <= grid.exponents[0] - 1:
-                return warn_at_edge(best, grid), []
+                return _complete(warn_at_edge(best, grid), lookup)
             exponents.insert(0, exponents[0] - 0.5)  # every dense candidate was unstable: try the next smaller
 
-    def judge(
+    def _settled(
         self, arm: Arm, exponents: Sequence[float], seeds: Sequence[int], lookup: Lookup
     ) -> tuple[list[Candidate], list[RunSpec]]:
-        """Return step sizes 10^exponent of one optimizer with their finished runs, and the runs that they miss."""
+        """Judge with runs that may end early; those that `select` needs to their end are missing, too."""
+        judged, todo = self.judge(arm, exponents, seeds, lookup, may_end=True)
+        return (judged, todo) if todo else settle(judged, lookup)
+
+    def judge(
+        self, arm: Arm, exponents: Sequence[float], seeds: Sequence[int], lookup: Lookup, *, may_end: bool = False
+    ) -> tuple[list[Candidate], list[RunSpec]]:
+        """Return step sizes 10^exponent of one optimizer with their finished runs, and the runs that they miss.
+
+        Args:
+            arm: the optimizer.
+            exponents: of the step sizes.
+            seeds: of their runs.
+            lookup: the outcome of a finished run.
+            may_end: whether unstable runs may end early.
+        """
         judged, todo = [], []
         for exponent in exponents:
-            specs = tuple(self.spec(arm, exponent, seed) for seed in seeds)
-            outcomes = [lookup(spec) for spec in specs]
-            todo += [spec for spec, outcome in zip(specs, outcomes, strict=True) if outcome is None]
+            pairs = [self._pair(arm, exponent, seed) for seed in seeds]
+            outcomes = [lookup(whole) or (lookup(short) if may_end else None) for whole, short in pairs]
+            todo += [pair[may_end] for pair, outcome in zip(pairs, outcomes, strict=True) if outcome is None]
+            specs = tuple(whole for whole, _ in pairs)
             judged.append(Candidate(exponent, specs, tuple(o for o in outcomes if o is not None)))
         return judged, todo
 
@@ -199,6 +225,13 @@ class Sweep:
     def caption(self) -> str:
         """The scale in words for captions, and whether it is the paper's."""
         return "paper's scale" if self.scale == "paper" else f"{self.scale} scale, not the paper's"
+
+
+def _complete(best: Best, lookup: Lookup) -> tuple[Best | None, list[RunSpec]]:
+    """A selection; or the runs to continue if nothing is selected: figures show those of the smallest step size."""
+    shown = best.candidates[0].specs if best.chosen is None else ()
+    missing = [spec for spec in shown if lookup(spec) is None]
+    return (None, missing) if missing else (best, [])
 
 
 def _seeds(value: object, name: str) -> tuple[int, ...]:

@@ -147,7 +147,7 @@ def final_group_losses(panel: Panel, runs: Sequence[Selected]) -> None:
 
 
 def step_size_search(panel: Panel, searches: Sequence[Best]) -> None:
-    """Draw the final loss (maximum over seeds) of every step size; rings: selected; crosses: diverged."""
+    """Draw the final loss (maximum over seeds) of every step size; rings: selected; crosses: lost."""
     for best in searches:
         rates = np.array([c.lr for c in best.candidates])
         losses = np.array([c.loss for c in best.candidates])
@@ -161,7 +161,7 @@ def step_size_search(panel: Panel, searches: Sequence[Best]) -> None:
             panel.points([best.chosen.lr], [best.chosen.loss], f"{name}, selected", **ring)
         if not finite.all():
             top = panel.axes.get_xaxis_transform()
-            panel.points(rates[~finite], np.full((~finite).sum(), 0.98), f"{name}, diverged", transform=top, marker="x",
+            panel.points(rates[~finite], np.full((~finite).sum(), 0.98), f"{name}, lost", transform=top, marker="x",
                          color=colour, markersize=4)  # fmt: skip
     losses = np.array([c.loss for best in searches for c in best.candidates if np.isfinite(c.loss)])
     wide = losses.size > 0 and losses.max() > 10 * losses.min()

@@ -334,7 +334,7 @@ class _Tally:
         self._display.progressed(spec, step, loss)
 
     def finished(self, spec: RunSpec, status: str) -> None:
-        if status in ("done", "diverged"):
+        if status in ("done", "diverged", "ended"):
             self.trained.add(spec.key)
         self.ended = True
         self.failed |= status == "failed"

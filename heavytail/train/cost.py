@@ -120,11 +120,14 @@ def problem(spec: RunSpec) -> str:
 
 
 def recorded_seconds(store: RunStore) -> dict[str, float]:
-    """Return the median wall seconds of the finished runs of every problem of a store that records times."""
+    """Return the median wall seconds of the runs of every problem of a store that records times.
+
+    Runs that were ended early count, as the next search will end such runs, too; diverged and interrupted ones do not.
+    """
     seconds: dict[str, list[float]] = {}
     for _, table, record in store.records():
         timing = record.get("timing")
-        if timing and record["status"] == "done":
+        if timing and (record["status"] == "done" or "ended" in record):
             with suppress(SpecError):  # of a component that is not installed
                 seconds.setdefault(problem(RunSpec.from_dict(table).resolved), []).append(timing["seconds"])
     return {name: median(values) for name, values in seconds.items()}

@@ -31,7 +31,7 @@ from heavytail.data import Batch, Data, Split
 from heavytail.errors import HeavyTailError, RefusedError, SpecError
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec, derive_seed
-from heavytail.experiment.store import Array, History, RunStore, Status
+from heavytail.experiment.store import UNSTABLE, Array, History, RunStore, Status
 from heavytail.head import linear_cross_entropy
 from heavytail.metrics import ClassStats
 from heavytail.probes import Probe, StepView
@@ -158,6 +158,7 @@ class _Run:
         self.objective: list[Tensor] = []
         self.resumed: list[dict[str, Any]] = []
         self.start = self.step = self.judged = 0
+        self.seen = 0  # rows found stable
         self.spent = 0.0  # seconds of the parts before the last interruption
         self.began = self.looping = time.monotonic()
         torch.manual_seed(derive_seed(self.spec.seed, "dropout"))
@@ -208,10 +209,10 @@ class _Run:
     def loop(self, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
         """Train to the end, to divergence or until `should_stop`.
 
-        The order at W_t: commit, stop, probe, test, evaluate (if the gradient pass does not), gradient, record, check
-        for divergence, step. Commits hold the state before the gradient of step t, so that a resumed run repeats that
-        pass from the same generators. The last step is checked by the same pass as every other one; the changes of that
-        pass to the model's buffers are not committed.
+        The order at W_t: commit, stop, end a run that may end, probe, test, evaluate (if the gradient pass does not),
+        gradient, record, check for divergence, step. Commits hold the state before the gradient of step t, so that a
+        resumed run repeats that pass from the same generators. The last step is checked by the same pass as every
+        other one; the changes of that pass to the model's buffers are not committed.
         """
         spec = self.spec
         recorded, known = set(spec.recorded_steps()), set(self._steps("train"))
@@ -226,6 +227,8 @@ class _Run:
                 committed = now
             if self.group.any(should_stop()):
                 return self._commit("interrupted", step, self._state())
+            if spec.may_end and (ended := self._unstable(recorded)) is not None:
+                return self._commit("interrupted", step, self._state(), ended)
             self._probe(step)
             if step in tested:
                 assert self.test_split is not None
@@ -249,6 +252,16 @@ class _Run:
                 reported = now
             self.optimizer.step()
         raise AssertionError("the last step returns")
+
+    def _unstable(self, recorded: set[int]) -> str | None:
+        """Why the run may end: the first recorded loss that makes its step size unstable."""
+        losses, steps = self.rows.get("train/loss", []), self._steps("train")
+        for row in range(self.seen, len(losses)):
+            ratio = float(losses[row] / losses[0])
+            if steps[row] in recorded and ratio > UNSTABLE:
+                return f"unstable: its loss at step {steps[row]} is {ratio:.3g} x the initial one"
+        self.seen = len(losses)
+        return None
 
     def _first_lost(self, step: int) -> int | None:
         """The first unchecked step at which the objective has diverged (see DIVERGED_FACTOR)."""
@@ -429,7 +442,7 @@ class _Run:
             return None
         return checkpoint.pack(self.step, self.model, self.optimizer, self.running)
 
-    def _commit(self, status: Status, step: int, state: dict[str, Array] | None) -> History:
+    def _commit(self, status: Status, step: int, state: dict[str, Array] | None, ended: str | None = None) -> History:
         arrays: dict[str, Array] = {name: np.stack(values) for name, values in self.rows.items()}
         for split in ("train", "test"):
             # Exact passes see the same samples every time: one row of counts is enough.
@@ -441,7 +454,9 @@ class _Run:
         about = environment(str(self.device)) | {"processes": self.group.size}
         if versions := getattr(registry("optim").make(self.spec.optim), "versions", {}):
             about["optim"] = versions
-        history = History(self.spec, status, arrays, about, resumed=self.resumed, timing=self._timing(step))
+        history = History(
+            self.spec, status, arrays, about, resumed=self.resumed, timing=self._timing(step), ended=ended
+        )
         if self.group.rank > 0:
             return history
         self.store.save(history, step=step, checkpoint=state)

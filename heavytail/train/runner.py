@@ -132,10 +132,10 @@ def remember(store: RunStore) -> Lookup:
 
     A run that cannot be read counts as not finished, so that the search proposes it and training reports the error.
     """
-    known: dict[tuple[str, int, str], Outcome] = {}
+    known: dict[tuple[str, int, str, bool], Outcome] = {}
 
     def lookup(spec: RunSpec) -> Outcome | None:
-        name = (spec.key, spec.steps, repr(spec.probes))
+        name = (spec.key, spec.steps, repr(spec.probes), spec.may_end)
         if name not in known:
             try:
                 outcome = store.outcome(spec)

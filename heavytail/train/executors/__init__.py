@@ -34,7 +34,7 @@ class Event:
         kind: "progress"; or how the run ended: "finished" (its status is `text`), "no data" (its data cannot be
             loaded), "failed", "lost" (its process died), "returned" (not begun, or on a machine that failed; it may be
             started again), "fatal" (a setting is wrong: no run can be trained).
-        text: the status of a finished run, or the reason.
+        text: the status of a finished run, "ended" if it was ended early; or the reason.
         step, loss: of a run in progress.
         error: the exception, if it is no HeavyTailError and was raised in this process.
     """
@@ -158,4 +158,4 @@ def attempt(
     except Exception as error:  # a run out of memory must not stop the others
         traceback.clear_frames(error.__traceback__)  # which hold the model and its data
         return Event(spec, "failed", f"{type(error).__name__}: {error}", error=error)
-    return Event(spec, "finished", history.status)
+    return Event(spec, "finished", "ended" if history.ended else history.status)

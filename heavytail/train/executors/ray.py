@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heavytail.errors import HeavyTailError, install
+from heavytail.experiment.attempt import FINISHED
 from heavytail.system import num_cores
 from heavytail.train.executors import Event, Executor, Handle, Setting, attempt, count
 
@@ -33,6 +34,7 @@ SETTINGS = (Setting("cpus", count, "N", "cores of each run (default: 1)"),)
 NODE_LOSSES = 3  # a run whose node dies more often than this may be the cause
 VISIBLE_SECONDS = 90.0  # until a commit on another node must be visible here: NFS caches folders for up to a minute
 REPORT_SECONDS = 0.5
+_VISIBLE = {"done": FINISHED, "diverged": FINISHED, "ended": ("interrupted", *FINISHED)}  # event -> status in the store
 _LOG = logging.getLogger("heavytail")
 
 
@@ -139,8 +141,8 @@ class Cluster:
             event, host = self._result(task, self._tasks.pop(task))
             self._hidden[event.spec.key] = event, host, time.monotonic() + VISIBLE_SECONDS
         for key, (event, host, deadline) in list(self._hidden.items()):
-            trained = event.kind == "finished" and event.text in ("done", "diverged")
-            if trained and self._store.status(event.spec) not in ("done", "diverged"):
+            visible = _VISIBLE.get(event.text) if event.kind == "finished" else None
+            if visible is not None and self._store.status(event.spec) not in visible:
                 if time.monotonic() < deadline:
                     continue
                 missing = f"{host} has stored a run under {self._root}, but it is not in that folder here"
