@@ -33,6 +33,10 @@ class StoreError(HeavyTailError):
     """A results file that cannot be read, locked or written."""
 
 
+class TakenOverError(StoreError):
+    """A run whose lock another process has taken over, because this one was stopped for long."""
+
+
 class UnreadableError(StoreError):
     """A file that cannot be read now (no permission, a device error) but may be intact, and is kept."""
 

@@ -1,4 +1,4 @@
-"""Atomic writes, file locks, and JSON checked on reading."""
+"""Atomic writes, and JSON checked on reading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from heavytail.errors import DamagedError, SpecError, StoreError, UnreadableError
+from heavytail.errors import DamagedError, SpecError, UnreadableError
+from heavytail.locks import has_flock
 from heavytail.system import HAS_FLOCK, lock, try_lock
 
 _UMASK = os.umask(0)  # reading the umask requires setting it
@@ -213,53 +214,13 @@ def sweep_temporaries(folder: Path, name: str) -> None:
     """Delete the temporary files of one file whose writers are dead.
 
     A writer holds a lock on its temporary file, which the system releases when the writer dies. Without such locks
-    (Windows) nothing is deleted.
+    (Windows, some network file systems) nothing is deleted.
     """
     if not HAS_FLOCK:
         return
     own = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as tempfile names them
     with contextlib.suppress(OSError):
-        for left in [Path(entry) for entry in os.scandir(folder) if own.fullmatch(entry.name)]:
+        for left in [Path(entry) for entry in os.scandir(folder) if own.fullmatch(entry.name) and has_flock(folder)]:
             with contextlib.suppress(OSError), open(left, "rb") as handle:
                 if try_lock(handle.fileno()):
                     left.unlink()
-
-
-@contextlib.contextmanager
-def locked(file: Path, note: bytes = b"", *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file; yield whether it is held, which it always is if `wait`.
-
-    Args:
-        file: the lock file; it is created if needed.
-        note: what to write into it for people and other processes.
-        wait: wait while another process holds it.
-
-    The file is not deleted: then two processes could hold locks on two files of one name. The system releases the lock
-    when the process dies.
-
-    Raises:
-        StoreError: the file cannot be written, or its file system has no locks.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(file, "ab")  # noqa: SIM115 - closed below, the lock with it
-    except OSError as error:
-        raise StoreError(f"cannot write {file.parent}: {error.strerror or error}") from error
-    with handle:
-        try:
-            held = try_lock(handle.fileno())
-            if wait and not held:
-                lock(handle.fileno())
-        except OSError as error:
-            raise StoreError(
-                f"cannot lock {file}: {error.strerror or error}; two processes could write there at once: "
-                "use a folder on a file system with locks (flock)"
-            ) from error
-        if not (held or wait):
-            yield False
-            return
-        with contextlib.suppress(OSError):  # a full disk; the lock is held all the same
-            handle.truncate(0)
-            handle.write(note)
-            handle.flush()
-        yield True

@@ -31,13 +31,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heavytail.errors import DamagedError, StoreError, UnreadableError
+from heavytail.errors import DamagedError, StoreError, TakenOverError, UnreadableError
 from heavytail.experiment.attempt import FINISHED, Commit, merged, per_run
 from heavytail.experiment.spec import RunSpec
-from heavytail.files import checksum, expanded, locked, read_json, strict_json, sweep_temporaries, write_atomic
-from heavytail.system import try_lock
+from heavytail.files import checksum, expanded, read_json, strict_json, sweep_temporaries, write_atomic
+from heavytail.locks import Held, is_locked, locked
 
 UNSTABLE = 1.05  # a step size is unstable if a recorded loss exceeds the initial one by this factor (the paper's rule)
+LEASES = ".leases"  # file in the root of a store whose file system has no locks (see `locks`)
 ATTEMPT = "attempt"  # subfolder of a finished run for the commits of a new attempt, until that is finished too
 
 Array = NDArray[Any]
@@ -185,6 +186,7 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = expanded(root)
         self._reported: set[str] = set()
+        self._held: dict[str, Held] = {}  # the locks that this object holds, by key
 
     def folder(self, spec: RunSpec) -> Path:
         """Return the folder of a run, whether or not it exists."""
@@ -386,6 +388,7 @@ class RunStore:
 
         Raises:
             StoreError: the folder cannot be written; the previous commit stays.
+            TakenOverError: another process holds the run now; its commit stays.
         """
         spec, folder = history.spec, self.folder(history.spec)
         stored = self._intact(folder)
@@ -438,7 +441,9 @@ class RunStore:
             observed: dict[str, Any] = {"train_steps": [], "test_steps": [], "probes": []}
             stored = {"step": 0, "spec": spec.resolved.to_dict(), "environment": {}, "observed": observed}
             stored |= {"history": None, "checkpoint": None}
-        with contextlib.suppress(OSError):  # a full disk, say, which also made the run fail: the first error matters
+        # A full disk, say, which also made the run fail: the first error matters.
+        with contextlib.suppress(OSError, TakenOverError):
+            self._check(folder)
             folder.mkdir(parents=True, exist_ok=True)
             stored = {name: value for name, value in stored.items() if name != "ended"}
             _write_record(folder, {**stored, "status": "failed", "error": error, "host": socket.gethostname()})
@@ -457,6 +462,7 @@ class RunStore:
             }
             if commit.checkpoint is not None:
                 record["checkpoint"] = _write_arrays(folder, "checkpoint", commit.checkpoint)
+            self._check(folder)
             _write_record(folder, record)
         except OSError as error:
             raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -477,7 +483,7 @@ class RunStore:
         Raises:
             StoreError: the folder cannot be written, or its file system has no locks.
         """
-        with locked(self.folder(spec) / "lock", self._holder(spec.describe(), spec.steps)):
+        with self._hold(spec.key, spec.describe(), spec.steps, wait=True):
             yield
 
     @contextlib.contextmanager
@@ -487,12 +493,27 @@ class RunStore:
         Raises:
             StoreError: the folder cannot be written, or its file system has no locks.
         """
-        with locked(self.root / "runs" / key / "lock", self._holder(label, steps), wait=False) as held:
+        with self._hold(key, label, steps, wait=False) as held:
             yield held
 
-    @staticmethod
-    def _holder(label: str, steps: int) -> bytes:
-        return strict_json({"host": socket.gethostname(), "pid": os.getpid(), "run": label, "steps": steps})
+    @contextlib.contextmanager
+    def _hold(self, key: str, label: str, steps: int, *, wait: bool) -> Iterator[bool]:
+        note = strict_json({"host": socket.gethostname(), "pid": os.getpid(), "run": label, "steps": steps})
+        with locked(self.root / "runs" / key / "lock", note, wait=wait, marker=self.root / LEASES) as held:
+            if held is None:
+                yield False
+                return
+            self._held[key] = held
+            try:
+                yield True
+            finally:
+                del self._held[key]
+
+    def _check(self, folder: Path) -> None:
+        """Raise TakenOverError if the lock on a run's folder was lost to another process."""
+        key = folder.parent.name if folder.name == ATTEMPT else folder.name
+        if key in self._held:
+            self._held[key].check()
 
     def holder(self, key: str) -> dict[str, Any]:
         """Return `host`, `pid`, `run` and `steps` of the process that locked a run last; empty if it is not known."""
@@ -504,11 +525,7 @@ class RunStore:
 
     def locked(self, key: str) -> bool:
         """Return whether a process holds the lock of the run with this key."""
-        try:
-            with open(self.root / "runs" / key / "lock", "rb") as handle:
-                return not try_lock(handle.fileno(), shared=True)
-        except OSError:  # no such file, or no locks
-            return False
+        return is_locked(self.root / "runs" / key / "lock")
 
 
 # -- records -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from typing import Any
 
 import heavytail
 from heavytail.errors import StoreError
-from heavytail.files import check_shape, checksum, locked, read_json, strict_json, write_atomic
+from heavytail.files import check_shape, checksum, read_json, strict_json, write_atomic
+from heavytail.locks import locked
 from heavytail.report.files import LOCK, figure_files
 from heavytail.results.claims import Claim
 from heavytail.results.figure import Figure

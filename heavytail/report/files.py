@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from heavytail.errors import DamagedError, StoreError
-from heavytail.files import Row, check_shape, checksum, locked, read_json, strict_json, write_atomic
+from heavytail.files import Row, check_shape, checksum, read_json, strict_json, write_atomic
+from heavytail.locks import locked
 from heavytail.plotting.panels import draw, search_picture
 from heavytail.plotting.style import applied
 from heavytail.results.claims import Claim

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from heavytail.errors import DataError, HeavyTailError, RefusedError, UnreadableError, unknown
+from heavytail.errors import DataError, HeavyTailError, RefusedError, TakenOverError, UnreadableError, unknown
 
 if TYPE_CHECKING:  # `--help` names the executors, and numpy takes longer to import than it may take
     from heavytail.experiment.spec import RunSpec
@@ -151,7 +151,7 @@ def attempt(
         )
     except DataError as error:
         return Event(spec, "no data", str(error))
-    except (RefusedError, UnreadableError) as error:  # errors of this run only
+    except (RefusedError, TakenOverError, UnreadableError) as error:  # errors of this run only
         return Event(spec, "failed", str(error))
     except HeavyTailError:
         raise
