@@ -17,6 +17,7 @@ import numpy as np
 
 from heavytail.errors import DamagedError, SpecError, UnreadableError
 from heavytail.locks import has_flock
+from heavytail.locks import locked as locked  # for code that imports it from here
 from heavytail.system import HAS_FLOCK, lock, try_lock
 
 _UMASK = os.umask(0)  # reading the umask requires setting it
