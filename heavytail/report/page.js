@@ -21,6 +21,7 @@
   // -- charts ---------------------------------------------------------------------------------------------------------
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const DASHES = [[5, 4], [1.5, 3], [8, 3, 1.5, 3]];
   const SPARE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933"];
   const short = (v) => v == null ? "" : v !== 0 && (Math.abs(v) >= 1e5 || Math.abs(v) < 1e-3) ? v.toExponential(1).replace(".0e", "e") : String(+v.toPrecision(4));
 
@@ -37,7 +38,7 @@
     const xs = panel.series.flatMap((one) => one.edges || one.x || []).filter((v) => v !== null);
     const ends = xs.length ? [xs.reduce((a, b) => Math.min(a, b)), xs.reduce((a, b) => Math.max(a, b))] : [0, 1];
     const labels = [...new Set(panel.series.filter((one) => one.kind !== "level").map((one) => one.label))];
-    return panel.series.flatMap((one) => {
+    const columns = panel.series.flatMap((one) => {
       const spare = SPARE[Math.max(labels.indexOf(one.label), 0) % SPARE.length]; // files of older versions have no colours
       const base = { kind: one.kind, label: one.label, x: one.x, colour: /^#[0-9a-f]{6}$/i.test(one.colour) ? one.colour : spare, dash: one.dash };
       if (one.kind === "band") return [{ ...base, y: one.low }, { ...base, y: one.high, top: true }];
@@ -45,6 +46,11 @@
       if (one.kind === "steps") return [{ ...base, x: one.edges, y: [...one.y, one.y.at(-1)] }];
       return [{ ...base, y: one.y }];
     });
+    for (const c of columns.filter((one) => one.dash)) { // dashed series of one colour differ in their dashes
+      const twins = [...new Set(columns.filter((one) => one.dash && one.colour === c.colour).map((one) => one.label))];
+      c.dash = DASHES[twins.indexOf(c.label) % DASHES.length];
+    }
+    return columns;
   }
 
   // uPlot draws all columns over one sorted x. The k-th point of a series at the same x has a row of its own.
@@ -71,10 +77,11 @@
     return null;
   }
 
-  // Ticks of a logarithmic axis at round values: uPlot counts from the end of the axis, which need not be round.
+  // Ticks of a logarithmic axis at round values, at most six of them with a label: uPlot counts from the end of the axis,
+  // which need not be round.
   function logTicks(low, high) {
-    const ticks = [];
-    if (high / low < 5) {
+    const ticks = [], decades = Math.log10(high / low), stride = Math.ceil(decades / 6);
+    if (decades < 0.7) {
       const step = 10 ** Math.floor(Math.log10((high - low) / 2));
       for (let k = Math.ceil(low / step); k * step <= high; k++) ticks.push(+(k * step).toPrecision(12));
       return ticks;
@@ -82,9 +89,13 @@
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
       for (let k = 1; k < 10; k++) {
         const tick = +`${k}e${power}`;
-        if (tick >= low && tick <= high) ticks.push(tick);
+        if (tick >= low && tick <= high && (stride === 1 || (k === 1 && power % stride === 0))) ticks.push(tick);
       }
     return ticks;
+  }
+  function labelled(ticks) {
+    const decades = Math.log10(ticks.at(-1) / ticks[0]), first = decades < 0.7 ? /./ : decades < 1.5 ? /^[125]/ : /^1/;
+    return ticks.map((tick) => first.test(tick.toExponential()) ? tick : null);
   }
 
   // One chart of a panel, or of several that differ in their step only, behind a slider.
@@ -106,7 +117,7 @@
         toggle("log x", this.log.x, (on) => { this.log.x = on; this.draw(); }),
         toggle("log y", this.log.y, (on) => { this.log.y = on; this.draw(); }),
         make("button", { type: "button", textContent: "reset zoom", onclick: () => this.draw() }), this.place);
-      this.node = make("figure", { className: "chart" }, make("h3", { textContent: this.title || "chart" }));
+      this.node = make("figure", { className: "chart" }, make("h3", { textContent: this.title || [panel.ylabel, panel.xlabel].filter(Boolean).join(" against ") || "chart" }));
       if (frames.length > 1) this.node.append(this.slider());
       this.node.append(this.plot, tools, this.keys);
       if (panel.notes.length) this.note = this.node.appendChild(make("figcaption", {}));
@@ -145,7 +156,7 @@
         stroke: dark.matches ? "#a3adb8" : "#3a3a3a", label: text || undefined, labelSize: 18, labelGap: 0, font: "11px system-ui", labelFont: "12px system-ui",
         grid: { stroke: dark.matches ? "#2c3238" : "#e8e8e8", width: 1 }, ticks: { show: false },
         values: (u, splits) => splits.map(short),
-        splits: log[name] && !(name === "x" && symlog) ? (u, i, low, high) => logTicks(low, high) : undefined,
+        ...(log[name] && !(name === "x" && symlog) ? { splits: (u, i, low, high) => logTicks(low, high), filter: (u, ticks) => labelled(ticks) } : {}),
       });
       const wide = (u, values) => values ? Math.max(...values.map((v) => v.length)) * 7 + 10 : 40;
       const padded = (u, low, high) => low === null || low <= 0 ? [0.1, 10] : [low / 1.1, high * 1.1];
@@ -153,7 +164,7 @@
       const dots = { show: true, size: 5 };
       const series = columns.map((c) => ({
         label: c.label, show: !this.hidden.has(c.label), width: c.kind === "band" || c.kind === "points" ? 0 : 1.6, spanGaps: true,
-        stroke: ink(c.colour, c.kind === "band" ? 0 : 1), dash: c.dash ? [5, 4] : undefined,
+        stroke: ink(c.colour, c.kind === "band" ? 0 : 1), dash: c.dash || undefined,
         paths: c.kind === "points" ? () => null : c.kind === "steps" ? uPlot.paths.stepped({ align: 1 }) : undefined,
         points: c.kind === "points" ? { ...dots, fill: ink(c.colour, 0.7), stroke: ink(c.colour) } : { show: false },
       }));
@@ -190,7 +201,7 @@
         });
         const swatch = document.createElementNS("http://www.w3.org/2000/svg", "svg");
         const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-        for (const [key, v] of Object.entries({ x1: "0%", x2: "100%", y1: "50%", y2: "50%", stroke: ink(c.colour), "stroke-width": c.kind === "points" ? 7 : 3, "stroke-dasharray": c.dash ? "4 3" : "none" }))
+        for (const [key, v] of Object.entries({ x1: "0%", x2: "100%", y1: "50%", y2: "50%", stroke: ink(c.colour), "stroke-width": c.kind === "points" ? 7 : 3, "stroke-dasharray": c.dash ? c.dash.join(" ") : "none" }))
           line.setAttribute(key, v);
         swatch.append(line);
         swatch.setAttribute("aria-hidden", "true");

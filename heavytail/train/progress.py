@@ -74,6 +74,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._finished, self._expected, self._note, self._last = 0, 0, "", time.monotonic()
+        self._started = 0
 
     def __enter__(self) -> Lines:
         return self
@@ -95,7 +96,8 @@ class Lines:
         print(text, file=sys.stderr, flush=True)
 
     def started(self, spec: RunSpec) -> None:
-        """Print nothing: `progressed` prints the first line."""
+        """Count; `progressed` prints the first line."""
+        self._started += 1
 
     def progressed(self, spec: RunSpec, step: int, loss: float) -> None:
         """Print the step of a long run."""
@@ -109,7 +111,7 @@ class Lines:
     def _print(self, text: str) -> None:
         now = time.monotonic()
         if now - self._last > LINE_SECONDS:
-            total = f" of {self._expected}" if self._expected >= self._finished else ""
+            total = f" of {max(self._expected, self._started)}" if self._expected else ""
             done = f"{self._finished}{total} runs trained; " if self._finished else ""
             note = f"{self._note}; " if self._note else ""
             self.announce(f"{done}{note}{text}")
