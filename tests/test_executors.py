@@ -13,6 +13,7 @@ from heavytail.errors import HeavyTailError, SpecError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
 from heavytail.train import executors
+from heavytail.train.executors.slurm import minutes
 from heavytail.train.options import Options, Shard
 from heavytail.train.runner import run_all
 from tests.problems import tiny, tiny_preset
@@ -30,7 +31,7 @@ def test_every_file_of_the_folder_is_an_executor() -> None:
         executors.executor("locl")
 
 
-@pytest.mark.parametrize(("name", "package"), [("ray", "ray")])
+@pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_an_executor_without_its_package_names_the_extra(
     name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,8 +44,13 @@ def test_an_executor_without_its_package_names_the_extra(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--cpus", "2"], "--cpus: expected --executor ray, got local"),
+        (["--cpus", "2"], "--cpus: expected --executor ray or slurm, got local"),
+        (["--executor", "ray", "--leave"], "--leave: expected --executor slurm, got ray"),
         (["--executor", "ray", "--cpus", "0"], "argument --cpus: expected an integer >= 1, got '0'"),
+        (["--time", "4"], "argument --time: expected 5 minutes or more as minutes, H:M:S or D-H:M:S, got '4'"),
+        (["--time", "1h"], "argument --time: expected 5 minutes or more as minutes, H:M:S or D-H:M:S, got '1h'"),
+        (["--sbatch", "-A me"], "argument --sbatch: expected options such as 'account=NAME mem=8G', got '-A'"),
+        (["--sbatch", "array=0-3"], "argument --sbatch: expected other options than 'array', which heavytail sets"),
     ],
 )
 def test_a_setting_of_another_executor_is_refused(
@@ -54,6 +60,23 @@ def test_a_setting_of_another_executor_is_refused(
     with contextlib.suppress(SystemExit):
         assert main(["sweep", "simple-imbalanced", *given]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90),
+        ("9:30", 10),
+        ("1:30:00", 90),
+        ("0:59:01", 60),
+        ("2-12", 3600),
+        ("1-0:30", 1470),
+        ("1-00:00:05", 1441),
+    ],
+)
+def test_time_limits_have_the_forms_of_slurm(text: str, expected: int) -> None:
+    """M, M:S, H:M:S, D-H, D-H:M and D-H:M:S, in minutes, seconds rounded up."""
+    assert minutes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", "1/3/5", "1/٣", ""])

@@ -101,12 +101,15 @@ def executor_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs", "--workers", dest="workers", type=int, metavar="N",
-        help="runs trained at a time (default: one per CPU core, or one per GPU)",
+        help="runs trained at a time (default: one per CPU core or GPU; all that a cluster has room for)",
     )  # fmt: skip
     parser.add_argument("--shard", metavar="I/N", help="train part I of N of the runs, the same on every machine")
     for setting, having in executors.settings().values():
         text = f"{', '.join(having)}: {setting.help}"
-        parser.add_argument(f"--{setting.name}", type=setting.parse, metavar=setting.metavar, help=text)
+        if setting.parse is None:
+            parser.add_argument(f"--{setting.name}", action="store_const", const=True, help=text)
+        else:
+            parser.add_argument(f"--{setting.name}", type=setting.parse, metavar=setting.metavar, help=text)
 
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:

@@ -81,7 +81,6 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.compare.comparison import NOT_JUDGED, Comparison
     from heavytail.compare.page import write
     from heavytail.train.distributed import joined
-    from heavytail.train.options import ALL
     from heavytail.train.progress import display
     from heavytail.train.runner import Interrupted, remember, run_all
 
@@ -113,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
         raise interrupted
     if failures:
         raise HeavyTailError(failures[0].reason)
-    if chosen.shard != ALL and any(row["verdict"] == NOT_JUDGED for row in rows):
-        print("runs of other shards are missing; once they are stored here, repeat this command", file=sys.stderr)
+    if chosen.elsewhere and any(row["verdict"] == NOT_JUDGED for row in rows):
+        print(f"{chosen.elsewhere}; once they are stored here, repeat this command", file=sys.stderr)
     return 0
 
 

@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     """Search, and print the searches that are complete even if another one failed."""
     from heavytail.experiment.sweep import Sweep
     from heavytail.train.distributed import joined
-    from heavytail.train.options import ALL
     from heavytail.train.progress import display
     from heavytail.train.runner import remember, search
 
@@ -76,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"step sizes: {', '.join(chosen_rates)}")
     if failures:
         raise HeavyTailError(failures[0].reason)
-    if chosen.shard != ALL and sweep.propose(lookup):
-        print("runs of other shards are missing; once they are stored here, repeat this command", file=sys.stderr)
+    if chosen.elsewhere and sweep.propose(lookup):
+        print(f"{chosen.elsewhere}; once they are stored here, repeat this command", file=sys.stderr)
     return 0
 
 

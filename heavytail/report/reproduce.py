@@ -27,7 +27,7 @@ from heavytail.report.plan import Plan, published
 from heavytail.results.claims import Claim, summary
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results
-from heavytail.train.options import ALL, Options
+from heavytail.train.options import Options
 from heavytail.train.runner import Display, Failure, Interrupted, remember, run_all
 
 if TYPE_CHECKING:
@@ -164,9 +164,8 @@ class _Work:
         missing: dict[str, str | None] = {}
         for figure in self.pending:
             reasons = [_failed(self.sweeps[ref], failures) for ref in figure.sweeps]
-            if self.options.shard != ALL:
-                reasons.append("runs of other shards are missing")
-            missing[figure.id] = next(filter(None, reasons), None)
+            reasons.append(self.options.elsewhere)
+            missing[figure.id] = next(filter(None, reasons), None) if self._missing(figure) else None
         self._finish(missing)
         if self.error is not None:
             raise self.error
@@ -240,7 +239,7 @@ class _Work:
         write_claims(self.out, [claim for _, claims in known for claim in claims])
         for figure, claims in known:
             self._done(figure, claims, 0.0)
-        for task, made in drawing.draw(tasks, self.results, self.out, self.options.num_workers()):
+        for task, made in drawing.draw(tasks, self.results, self.out, self.options.num_local()):
             if isinstance(made, Exception):  # a bug in a figure must not hide the others; raised after they are drawn
                 made.add_note(f"while drawing {task.figure.id}")
                 self.error = self.error or made

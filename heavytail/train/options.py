@@ -70,6 +70,13 @@ class Options:
     shard: Shard = ALL
 
     @property
+    def elsewhere(self) -> str | None:
+        """Why runs may be missing after a command that has ended well; None if it waits for all."""
+        if self.shard != ALL:
+            return "runs of other shards are missing"
+        return "runs that were left to the cluster are missing" if self.settings.get("leave") else None
+
+    @property
     def first(self) -> bool:
         """Whether this process has rank 0, which writes and prints."""
         return self.group is None or self.group.rank == 0
@@ -79,6 +86,10 @@ class Options:
         if self.workers is not None:
             return self.workers
         return num_cores() if self.device == "cpu" else max(1, self._num_gpus())
+
+    def num_local(self) -> int:
+        """Return the number of processes for other work here: a cluster trains more runs than this machine."""
+        return min(self.num_workers(), num_cores())
 
     def device_of(self, worker: int) -> str:
         """Return the device of one of several workers: the GPUs in turn."""

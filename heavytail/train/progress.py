@@ -51,21 +51,23 @@ class Bars:
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, spec: RunSpec) -> None:
-        """Add a bar."""
+        """Count the run; its bar is added by its first report, as hundreds may wait in the queue of a cluster."""
         self._started += 1
         self._progress.update(self._all, total=max(self._started, self._expected))
-        task = self._progress.add_task(spec.describe(), total=spec.steps, note="")
-        self._tasks[spec.key] = (task, time.monotonic())
 
     def progressed(self, spec: RunSpec, step: int, loss: float) -> None:
-        """Move a bar."""
+        """Add a bar, or move it."""
+        if spec.key not in self._tasks:
+            task = self._progress.add_task(spec.describe(), total=spec.steps, note="")
+            self._tasks[spec.key] = (task, time.monotonic())
         task, since = self._tasks[spec.key]
         rate = step / max(time.monotonic() - since, 1e-9)
         self._progress.update(task, completed=step, note=f"loss {loss:.3f}  {rate:.1f} steps/s")
 
     def finished(self, spec: RunSpec, status: str) -> None:
         """Remove a bar."""
-        self._progress.remove_task(self._tasks.pop(spec.key)[0])
+        if spec.key in self._tasks:
+            self._progress.remove_task(self._tasks.pop(spec.key)[0])
         self._progress.update(self._all, advance=1)
 
 

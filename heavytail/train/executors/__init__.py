@@ -2,7 +2,8 @@
 
 A file in this folder without a leading underscore is an executor of the same name (`--executor NAME`). Its function
 `connect` returns an `Executor`; a `HeavyTailError` there is the user's: a package that is not installed, no cluster.
-`SETTINGS` lists the executor's own options of the command line.
+`SETTINGS` lists the executor's own options of the command line. If its runs outlive the command that started them, it
+also has `cancel(root, keys)`, which ends those of a store and returns their number (see `slurm`).
 Results travel through the run store alone. An executor starts runs and reports how each of them ended.
 """
 
@@ -52,10 +53,10 @@ Handle = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """An option of an executor on the command line: `--name METAVAR`, read by `parse`."""
+    """An option of an executor on the command line: `--name METAVAR`, read by `parse`; without `parse`, a switch."""
 
     name: str
-    parse: Callable[[str], Any]
+    parse: Callable[[str], Any] | None
     metavar: str
     help: str
 
@@ -113,6 +114,9 @@ def count(text: str) -> int:
     if not (text.isdecimal() and text.isascii() and 1 <= int(text) < 10**6):
         raise ArgumentTypeError(f"expected an integer >= 1, got '{text}'")
     return int(text)
+
+
+CPUS = Setting("cpus", count, "N", "cores of each run (default: 1)")
 
 
 def settings() -> dict[str, tuple[Setting, list[str]]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from heavytail.errors import HeavyTailError, install
 from heavytail.experiment.attempt import FINISHED
 from heavytail.system import num_cores
-from heavytail.train.executors import Event, Executor, Handle, Setting, attempt, count
+from heavytail.train.executors import CPUS, Event, Executor, Handle, attempt
 
 if TYPE_CHECKING:
     from heavytail.experiment.spec import RunSpec
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from heavytail.train.engine import Progress
     from heavytail.train.options import Options
 
-SETTINGS = (Setting("cpus", count, "N", "cores of each run (default: 1)"),)
+SETTINGS = (CPUS,)
 NODE_LOSSES = 3  # a run whose node dies more often than this may be the cause
 VISIBLE_SECONDS = 90.0  # until a commit on another node must be visible here: NFS caches folders for up to a minute
 REPORT_SECONDS = 0.5
