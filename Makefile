@@ -8,7 +8,7 @@ OUT ?= results/$(SCALE)
 ISA_TESTS := $(patsubst %,tests/test_%.py,model_contract models vision_models)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev reproduce test test-browser test-isa test-slow test-faults test-wheel check bench docs clean
+.PHONY: help dev reproduce test test-browser test-cluster test-isa test-slow test-faults test-wheel check bench docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,16 @@ test-browser: $(VENV)/browser  ## test the pages in a headless Chromium (install
 	@command -v chromium >/dev/null || timeout 120 sh -c 'apt-get update -q && apt-get install -q -y --no-install-recommends chromium' \
 		>/dev/null 2>&1 || echo "test-browser: no chromium, and apt cannot install it; the tests are skipped"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m browser tests/browser
+
+$(VENV)/cluster: $(VENV)/dev
+	$(PIP) --editable '.[ray,slurm]'
+	@touch $@
+
+test-cluster: $(VENV)/cluster  ## test sweeps on Ray and Slurm, which are started here (installs Debian's Slurm if there is none)
+	@command -v slurmctld >/dev/null || timeout 180 sh -c 'apt-get update -q && apt-get install -q -y --no-install-recommends \
+		slurmctld slurmd slurm-client munge' >/dev/null 2>&1 \
+		|| echo "test-cluster: no Slurm, and apt cannot install it; its tests are skipped"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --durations 5 tests/test_cluster_*.py
 
 test-slow: $(VENV)/dev  ## run the slow tests: paper-sized shapes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
