@@ -14,6 +14,7 @@ import pytest
 from scipy import integrate, stats
 
 from heavytail import cli
+from heavytail.cli import compare as command
 from heavytail.compare import comparison
 from heavytail.compare.comparison import (
     BASELINE,
@@ -36,6 +37,7 @@ from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
 from heavytail.train.engine import price
+from heavytail.train.options import Options
 from tests import outside
 from tests.problems import tiny, tiny_preset
 
@@ -330,3 +332,12 @@ def test_the_problems_are_the_pages(scale: str) -> None:
     assert adam == {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     assert {t.sweep.seeds for t in made.trials} == {(0, 1, 2)}
     assert {t.sweep.verdict_seeds for t in made.trials} == {(100, 101, 102, 103, 104)}
+
+
+def test_prices_are_not_measured_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the login node of a cluster that has trained on GPUs, the times and sizes are null; nothing is an error."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    made = Comparison.of({"sign": Component("sign")}, ["linear"], scale="quick", num_seeds=3, data_dir=Path())
+    rows = [{"lr": 0.1} for _ in made.trials]
+    prices = command._prices(made, rows, Options(Path(), "cuda", executor="slurm"), measured=True)
+    assert {value for price in prices for value in price.values()} == {None}

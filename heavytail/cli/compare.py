@@ -165,19 +165,24 @@ def _reason(spec: RunSpec, failures: Sequence[Failure]) -> str | None:
 def _prices(
     comparison: Comparison, rows: Sequence[dict[str, Any]], chosen: Options, *, measured: bool
 ) -> list[dict[str, Any]]:
-    """Seconds of a step and bytes of state at the selected step sizes; null without one, or unless measured.
+    """Seconds of a step and bytes of state at the selected step sizes; null without one, unless measured, and where
+    this machine has no GPU though a cluster has trained on some.
 
     The time is the smallest of three, for which the optimizers of a problem take turns (decision 7).
     """
+    import torch
+
     from heavytail.train.engine import price
     from heavytail.train.environment import environment
 
     device = chosen.device_of(0)
+    prices: list[dict[str, Any]] = [{"seconds_per_step": None, "state_bytes": None, "machine": None} for _ in rows]
+    if not measured or (device.startswith("cuda") and not torch.cuda.is_available()):
+        return prices
     about = environment(device)
     machine = f"{about['processor']}, {about['device']}, {about['threads']} threads"
-    prices: list[dict[str, Any]] = [{"seconds_per_step": None, "state_bytes": None, "machine": None} for _ in rows]
     for problem in dict.fromkeys(trial.problem for trial in comparison.trials):
-        for _ in range(_ROUNDS if measured else 0):
+        for _ in range(_ROUNDS):
             for trial, row, best in zip(comparison.trials, rows, prices, strict=True):
                 if trial.problem == problem and row["lr"] is not None:
                     spec = trial.sweep.spec(trial.arm, math.log10(row["lr"]), trial.sweep.verdict_seeds[0])
