@@ -28,6 +28,7 @@ import uuid
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -326,7 +327,7 @@ class Queue:
         """Submit runs as one array of which `room` are trained at a time; None if Slurm takes no more for now."""
         import submitit
 
-        folder = self._root / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        folder = self._root / FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:6]}"
         (folder / "ended").mkdir(parents=True)
         given = self._settings
         limit = given.get("time", HOURS * 60)
