@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,13 +73,17 @@ class Plan:
     """
 
     def __init__(self, results: Results, lookup: Lookup, data_dir: Path) -> None:
-        from heavytail.train import cost
-
         self._results, self._lookup, self._data_dir = results, lookup, data_dir
-        self._recorded = cost.recorded_seconds(results.store)
         self._guesses: dict[str, float] = {}
         self._of: dict[SweepRef, dict[str, float]] = {}
         self.by_problem: dict[str, float] = {}
+
+    @cached_property
+    def _recorded(self) -> Mapping[str, float]:
+        """Seconds of a run of each problem; reads all records of the store, so only for figures that lack runs."""
+        from heavytail.train import cost
+
+        return cost.recorded_seconds(self._results.store)
 
     def runs(self, figure: Figure) -> dict[str, float]:
         """Return the seconds of the runs that a figure lacks, by key."""
