@@ -700,7 +700,8 @@ def test_names_complete_without_torch() -> None:
         """
     *found, loaded = output(textwrap.dedent(code)).strip().split("|")
     assert loaded == "False"
-    assert [one.split() for one in found] == [sorted(registry(kind).names()) for kind in ("optim", "data", "model")]
+    for kind, one in zip(("optim", "data", "model"), found, strict=True):  # other tests may have registered more
+        assert one.split() == sorted(name for name in registry(kind).names() if not name.startswith("test-"))
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -223,7 +223,9 @@ def test_finished_searches_are_not_in_the_plan(
     with Lines() as lines:
         reproduce([mine, longer], RunStore(tmp_path / "root"), tmp_path / "other",
                   scale="quick", options=options, display=lines)  # fmt: skip
-    assert "about 4 runs to train" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "about 3 runs to train" in printed  # Adam's large step size has ended early: more steps cannot select it
+    assert "3 runs trained" in printed
 
 
 def test_nothing_is_planned_when_everything_is_stored(

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heavytail.errors import HeavyTailError, install
-from heavytail.experiment.attempt import FINISHED
 from heavytail.system import num_cores
 from heavytail.train.executors import CPUS, Event, Executor, Handle, attempt
 
@@ -34,7 +33,12 @@ SETTINGS = (CPUS,)
 NODE_LOSSES = 3  # a run whose node dies more often than this may be the cause
 VISIBLE_SECONDS = 90.0  # until a commit on another node must be visible here: NFS caches folders for up to a minute
 REPORT_SECONDS = 0.5
-_VISIBLE = {"done": FINISHED, "diverged": FINISHED, "ended": ("interrupted", *FINISHED)}  # event -> status in the store
+_FINISHED = ("done", "diverged")  # as experiment.attempt has it, which loads numpy: `heavytail --help` reads this file
+_VISIBLE = {
+    "done": _FINISHED,
+    "diverged": _FINISHED,
+    "ended": ("interrupted", *_FINISHED),
+}  # event -> status in the store
 _LOG = logging.getLogger("heavytail")
 
 
