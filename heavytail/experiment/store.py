@@ -23,7 +23,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -325,9 +325,12 @@ class RunStore:
             raise UnreadableError(f"cannot read {folder / 'status.json'}: no such file")
         return record.get("spec") or read_json(folder / "spec.json", {}, {}), record
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-        """Yield (key, spec table, status record) of every run that can be read, oldest commit first; report others."""
-        for key in self.keys():
+    def records(self, keys: Iterable[str] | None = None) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Yield (key, spec table, status record) of the runs that can be read, by default all, oldest commit first.
+
+        Others are reported.
+        """
+        for key in self.keys() if keys is None else keys:
             try:
                 yield key, *self.read(key)
             except UnreadableError as error:

@@ -209,14 +209,12 @@ class _Work:
 
         Runs that several figures share count for each of them.
         """
-        timed = {key: record.get("timing", {}).get("seconds", 0.0) for key, _, record in self.store.records()}
+        used = {figure.id: self.used(figure) for figure in self.figures if figure.id in self.drawing}
+        records = self.store.records(sorted(set().union(*used.values())))
+        timed = {key: record.get("timing", {}).get("seconds", 0.0) for key, _, record in records}
         return {
-            figure.id: {
-                "runs": round(sum(timed.get(key, 0.0) for key in self.used(figure)), 1),
-                "drawing": round(self.drawing[figure.id], 1),
-            }
-            for figure in self.figures
-            if figure.id in self.drawing
+            name: {"runs": round(sum(timed.get(key, 0.0) for key in keys), 1), "drawing": round(self.drawing[name], 1)}
+            for name, keys in used.items()
         }
 
     def _missing(self, figure: Figure) -> list[RunSpec]:
