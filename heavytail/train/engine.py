@@ -255,11 +255,11 @@ class _Run:
 
     def _unstable(self, recorded: set[int]) -> str | None:
         """Why the run may end: the first recorded loss that makes its step size unstable."""
-        losses, steps = self.rows.get("train/loss", []), self._steps("train")
+        losses, steps = (self.rows.get(f"train/{name}", []) for name in ("loss", "step"))
         for row in range(self.seen, len(losses)):
-            ratio = float(losses[row] / losses[0])
-            if steps[row] in recorded and ratio > UNSTABLE:
-                return f"unstable: its loss at step {steps[row]} is {ratio:.3g} x the initial one"
+            ratio, step = float(losses[row] / losses[0]), int(steps[row])
+            if step in recorded and ratio > UNSTABLE:
+                return f"unstable: its loss at step {step} is {ratio:.3g} x the initial one"
         self.seen = len(losses)
         return None
 
