@@ -47,6 +47,14 @@ class Event:
     loss: float = 0.0
     error: Exception | None = None
 
+    def visible(self, store: RunStore) -> bool:
+        """Whether the commit of a finished run can be read here, for which a network file system may take a while."""
+        from heavytail.experiment.attempt import FINISHED
+
+        if self.kind != "finished" or self.text not in (*FINISHED, "ended"):
+            return True
+        return store.status(self.spec) in (FINISHED if self.text in FINISHED else (*FINISHED, "interrupted"))
+
 
 Handle = Callable[[Event], None]
 

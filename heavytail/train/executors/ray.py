@@ -33,12 +33,6 @@ SETTINGS = (CPUS,)
 NODE_LOSSES = 3  # a run whose node dies more often than this may be the cause
 VISIBLE_SECONDS = 90.0  # until a commit on another node must be visible here: NFS caches folders for up to a minute
 REPORT_SECONDS = 0.5
-_FINISHED = ("done", "diverged")  # as experiment.attempt has it, which loads numpy: `heavytail --help` reads this file
-_VISIBLE = {
-    "done": _FINISHED,
-    "diverged": _FINISHED,
-    "ended": ("interrupted", *_FINISHED),
-}  # event -> status in the store
 _LOG = logging.getLogger("heavytail")
 
 
@@ -145,8 +139,7 @@ class Cluster:
             event, host = self._result(task, self._tasks.pop(task))
             self._hidden[event.spec.key] = event, host, time.monotonic() + VISIBLE_SECONDS
         for key, (event, host, deadline) in list(self._hidden.items()):
-            visible = _VISIBLE.get(event.text) if event.kind == "finished" else None
-            if visible is not None and self._store.status(event.spec) not in visible:
+            if not event.visible(self._store):
                 if time.monotonic() < deadline:
                     continue
                 missing = f"{host} has stored a run under {self._root}, but it is not in that folder here"

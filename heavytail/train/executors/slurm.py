@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import re
@@ -302,7 +301,7 @@ class Queue:
             watched.event = Event(spec, kind, text)  # type: ignore[arg-type]
             watched.since = now
         if watched.event is not None:
-            hidden = watched.event.text in ("done", "diverged") and self._store.status(spec) not in ("done", "diverged")
+            hidden = not watched.event.visible(self._store)
             return None if hidden and now - (watched.since or 0.0) < VISIBLE_SECONDS else watched.event
         if watched.since is None or now - watched.since < VISIBLE_SECONDS:
             return None
@@ -368,7 +367,7 @@ class Queue:
 
 def _locked(root: Path) -> contextlib.AbstractContextManager[Any]:
     """Hold the lock of the submissions: two commands do not submit one run."""
-    from heavytail.files import locked
+    from heavytail.locks import locked
 
     return locked(root / FOLDER / "lock")
 
@@ -438,9 +437,9 @@ def _last_words(submission: _Submission, job: str) -> str:
 
 
 def _write_json(file: Path, table: Any) -> None:
-    from heavytail.files import write_atomic
+    from heavytail.files import strict_json, write_atomic
 
-    write_atomic(file, (json.dumps(table, indent=1) + "\n").encode())
+    write_atomic(file, strict_json(table))
 
 
 def _write(folder: Path, key: str, kind: str, text: str) -> None:
