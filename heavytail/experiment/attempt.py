@@ -32,10 +32,9 @@ def merged(old: Commit, new: Commit) -> Commit:
 
     Attempts that contradict each other on divergence are not merged: the new one replaces the old.
     """
-    ends = [(commit.record["status"], commit.record["step"]) for commit in (old, new)]
-    if any(a[0] == "diverged" and b[1] >= a[1] and a != b for a, b in (ends, ends[::-1])):
+    if _contradict(old, new):
         return new
-    base, other = (new, old) if ends[1][1] >= ends[0][1] else (old, new)
+    base, other = (new, old) if new.record["step"] >= old.record["step"] else (old, new)
     arrays = {name: value for name, value in base.arrays.items() if not name.startswith("probe/")}
     for split in ("train", "test"):
         arrays |= _union(arrays, other.arrays, split)
@@ -55,8 +54,7 @@ def agree(a: Commit, b: Commit) -> bool:
 
     All measurements that both have are equal, bit for bit, and neither has passed a step at which the other diverged.
     """
-    ends = [(commit.record["status"], commit.record["step"]) for commit in (a, b)]
-    if any(one[0] == "diverged" and other[1] >= one[1] and one != other for one, other in (ends, ends[::-1])):
+    if _contradict(a, b):
         return False
     settings = [{table["name"]: table for table in commit.record["observed"]["probes"]} for commit in (a, b)]
     for name in a.arrays.keys() & b.arrays.keys():
@@ -73,6 +71,12 @@ def agree(a: Commit, b: Commit) -> bool:
         if mine.shape != theirs.shape or not np.array_equal(mine, theirs, equal_nan=mine.dtype.kind == "f"):
             return False
     return True
+
+
+def _contradict(a: Commit, b: Commit) -> bool:
+    """Whether one attempt has reached or passed the step at which only the other one diverged."""
+    ends = [(commit.record["status"], commit.record["step"]) for commit in (a, b)]
+    return any(one[0] == "diverged" and other[1] >= one[1] and one != other for one, other in (ends, ends[::-1]))
 
 
 def _measured(old: Commit, new: Commit) -> dict[str, tuple[Commit, dict[str, Any]]]:

@@ -172,8 +172,13 @@ class Outcome:
         """What is known of the run at the step at which it may end."""
         if self.unstable is None:
             return self
-        step, ratio = self.unstable
-        return Outcome("interrupted", float("nan"), ratio, step, self.unstable)
+        return Outcome.ended_at(self.unstable)
+
+    @classmethod
+    def ended_at(cls, unstable: tuple[int, float]) -> Outcome:
+        """Return the outcome of a run that was ended at the step and ratio of its first unstable loss."""
+        step, ratio = unstable
+        return cls("interrupted", float("nan"), ratio, step, unstable)
 
 
 class RunStore:
@@ -239,7 +244,7 @@ class RunStore:
         except UnreadableError:  # replaced meanwhile, or damaged, which training it reports
             return None
         unstable = _first_unstable(history)
-        return None if unstable is None else Outcome("interrupted", float("nan"), unstable[1], unstable[0], unstable)
+        return None if unstable is None else Outcome.ended_at(unstable)
 
     def finished(self, spec: RunSpec) -> History | None:
         """Return the history of a finished run; None if it is unfinished, or damaged (which is reported).
@@ -319,11 +324,11 @@ class RunStore:
             DamagedError: a file has another checksum or shape than was written.
             UnreadableError: a file cannot be read now.
         """
-        folder = self.root / "runs" / key / (ATTEMPT if attempt else "")
+        folder = self._place(key, attempt)
         record = _record(folder)
         if record is None:
             raise UnreadableError(f"cannot read {folder / 'status.json'}: no such file")
-        return record.get("spec") or read_json(folder / "spec.json", {}, {}), record
+        return _spec_table(folder, record), record
 
     def records(self, keys: Iterable[str] | None = None) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
         """Yield (key, spec table, status record) of the runs that can be read, by default all, oldest commit first.
@@ -343,12 +348,12 @@ class RunStore:
             DamagedError: a file has another checksum or shape than was written.
             UnreadableError: a file cannot be read now.
         """
-        folder = self.root / "runs" / key / (ATTEMPT if attempt else "")
+        folder = self._place(key, attempt)
         record = _record(folder)
         if record is None:
             return None
         try:
-            whole = {**record, "spec": self.read(key, attempt=attempt)[0], "environment": _environment(folder, record)}
+            whole = {**record, "spec": _spec_table(folder, record), "environment": _environment(folder, record)}
             arrays = {} if record["history"] is None else _read_history(folder, record)
             state = None if record["checkpoint"] is None else _read_arrays(folder, record["checkpoint"])
         except UnreadableError:
@@ -356,6 +361,10 @@ class RunStore:
                 raise
             return self.committed(key, attempt=attempt)  # another process replaced the run while it was read
         return Commit(whole, arrays, state)
+
+    def _place(self, key: str, attempt: bool) -> Path:
+        """The folder of a run, or of the new attempt at it."""
+        return self.root / "runs" / key / (ATTEMPT if attempt else "")
 
     def signature(self, key: str) -> str:
         """Return a checksum of a run's record, which changes with every commit; "" if the record cannot be read."""
@@ -431,7 +440,7 @@ class RunStore:
         Raises:
             StoreError: the folder cannot be written; the previous commit stays.
         """
-        self._commit(self.root / "runs" / key / (ATTEMPT if attempt else ""), commit)
+        self._commit(self._place(key, attempt), commit)
 
     def mark_failed(self, spec: RunSpec, error: str) -> None:
         """Record why a run failed, and keep its last commit; do nothing if the store cannot be written."""
@@ -561,6 +570,12 @@ def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
 def _digest(record: Mapping[str, Any]) -> str:
     content = {key: value for key, value in record.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _spec_table(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of a record; of an old one, from its own file."""
+    table: dict[str, Any] = record.get("spec") or read_json(folder / "spec.json", {}, {})
+    return table
 
 
 def _environment(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
