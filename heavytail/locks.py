@@ -37,10 +37,24 @@ LOCAL = {"nfs": ("nolock", "local_lock=all", "local_lock=flock"), "nfs4": ("loca
 
 
 class Held:
-    """A lock that this process holds."""
+    """A lock by flock of an open file; it ends when the file is closed."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def take(self, *, wait: bool) -> bool:
+        """Take the lock; return whether it is held."""
+        if try_lock(self._handle):
+            return True
+        if wait:
+            lock(self._handle)
+        return wait
 
     def check(self) -> None:
         """Raise TakenOverError if another process has the lock now."""
+
+    def release(self) -> None:
+        """Give the lock back, as far as closing the file does not."""
 
 
 @contextlib.contextmanager
@@ -67,14 +81,8 @@ def locked(file: Path, note: bytes = b"", *, wait: bool = True, marker: Path | N
         raise StoreError(f"cannot write {file.parent}: {error.strerror or error}") from error
     with handle:
         try:
-            held = _Lease(_place(file)) if leases else Held()
-            if isinstance(held, _Lease):
-                taken = held.take(wait=wait)
-            else:
-                taken = try_lock(handle.fileno())
-                if wait and not taken:
-                    lock(handle.fileno())
-                    taken = True
+            held = _Lease(_place(file)) if leases else Held(handle.fileno())
+            taken = held.take(wait=wait)
         except OSError as error:
             raise StoreError(f"cannot lock {file}: {error.strerror or error}") from error
         if not taken:
@@ -87,8 +95,7 @@ def locked(file: Path, note: bytes = b"", *, wait: bool = True, marker: Path | N
         try:
             yield held
         finally:
-            if isinstance(held, _Lease):
-                held.release()
+            held.release()
 
 
 def is_locked(file: Path) -> bool:
@@ -233,7 +240,7 @@ def _age(place: Path) -> float:
 
 
 class _Lease(Held):
-    """A lease of this process at a place."""
+    """A lease of this process at a place, beside the lock file."""
 
     def __init__(self, place: Path) -> None:
         self._place = place

@@ -17,7 +17,7 @@ import pytest
 
 from heavytail import locks
 from heavytail.experiment.store import LEASES, RunStore
-from tests.problems import ROOT, output, python, tiny
+from tests.problems import ROOT, at_once, output, python, tiny
 from tests.test_store import TRAIN
 
 PLATFORMS = ROOT / "tests" / "fixtures" / "platforms"
@@ -96,16 +96,8 @@ def test_two_processes_train_a_run_once(platform: str, tmp_path: Path) -> None:
     """Of two processes started on the same run one trains; the other waits and reads the same history."""
     store, log = RunStore(tmp_path / "store"), tmp_path / "log"
     children = [python(TRAIN, store.root, log, stdin=-1, env=environment(platform)) for _ in range(2)]
-    for process in children:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    for process in children:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    results = [process.communicate(timeout=60) for process in children]
-    assert [process.returncode for process in children] == [0, 0], results
-    assert results[0][0] == results[1][0] != ""
+    results = at_once(children)
+    assert results[0] == results[1] != ""
     assert log.read_text() == "loaded\n"
     assert not list(tmp_path.rglob("*lock.lease*"))
     assert (store.root / LEASES).exists()

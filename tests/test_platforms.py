@@ -73,9 +73,9 @@ def test_locks_exclude_other_processes(simulated: str, tmp_path: Path) -> None:
     """While one process holds the lock of a file, another one waits, and `try_lock` reports it."""
     probe = "import sys; from heavytail import system; f = open(sys.argv[1], 'rb'); print(system.try_lock(f.fileno()))"
     code = (
-        "import subprocess, sys; from pathlib import Path; from heavytail import files\n"
+        "import subprocess, sys; from pathlib import Path; from heavytail import locks\n"
         f"probe = [sys.executable, '-c', {probe!r}, sys.argv[1]]\n"
-        "with files.locked(Path(sys.argv[1])):\n"
+        "with locks.locked(Path(sys.argv[1])):\n"
         "    subprocess.run(probe, check=True)\n"
         "subprocess.run(probe, check=True)"
     )

@@ -17,7 +17,7 @@ from heavytail.experiment.registry import Component
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import History, RunStore, Status
 from heavytail.files import write_atomic
-from tests.problems import made_up, missing_steps, output, python, tiny
+from tests.problems import at_once, made_up, missing_steps, output, python, tiny
 
 SAVE_FOREVER = """
 import itertools, pickle, sys, numpy as np
@@ -532,17 +532,9 @@ def test_two_processes_train_a_run_once(store: RunStore, tmp_path: Path) -> None
     """Of two processes started on the same run one trains; the other waits and reads the same history."""
     log = tmp_path / "log"
     children = [python(TRAIN, store.root, log, stdin=-1) for _ in range(2)]
-    for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    results = [child.communicate(timeout=60) for child in children]
-    assert [child.returncode for child in children] == [0, 0], results
-    assert results[0][0] == results[1][0] != ""
-    assert results[0][0].startswith("done ")
+    results = at_once(children)
+    assert results[0] == results[1] != ""
+    assert results[0].startswith("done ")
     assert log.read_text() == "loaded\n"
 
 
