@@ -15,9 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from heavytail.errors import DamagedError, SpecError, UnreadableError
+from heavytail.errors import DamagedError, SpecError, StoreError, UnreadableError
 from heavytail.locks import has_flock
-from heavytail.locks import locked as locked  # for code that imports it from here
 from heavytail.system import HAS_FLOCK, lock, try_lock
 
 _UMASK = os.umask(0)  # reading the umask requires setting it
@@ -160,6 +159,19 @@ def write_atomic(file: Path, content: bytes) -> None:
         stream.write(content)
         _complete(stream)
         os.replace(stream.name, file)
+
+
+def write_result(file: Path, content: bytes) -> None:
+    """Write a file that a user asked for atomically, in a folder that is made if needed.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content)
+    except OSError as error:
+        raise StoreError(f"cannot write {file}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from heavytail.errors import StoreError
-from heavytail.files import Row, plain, strict_json, write_atomic
+from heavytail.files import Row, plain, strict_json, write_result
 from heavytail.monitor.journal import Track, read_journal
 from heavytail.monitor.picture import draw_monitored
 from heavytail.report.page import Picture, Section, Table, charted, render
@@ -49,10 +48,7 @@ def write_monitored(folder: Path) -> Path:
         "report.html": _page(folder.name, tracks, png, charted(plain(picture.plotted))),
     }
     for name, content in files.items():
-        try:
-            write_atomic(folder / name, content)
-        except OSError as error:
-            raise StoreError(f"cannot write {folder / name}: {error.strerror or error}") from error
+        write_result(folder / name, content)
     return folder / "report.html"
 
 
@@ -72,10 +68,7 @@ def write_compared(folders: Sequence[Path]) -> Path:
             *(_split_section(f"{folder.name}: {_SPLITS.get(split, split)}", track) for split, track in tracks.items()),
         ]
     file = folders[0] / "runs.html"
-    try:
-        write_atomic(file, render("Loss by token frequency", sections))
-    except OSError as error:
-        raise StoreError(f"cannot write {file}: {error.strerror or error}") from error
+    write_result(file, render("Loss by token frequency", sections))
     return file
 
 

@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from heavytail.errors import StoreError
-from heavytail.files import Row, write_atomic
+from heavytail.files import Row, write_result
 from heavytail.report.files import VERDICTS, check_folder, read_claims, read_figures
 from heavytail.report.page import (
     Cell,
@@ -37,9 +36,8 @@ COLUMNS = ("figure", "claim", "change", "A", "B", "measured", "threshold", "dist
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two reproductions: its name as given, its claims by (figure, claim), and its figures by id."""
+    """One of the two reproductions: its folder as given, its claims by (figure, claim), and its figures by id."""
 
-    name: str
     folder: Path
     claims: dict[tuple[str, str], Row]
     figures: dict[str, Row]
@@ -53,14 +51,14 @@ class Side:
         """
         check_folder(folder)
         claims = {(row["figure"], row["claim"]): row for row in read_claims(folder)}
-        return cls(str(folder), folder, claims, {row["figure"]: row for row in read_figures(folder)})
+        return cls(folder, claims, {row["figure"]: row for row in read_figures(folder)})
 
     @cached_property
     def facts(self) -> dict[str, str]:
         """Folder, scale, number of figures, versions, machine, and number of claims by verdict."""
         claims = [*self.claims.values()]
         verdicts = {f"claims {name}": str(number) for name, number in tally_of(claims).items() if number}
-        return {"folder": self.name, **dict(facts_of(claims, [*self.figures.values()])), **verdicts}
+        return {"folder": str(self.folder), **dict(facts_of(claims, [*self.figures.values()])), **verdicts}
 
 
 @dataclass(frozen=True)
@@ -195,11 +193,7 @@ def write_difference(difference: Difference, file: Path) -> None:
         "Pictures whose plotted numbers are equal are left out."
     )
     page = render("heavytail: two reproductions", sections, note=note, tally=tally)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, page)
-    except OSError as error:
-        raise StoreError(f"cannot write {file}: {error.strerror or error}") from error
+    write_result(file, page)
 
 
 def _facts_section(difference: Difference) -> Section:
@@ -225,7 +219,7 @@ def _figure_section(difference: Difference, name: str, changes: Sequence[Change]
     record = b or a
     assert record is not None
     pictures = [
-        picture_of(one, side.folder / "figures", f"{letter}: {side.name}, {one['scale']} scale")
+        picture_of(one, side.folder / "figures", f"{letter}: {side.folder}, {one['scale']} scale")
         for letter, side, one in (("A", difference.a, a), ("B", difference.b, b))
         if one is not None and not (same and letter == "A")
     ]

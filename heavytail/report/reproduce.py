@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome, RunStore
@@ -29,9 +29,6 @@ from heavytail.results.figure import Figure
 from heavytail.results.results import Results
 from heavytail.train.options import Options
 from heavytail.train.runner import Display, Failure, Interrupted, remember, run_all
-
-if TYPE_CHECKING:
-    pass
 
 SECONDS = 10  # between two versions of the page, and two reloads of it, while runs are trained
 HEADLINE = "fig04"  # the main result, from runs that ten other figures share

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from heavytail.errors import StoreError
 from heavytail.experiment.store import Array, History
-from heavytail.files import write_atomic
+from heavytail.files import write_result
 
 
 def class_table(history: History) -> pl.DataFrame:
@@ -36,10 +35,7 @@ def write_tables(history: History, out: Path) -> list[Path]:
     for name, table in tables.items():
         content = io.BytesIO()
         table.write_parquet(content)
-        try:
-            write_atomic(out / name, content.getvalue())
-        except OSError as error:
-            raise StoreError(f"cannot write {out / name}: {error.strerror}") from error
+        write_result(out / name, content.getvalue())
         paths.append(out / name)
     return paths
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heavytail.errors import StoreError
-from heavytail.files import write_atomic
+from heavytail.files import write_result
 from heavytail.plotting.style import COLOURS, group_colours
 from heavytail.report.page import Section, Table, render
 
@@ -55,8 +54,4 @@ def write_theory(file: Path) -> None:
         "same.",
         more_scripts=["theory.js"],
     )
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, page)
-    except OSError as error:
-        raise StoreError(f"cannot write {file}: {error.strerror or error}") from error
+    write_result(file, page)
