@@ -15,10 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from heavytail.cli._complete import completes
 from heavytail.errors import HeavyTailError, SpecError, StoreError, install, unknown
 
 if TYPE_CHECKING:
     from heavytail.experiment.store import RunStore
+    from heavytail.experiment.sweep import Sweep
     from heavytail.train.options import Options
 
 LAB = ("scipy", "matplotlib", "polars", "rich", "jinja2", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
@@ -110,6 +112,26 @@ def executor_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(f"--{setting.name}", action="store_const", const=True, help=text)
         else:
             parser.add_argument(f"--{setting.name}", type=setting.parse, metavar=setting.metavar, help=text)
+
+
+def sweep_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add a sweep's file or preset, its scale and variant, for `load_sweep`."""
+    text = "a TOML file, or the name of a preset" + ("" if required else " (default: all runs)")
+    file = parser.add_argument("file", nargs=None if required else "?", metavar="FILE.toml", help=text)
+    completes(file, "presets")
+    scale_argument(parser)
+    parser.add_argument("--variant", default="", help="variant of the preset")
+
+
+def load_sweep(args: argparse.Namespace) -> Sweep | None:
+    """Return the sweep of the command line, None if none is given."""
+    from heavytail.experiment.sweep import Sweep
+
+    if args.file is None:
+        if args.variant:
+            raise SpecError(f"--variant: expected a sweep with it, got '{args.variant}' alone")
+        return None
+    return Sweep.load(args.file, scale=args.scale, variant=args.variant).pinned(data_dir(args))
 
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:

@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 
 EXAMPLE = "heavytail list optim"
 DURATION = ""
-KINDS = ("data", "model", "optim", "loss", "probe")
+KINDS = ("figures", "presets", "data", "model", "optim", "loss", "probe")
 Row = Mapping[str, Any]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the kind to list, and where runs are stored."""
-    what = parser.add_argument(
-        "what", nargs="?", help="figures, presets, data, model, optim, loss or probe (default: all)"
-    )
-    completes(what, ("figures", "presets", *KINDS))
+    completes(parser.add_argument("what", nargs="?", help=f"{', '.join(KINDS)} (default: all)"), KINDS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     store_arguments(parser)
 
@@ -39,10 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.cli._table import print_table
     from heavytail.errors import unknown
 
-    kinds = ("figures", "presets", *KINDS)
-    if args.what and args.what not in kinds:
-        raise unknown("kind", args.what, kinds)
-    chosen = [args.what] if args.what else [*kinds]
+    if args.what and args.what not in KINDS:
+        raise unknown("kind", args.what, KINDS)
+    chosen = [args.what] if args.what else [*KINDS]
     rows: dict[str, list[Row]] = {kind: [*_rows(kind, args)] for kind in chosen}
     if args.json:
         print(json.dumps(rows, indent=1))
@@ -117,14 +113,7 @@ def _missing(figures: Sequence[Figure], results: Results, stored: set[str]) -> d
     missing: dict[str, int] = {}
     for figure in figures:
         sweeps = [results.sweep(ref) for ref in figure.sweeps]
-        first = (
-            sweep.spec(arm, exponent, seed).key
-            for sweep in sweeps
-            for arm in sweep.arms
-            for exponent in arm.grid.exponents
-            for seed in ((*sweep.seeds[:1],) if not arm.grid.fixed else sweep.verdict_seeds)
-        )
-        if any(key in stored for key in first):
+        if any(spec.key in stored for sweep in sweeps for spec in sweep.propose(lambda spec: None)):
             lacking = [expected(sweep, lookup, guesses) for sweep in sweeps]
             missing[figure.id] = len({spec.key for one in lacking for runs in one.values() for spec in runs})
     return missing

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from heavytail.cli._command import data_dir, run_store, scale_argument, store_arguments
-from heavytail.errors import SpecError, printable
+from heavytail.cli._command import load_sweep, run_store, store_arguments, sweep_arguments
+from heavytail.errors import printable
 
 if TYPE_CHECKING:
     from heavytail.experiment.listing import Row
     from heavytail.experiment.store import RunStore
+    from heavytail.experiment.sweep import Sweep
 
 EXAMPLE = "heavytail status"
 DURATION = ""
@@ -32,9 +33,7 @@ REMEDY = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sweep, which rows to print, how often, and the store's folder."""
-    parser.add_argument("sweep", nargs="?", metavar="FILE.toml", help="a sweep's file or preset (default: all runs)")
-    scale_argument(parser)
-    parser.add_argument("--variant", default="", help="variant of the preset")
+    sweep_arguments(parser, required=False)
     parser.add_argument("--failed", action="store_true", help="only runs that failed or are damaged, with the reason")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
@@ -46,10 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Print one line per run, once or until the end."""
     from heavytail.experiment.listing import rows
 
-    store = run_store(args)
-    if args.sweep is None:
-        if args.variant:
-            raise SpecError(f"--variant: expected a sweep with it, got '{args.variant}' alone")
+    store, sweep = run_store(args), load_sweep(args)
+    if sweep is None:
 
         def look() -> tuple[list[Row], bool]:
             found = rows(store)
@@ -57,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             busy = any(row.status == "running" for row in found) or time.time() - latest < IDLE_SECONDS
             return found, busy
     else:
-        look = _of_sweep(args, store)
+        look = _of_sweep(sweep, store)
     if args.watch:
         return _watch(store, look, failed=args.failed)
     found, _ = look()
@@ -74,15 +71,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_sweep(args: argparse.Namespace, store: RunStore) -> Callable[[], tuple[list[Row], bool]]:
+def _of_sweep(sweep: Sweep, store: RunStore) -> Callable[[], tuple[list[Row], bool]]:
     """Return a function that returns the rows of a sweep's runs, and whether any is missing."""
     from heavytail.experiment.listing import Row, rows
     from heavytail.experiment.spec import RunSpec
     from heavytail.experiment.store import Outcome
-    from heavytail.experiment.sweep import Sweep
     from heavytail.train.runner import remember
 
-    sweep = Sweep.load(args.sweep, scale=args.scale, variant=args.variant).pinned(data_dir(args))
     remembered = remember(store)
 
     def look() -> tuple[list[Row], bool]:

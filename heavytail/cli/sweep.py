@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heavytail.cli._command import (
-    data_dir,
     device_arguments,
     executor_arguments,
+    load_sweep,
     options,
     quiet_argument,
     run_store,
-    scale_argument,
     store_arguments,
+    sweep_arguments,
     writable,
 )
-from heavytail.cli._complete import completes
 from heavytail.errors import HeavyTailError
 
 if TYPE_CHECKING:
@@ -36,10 +35,7 @@ DURATION = "2 runs, 35 seconds on one CPU core"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sweep, its scale, and where to write."""
-    file = parser.add_argument("file", metavar="FILE.toml", help="a TOML file, or the name of a preset")
-    completes(file, "presets")
-    scale_argument(parser)
-    parser.add_argument("--variant", default="", help="variant of the preset")
+    sweep_arguments(parser)
     parser.add_argument("--out", type=Path, help="folder for the tables of each optimizer's selected run")
     store_arguments(parser)
     device_arguments(parser)
@@ -49,12 +45,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, and print the searches that are complete even if another one failed."""
-    from heavytail.experiment.sweep import Sweep
     from heavytail.train.distributed import joined
     from heavytail.train.progress import display
     from heavytail.train.runner import remember, search
 
-    sweep = Sweep.load(args.file, scale=args.scale, variant=args.variant).pinned(data_dir(args))
+    sweep = load_sweep(args)
+    assert sweep is not None, "the file is required"
     store = run_store(args)
     if args.out is not None:
         writable(args.out)
