@@ -381,8 +381,8 @@ class _CurvatureSums:
     ) -> None:
         """Add a chunk; `others` [R, C], the exponentials with the target's at 0, is overwritten.
 
-        p - p^2 cancels where p is near 1, as it can be for the target and the class with the largest logit. Their terms
-        are products p (1 - p) with 1 - p summed over the other classes.
+        p - p^2 cancels where p is near 1, as it can be for the target, or for another class with the largest logit.
+        Their terms are products p (1 - p) with 1 - p summed over the other classes.
         """
         s = torch.linalg.vector_norm(h, dim=1, keepdim=True, dtype=rest.dtype).square_()
         if len(self.sums) == 2:
@@ -391,13 +391,24 @@ class _CurvatureSums:
             s = torch.where(valid, s, 0.0)
         total = rest + own
         self.sums.index_add_(1, y[:, 0], (s * (own / total) * (rest / total)).t())
-        top, leader = others.max(1, keepdim=True)
-        top = torch.where(leads, 0.0, top)  # a target with the largest logit is already added
-        others.scatter_(1, leader, torch.where(leads, others.gather(1, leader), 0.0))
-        below = others.sum(1, keepdim=True) + own
-        self.sums.index_add_(1, leader[:, 0], (s * (top / total) * (below / total)).t())
+        # The largest exponential is 1, so a class other than the target has more than half of a row's probability if
+        # and only if the target's is not the largest and all of them add up to less than 2.
+        alone = ~leads & (total < 2.0)
+        if others.device.type != "cpu" or torch.compiler.is_compiling():  # counting such rows would synchronize
+            self._add_leaders(others, alone, own, total, s)
+        elif len(rows := alone[:, 0].nonzero()[:, 0]):
+            part = others[rows]
+            self._add_leaders(part, alone[rows], own[rows], total[rows], s[rows])
+            others.index_copy_(0, rows, part)
         self.sums.addmm_((s / total).t(), others)
         self.sums.addmm_((s / total.square()).t(), others.square_(), alpha=-1.0)
+
+    def _add_leaders(self, others: Tensor, alone: Tensor, own: Tensor, total: Tensor, s: Tensor) -> None:
+        """Add the class with the largest logit in the rows where `alone` [R, 1], and set its exponential to 0."""
+        leader = others.argmax(1, keepdim=True)
+        others.scatter_(1, leader, torch.where(alone, 0.0, others.gather(1, leader)))
+        below = others.sum(1, keepdim=True) + own
+        self.sums.index_add_(1, leader[:, 0], (s * torch.where(alone, below / total.square(), 0.0)).t())
 
     def result(self) -> Curvature:
         return Curvature(self.sums[0], self.sums[1] if len(self.sums) == 2 else None)
