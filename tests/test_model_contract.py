@@ -79,6 +79,21 @@ def test_model_is_a_body_and_a_linear_head(model_name: str) -> None:
     assert model.head.out_features == NUM_CLASSES
 
 
+def test_model_compiles_without_a_graph_break_or_a_warning(model_name: str) -> None:
+    """Under torch.compile (`--compile`) features and gradients are those of the plain model."""
+    model, data = small_model(model_name)
+    inputs = data.train.to(torch.device("cpu"), torch.float32).inputs
+    results = []
+    for features in (model.features, torch.compile(model.features, backend="eager", fullgraph=True)):
+        torch.manual_seed(0)
+        model.zero_grad()
+        out = features(inputs)
+        model.head(out).square().sum().backward()
+        results.append([out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_model_trains_in_single_and_double_precision(model_name: str, dtype: torch.dtype) -> None:
     """The features keep the parameters' precision and every trainable parameter gets a finite gradient."""

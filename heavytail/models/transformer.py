@@ -149,7 +149,11 @@ class Transformer(nn.Module):
         """Return the inputs of the head [B*L, D] for tokens [B, L] int64, sequence by sequence."""
         width = self.embedding.embedding_dim
         tokens = self.embedding(inputs) * math.sqrt(width)  # [B, L, D]
-        positions = sinusoidal_positions(inputs.shape[1], width, tokens.dtype, tokens.device)
+        arguments = (inputs.shape[1], width, tokens.dtype, tokens.device)
+        if torch.compiler.is_compiling():  # it would see through the cache, and warn of it
+            positions = sinusoidal_positions.__wrapped__(*arguments)
+        else:
+            positions = sinusoidal_positions(*arguments)
         hidden: Tensor = self.body(self.dropout(tokens + positions))
         return hidden.flatten(0, 1)
 
