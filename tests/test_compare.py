@@ -235,6 +235,23 @@ def test_repeating_trains_nothing(small: list[str], monkeypatch: pytest.MonkeyPa
     assert rows(small)[1]["loss"] == first[1]["loss"]
 
 
+def test_a_dry_run_counts_and_trains_nothing(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It has one line for each optimizer that lacks runs, and as many runs as are then trained; afterwards none."""
+    command = ["compare", TEN_LINES, "--problems", "bigram", *small]
+    assert cli.main([*command, "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert not Path(small[1]).exists()
+    assert not Path(small[3]).exists()
+    assert [line.split()[1] for line in planned.splitlines() if " GB " in line] == ["GD", "Adam", TEN_LINES]
+    assert cli.main(command) == 0
+    counted = sum(int(line.split()[2]) for line in planned.splitlines() if " GB " in line)
+    trained = len(list(Path(small[1]).glob("runs/*")))
+    assert 0.8 * trained <= counted <= trained  # a search whose best step size is at the edge goes on
+    capsys.readouterr()
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert "\n0 runs that are not stored" in capsys.readouterr().out
+
+
 def test_a_failing_optimizer_does_not_hide_the_others(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The others are judged, the failure is in its row, and the command exits with 2."""
     code = cli.main(["compare", "tests.outside:Breaks", "sign", "--problems", "linear", *small])

@@ -19,6 +19,7 @@ from heavytail.experiment.registry import Component
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
 from heavytail.experiment.sweep import Sweep
+from heavytail.experiment.waves import expected
 from heavytail.figures.reweighting import PROBLEMS, WEIGHTED
 from heavytail.figures.tokens import KINDS
 from heavytail.models import REGISTRY as MODELS
@@ -187,13 +188,15 @@ def test_operations_of_a_transformer(tmp_path: Path) -> None:
 
 def test_a_search_counts_its_runs() -> None:
     """At most: eight decades on one seed, five dense ones on all, less the shared runs; then the verdict seeds."""
-    sweep = replace(Sweep.load("gpt2", scale="paper"), probes=())
-    assert cost.num_runs(sweep, sweep.arms[0]) == 8 + 5 * 3 - 3
-    assert cost.num_runs(replace(sweep, probes=(Component("head-blocks"),)), sweep.arms[0]) == 20 + 3
-    sweep = replace(Sweep.load("gpt2", scale="quick"), probes=())
-    assert cost.num_runs(sweep, sweep.arms[0]) == 3 + 3 - 1 + 1
-    sweep = replace(Sweep.load("gpt2", scale="small"), probes=())
-    assert cost.num_runs(sweep, sweep.arms[0]) == 2 + 3 - 1 + 3
+
+    def waves(scale: str, *probes: Component) -> list[int]:
+        sweep = replace(Sweep.load("gpt2", scale=scale), probes=probes)
+        return [len(wave) for wave in expected(sweep, lambda spec: None, {})[sweep.arms[0].label]]
+
+    assert waves("paper") == [8, 5 * 3 - 3]
+    assert waves("paper", Component("head-blocks")) == [8, 5 * 3 - 3, 3]
+    assert waves("quick") == [3, 3 - 1, 1]
+    assert waves("small") == [2, 3 - 1, 3]
 
 
 def test_memory_holds_what_training_holds(tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ def test_dry_run_counts_every_figure_without_data(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "not counted" not in printed
     rows = [line for line in printed.splitlines() if " GB " in line]
-    cells = [re.match(r"(\S.*?) {2,}(\S.*?) {2,}\d+ +\d+ +([\d,]+) ", row) for row in rows]
+    cells = [re.match(r"(\S.*?) {2,}(\S.*?) {2,}\d+ +(?:\d+ \+ )*\d+ +\d+ +([\d,]+) ", row) for row in rows]
     names = [(found[1], found[2]) for found in cells if found]
     assert len(names) == len(rows)
     assert len(names) == len(set(names))

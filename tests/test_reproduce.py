@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from heavytail.experiment.store import RunStore
+from heavytail.experiment.sweep import Sweep
+from heavytail.experiment.waves import expected
 from heavytail.plotting.style import Picture
 from heavytail.report.reproduce import reproduce
 from heavytail.results.claims import ClaimRule
@@ -93,11 +95,17 @@ def test_recorded_times_replace_estimates(mine: Figure, tmp_path: Path) -> None:
     recorded = cost.recorded_seconds(store)
     seconds = [record["timing"]["seconds"] for _, _, record in store.records()]
     assert list(recorded.values()) == [statistics.median(seconds)]
-    for row in cost.rows(sweep, tmp_path, recorded):
+
+    def rows(sweep: Sweep) -> list[cost.Row | None]:
+        costs = cost.Costs(tmp_path, recorded)
+        return [costs.row(waves) for waves in expected(sweep, lambda spec: None, {}).values()]
+
+    for row in rows(sweep):
+        assert row is not None
         assert row.seconds == row.runs * statistics.median(seconds)
         assert row.hours(speed=1.0) == row.seconds / 3600
     longer = replace(sweep, run={**sweep.run, "steps": 4}, _specs={})
-    assert all(row.recorded is None and row.seconds > 0 for row in cost.rows(longer, tmp_path, recorded))
+    assert all(row is not None and row.recorded is None and row.seconds > 0 for row in rows(longer))
 
 
 def test_a_busy_machine_does_not_look_slow() -> None:

@@ -21,7 +21,7 @@ from heavytail.experiment.search import Best, Candidate, Grid, select
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
-from heavytail.train import cost
+from heavytail.experiment.waves import expected
 from tests.problems import BASE, tiny, tiny_preset
 from tests.reference import sweep as reference
 
@@ -246,7 +246,8 @@ def test_verdict_runs_follow_the_search(refine: int | None, probes: tuple[Compon
     assert {s.seed for proposed in rounds[:-1] for s in proposed} == {0}
     assert not any(s.probes for proposed in rounds[:-1] for s in proposed)
     assert len(rounds) == (3 if refine else 2)
-    assert cost.num_runs(search, search.arms[0]) == sum(map(len, rounds))
+    planned = expected(search, lambda spec: None, {})["gd"]
+    assert [len(wave) for wave in planned] == [len(proposed) for proposed in rounds]
 
 
 @pytest.mark.parametrize("probes", [(), (Component("head-blocks", {"at": [0]}),)])
@@ -255,7 +256,7 @@ def test_a_given_step_size_is_not_searched_for(probes: tuple[Component, ...]) ->
     search = replace(sweep(Grid((-2.0,)), (0, 1)), verdict_seeds=(11, 12), probes=probes)
     proposed = search.propose(lambda spec: None)
     assert [(s.seed, s.probes) for s in proposed] == [(11, probes), (12, probes)]
-    assert cost.num_runs(search, search.arms[0]) == 2
+    assert expected(search, lambda spec: None, {}) == {"gd": [proposed]}
     for peak in (1.0, 3.0):
         best = search.best("gd", lambda spec, peak=peak: outcome(1.0, peak))
         assert best is not None

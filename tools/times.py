@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from heavytail.experiment.store import RunStore
+from heavytail.experiment.waves import expected
 from heavytail.files import read_json, strict_json
-from heavytail.report.plan import expected, search_name
+from heavytail.report.plan import search_name
 from heavytail.results.figure import all_figures
 from heavytail.results.results import Results
 from tools.publish import SCALES
@@ -47,8 +48,8 @@ def _searches(figures: dict[str, dict[str, float]], scale: str) -> dict[str, flo
         runs: dict[str, dict[str, set[str]]] = {}  # figure -> search -> keys
         for figure in all_figures():
             for ref in figure.sweeps:
-                for label, specs in expected(results.sweep(ref), lambda spec: None, guesses).items():
-                    keys = {spec.key for spec in specs}
+                for label, waves in expected(results.sweep(ref), lambda spec: None, guesses).items():
+                    keys = {spec.key for wave in waves for spec in wave}
                     runs.setdefault(figure.id, {}).setdefault(search_name(ref, label), set()).update(keys)
     of_figure = {name: set[str]().union(*mine.values()) for name, mine in runs.items() if name in figures}
     seconds: dict[str, float] = {}

@@ -31,6 +31,7 @@ from heavytail.cli._command import (
     writable,
 )
 from heavytail.cli._complete import completes
+from heavytail.cli._costs import costs_arguments, print_costs
 from heavytail.errors import HeavyTailError, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_arguments(parser)
     device_arguments(parser)
     executor_arguments(parser)
+    costs_arguments(parser)
     quiet_argument(parser)
 
 
@@ -91,8 +93,11 @@ def run(args: argparse.Namespace) -> int:
         num_seeds=args.seeds,
         data_dir=data_dir(args),
     )
-    out, store = writable(args.out), run_store(args)
+    store = run_store(args)
     lookup = remember(store)
+    if args.dry_run:
+        return print_costs(((t.problem, t.optimizer, t.waves(lookup)) for t in comparison.trials), args)
+    out = writable(args.out)
     failures: list[Failure] = []
     interrupted = None
     with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:

@@ -6,14 +6,12 @@ Trains the runs that are not stored yet, then writes OUT/figures, OUT/claims.jso
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heavytail.cli._command import (
     browse,
-    data_dir,
     device_arguments,
     executor_arguments,
     options,
@@ -24,15 +22,15 @@ from heavytail.cli._command import (
     writable,
 )
 from heavytail.cli._complete import completes
+from heavytail.cli._costs import costs_arguments, print_costs, searches
 
 if TYPE_CHECKING:
+    from heavytail.experiment.waves import Waves
     from heavytail.results.claims import Claim
     from heavytail.results.figure import Figure
-    from heavytail.results.results import Results, SweepRef
 
 EXAMPLE = "heavytail reproduce fig04"
 DURATION = "12 runs, 2 minutes on one CPU core"
-GPUS = ("a100", "h100", "h200", "rtx4090")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/SCALE)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a checked claim is not reproduced")
     parser.add_argument("--open", action="store_true", help="open the report in a browser as soon as it exists")
-    parser.add_argument("--dry-run", action="store_true", help="train nothing; list the runs and their cost")
-    parser.add_argument(
-        "--gpu", choices=GPUS, default="h100", help="GPU for which --dry-run counts hours (default: h100)"
-    )
+    costs_arguments(parser)
     store_arguments(parser)
     device_arguments(parser)
     executor_arguments(parser)
@@ -64,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     figures = [figure(name) for name in args.figures] or all_figures()
     if args.dry_run:
-        return _print_costs(figures, args)
+        return print_costs(_searches(figures, args), args)
     out = writable(args.out or Path("results") / args.scale)
     settings: dict[str, Any] = {"on_page": browse} if args.open else {}
     with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:
@@ -93,66 +88,14 @@ def _print_claims(claims: Sequence[Claim]) -> None:
     print(f"claims reproduced: {summary(claim.to_dict() for claim in claims) or 'none to check'}")
 
 
-def _print_costs(figures: Sequence[Figure], args: argparse.Namespace) -> int:
-    from heavytail.errors import DataError
+def _searches(figures: Sequence[Figure], args: argparse.Namespace) -> Iterator[tuple[str, str, Waves]]:
+    """The missing runs of the figures' searches; those with probes first, as they serve the others, too."""
     from heavytail.results.results import Results
-    from heavytail.train import cost
+    from heavytail.train.runner import remember
 
     store = run_store(args)
-    results, speed, recorded = Results(store, args.scale), cost.speed(), cost.recorded_seconds(store)
-    total = idle = now = hours = 0.0
-    print(
-        f"{'problem':40} {'optimizer':24} {'runs':>4} {'steps':>6} {'parameters':>11} {'operations':>10} {'memory':>8} "
-        f"{'hours here':>10} {'on ' + args.gpu:>10}"
-    )
-    for ref in _searches(figures, results):
+    results, lookup, guesses = Results(store, args.scale), remember(store), dict[str, float]()
+    refs = dict.fromkeys(ref for figure in figures for ref in figure.sweeps)
+    for ref in sorted(refs, key=lambda ref: not ref.probed):
         name = " ".join(filter(None, [ref.preset, ref.variant]))
-        try:
-            for row in cost.rows(results.sweep(ref), data_dir(args), recorded):
-                print(
-                    f"{name:40} {row.arm.label:24} {row.runs:4} {row.spec.steps:6} {row.cost.parameters:11,} "
-                    f"{row.operations:10.2g} {row.cost.memory / 2**30:5.1f} GB "
-                    f"{_hours(row.hours(speed.idle)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
-                    + ("  (data not available)" if row.cost.nominal else "")
-                    + ("  (as recorded)" if row.recorded is not None else "")
-                )
-                total += row.operations
-                idle += row.hours(speed.idle)
-                now += row.hours(speed.now)
-                hours += row.gpu_hours(args.gpu)
-        except DataError as error:
-            print(f"{name:40} not counted: {error}")
-    share = f"{cost.UTILISATION:.0%}"
-    print(f"all runs, if no step size diverges early: {total:.3g} floating-point operations")
-    beside = f"; {_duration(3600 * now)} beside what runs now" if now > 1.3 * idle else ""
-    print(
-        f"here: about {_duration(3600 * idle)} on an idle machine{beside} (recorded times where there are any, "
-        f"otherwise {share} of the time in matrix products, at {speed.idle / 1e9:.0f} GFLOP/s)"
-    )
-    print(f"on one {args.gpu}: about {hours:.3g} hours ({share} of its peak); memory is that of one run")
-    return 0
-
-
-def _searches(figures: Sequence[Figure], results: Results) -> list[SweepRef]:
-    """Return the searches of the figures, each once: with its probes if any figure reads them."""
-    searches: dict[str, tuple[SweepRef, str]] = {}
-    for ref in sorted((ref for figure in figures for ref in figure.sweeps), key=lambda ref: ref.probed):
-        sweep = results.sweep(ref)
-        for arm in sweep.arms:
-            key = sweep.spec(arm, arm.grid.exponents[0], 0).key
-            searches[key] = replace(ref, optim=()), arm.label
-    labels: dict[SweepRef, list[str]] = {}
-    for ref, label in searches.values():
-        labels.setdefault(ref, []).append(label)
-    return [replace(ref, optim=tuple(names)) for ref, names in labels.items()]
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+        yield from searches(name, results.sweep(ref), lookup, guesses)

@@ -22,6 +22,7 @@ from heavytail.cli._command import (
     sweep_arguments,
     writable,
 )
+from heavytail.cli._costs import costs_arguments, print_costs, searches
 from heavytail.errors import HeavyTailError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     store_arguments(parser)
     device_arguments(parser)
     executor_arguments(parser)
+    costs_arguments(parser)
     quiet_argument(parser)
 
 
@@ -52,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     sweep = load_sweep(args)
     assert sweep is not None, "the file is required"
     store = run_store(args)
+    if args.dry_run:
+        return print_costs(searches(args.file, sweep, remember(store), {}), args)
     if args.out is not None:
         writable(args.out)
     with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:

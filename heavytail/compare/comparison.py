@@ -20,6 +20,7 @@ from heavytail.experiment.search import Candidate, Grid, Lookup
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import History, RunStore
 from heavytail.experiment.sweep import Arm, Sweep
+from heavytail.experiment.waves import Waves, waves
 
 PROBLEMS = ("linear", "memory", "bigram", "transformer", "cnn")
 PRESET: str | Path = "compare"  # its variants are the problems
@@ -53,6 +54,11 @@ class Trial:
         if chosen is None or todo:
             return chosen, todo
         return chosen, [spec for spec in self.verdict(chosen) if lookup(spec) is None]
+
+    def waves(self, lookup: Lookup) -> Waves:
+        """Return the runs that the search is expected to need, wave by wave."""
+        middle = self.sweep.spec(self.arm, SPARSE[len(SPARSE) // 2], self.sweep.seeds[0])
+        return waves(lambda found: self.search(found)[1], lookup, middle.lr)
 
     def verdict(self, chosen: Candidate) -> list[RunSpec]:
         """Return the runs that the verdict rests on."""

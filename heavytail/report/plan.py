@@ -1,8 +1,7 @@
 """The plan of a reproduction: the runs that its figures still lack, and the time that these take.
 
-Runs are counted by carrying out every search with made-up outcomes: nothing diverges, and the optimum is the best step
-size so far, or the middle of the grid. Runs that several searches share count once. A search whose optimum is at the
-edge of its grid takes a few runs more.
+Runs are counted by carrying out every search with made-up outcomes (`experiment.waves`). Runs that several searches
+share count once.
 
 The time of a run is that of stored runs of its problem; without any, the published one of its search (see `published`);
 without that, a rough estimate from its operations (`train.cost`).
@@ -13,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -21,46 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from heavytail.errors import DataError
 from heavytail.experiment.search import Lookup
-from heavytail.experiment.spec import RunSpec
-from heavytail.experiment.store import Outcome
-from heavytail.experiment.sweep import Sweep
+from heavytail.experiment.waves import Waves, expected
 
 if TYPE_CHECKING:
     from heavytail.results.figure import Figure
     from heavytail.results.results import Results, SweepRef
 
-_WORSE = 1e6  # than any loss of a finished run, so that an optimum among finished runs stays one
 TIMES = "times.json"  # written by `python -m tools`
-
-
-def expected(sweep: Sweep, lookup: Lookup, guesses: dict[str, float]) -> dict[str, list[RunSpec]]:
-    """Return the runs that each optimizer's search, and then its verdict seeds, are expected to train, by label.
-
-    Args:
-        sweep: the problem.
-        lookup: the outcome of a finished run, None for one that is not finished.
-        guesses: the optimum assumed for each problem and optimizer, filled here, so that all searches of one agree.
-    """
-    return {arm.label: _expected(sweep.only((arm.label,)), lookup, guesses) for arm in sweep.arms}
-
-
-def _expected(sweep: Sweep, lookup: Lookup, guesses: dict[str, float]) -> list[RunSpec]:
-    (arm,) = sweep.arms
-    middle = sweep.spec(arm, arm.grid.exponents[len(arm.grid.exponents) // 2], sweep.seeds[0])
-    guess = guesses.setdefault(replace(middle, lr=1.0, seed=0).key, middle.lr)
-    planned: dict[str, RunSpec] = {}
-    measured: set[str] = set()  # with probes
-
-    def outcome(spec: RunSpec) -> Outcome | None:
-        finished = lookup(spec)
-        if finished is not None or spec.key not in (measured if spec.probes else planned):
-            return finished
-        return Outcome("done", _WORSE * (1 + abs(spec.lr - guess) / (spec.lr + guess)), 1.0, spec.steps)
-
-    while todo := sweep.propose(outcome):
-        planned |= {spec.key: spec for spec in todo}
-        measured |= {spec.key for spec in todo if spec.probes}
-    return [*planned.values()]
 
 
 class Plan:
@@ -98,25 +63,25 @@ class Plan:
         from heavytail.train import cost
 
         sweep, seconds = self._results.sweep(ref), dict[str, float]()
-        for label, runs in expected(sweep, self._lookup, self._guesses).items():
-            if runs:
-                problem = cost.problem(runs[0].resolved)
+        for label, waves in expected(sweep, self._lookup, self._guesses).items():
+            if waves:
+                problem = cost.problem(waves[0][0].resolved)
                 each = self._recorded.get(problem) or self._published(ref, label)
                 if each is None:
-                    each = self._estimated(sweep.only((label,)))
+                    each = self._estimated(waves)
                 self.by_problem[problem] = each
-                seconds |= dict.fromkeys([spec.key for spec in runs], each)
+                seconds |= dict.fromkeys([spec.key for wave in waves for spec in wave], each)
         return seconds
 
     def _published(self, ref: SweepRef, label: str) -> float | None:
         searches: Mapping[str, float] = published(self._results.scale).get("searches", {})
         return searches.get(search_name(ref, label))
 
-    def _estimated(self, sweep: Sweep) -> float:
-        from heavytail.train import cost
+    def _estimated(self, waves: Waves) -> float:
+        from heavytail.train.cost import Costs
 
         with suppress(DataError):  # missing data are reported by the first run
-            for row in cost.rows(sweep, self._data_dir):
+            if row := Costs(self._data_dir).row(waves):
                 return row.seconds / row.runs
         return 0.0
 

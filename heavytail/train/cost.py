@@ -12,7 +12,7 @@ Shapes: N samples, C classes, D features.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from heavytail.errors import DataError, SpecError
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
-from heavytail.experiment.sweep import Arm, Sweep
+from heavytail.experiment.waves import Waves
 from heavytail.train.engine import gradient_pass_evaluates, load_data
 
 # Fraction of its time that a run spends in matrix products at full speed: about 0.3 for the smallest models on a CPU,
@@ -74,22 +74,24 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """Cost of the search of one optimizer: the maximum number of runs, and the cost of one of them.
+    """Cost of the runs that the search of one optimizer still needs.
 
     Attributes:
-        sweep, arm: the optimizer.
-        runs: of its search and at its verdict seeds.
+        waves: their number: sparse grid, dense grid, verdict seeds.
         spec: one of them.
         cost: of `spec`.
         recorded: median seconds of stored runs of this problem; None if there are none.
     """
 
-    sweep: Sweep
-    arm: Arm
-    runs: int
+    waves: tuple[int, ...]
     spec: RunSpec
     cost: Cost
     recorded: float | None = None
+
+    @property
+    def runs(self) -> int:
+        """The number of all of them."""
+        return sum(self.waves)
 
     @property
     def operations(self) -> float:
@@ -133,40 +135,36 @@ def recorded_seconds(store: RunStore) -> dict[str, float]:
     return {name: median(values) for name, values in seconds.items()}
 
 
-def rows(sweep: Sweep, data_dir: Path, recorded: Mapping[str, float] | None = None) -> Iterator[Row]:
-    """Yield the cost of the search of each optimizer of a sweep.
+class Costs:
+    """The cost of searches, one after another; runs that several of them share are counted with the first.
 
     Args:
-        sweep: the problem.
         data_dir: where public data sets are.
         recorded: seconds of a run of each problem (see `recorded_seconds`).
-
-    Raises:
-        DataError: the data are not available, and their recipe does not give their size.
     """
-    shared: Cost | None = None  # only the optimizer state differs
-    for arm in sweep.arms:
-        spec = sweep.spec(arm, arm.grid.exponents[0], sweep.seeds[0])
-        shared = shared or cost(spec, data_dir)
-        mine = replace(shared, state=_state(spec.resolved, shared.trained))
-        yield Row(sweep, arm, num_runs(sweep, arm), spec, mine, (recorded or {}).get(problem(spec.resolved)))
 
+    def __init__(self, data_dir: Path, recorded: Mapping[str, float] | None = None) -> None:
+        self._data_dir, self._recorded = data_dir, recorded or {}
+        self._counted: set[str] = set()
+        self._of: dict[str, Cost] = {}
 
-def num_runs(sweep: Sweep, arm: Arm) -> int:
-    """Return how many runs an optimizer takes if none diverges and its dense grid is stable.
+    def row(self, waves: Waves) -> Row | None:
+        """Return the cost of a search from its waves; None if no run is left to count.
 
-    The sparse grid is run on one seed, the dense one on all; on the first seed its powers of ten are done already. The
-    selected step size is then run on the verdict seeds, unless the search did that without probes to measure.
-    """
-    grid, seeds, verdict = arm.grid, len(sweep.seeds), len(sweep.verdict_seeds)
-    if grid.fixed:
-        return verdict
-    if not sweep.probes:
-        verdict = len(set(sweep.verdict_seeds) - set(sweep.seeds))
-    if grid.refine is None:
-        return len(grid.exponents) * seeds + verdict
-    shared = 1 + 2 * (grid.refine // 2)
-    return len(grid.exponents) + (2 * grid.refine + 1) * seeds - shared + verdict
+        Raises:
+            DataError: the data are not available, and their recipe does not give their size.
+        """
+        new = [[spec for spec in wave if spec.key not in self._counted] for wave in waves]
+        first = next((spec.resolved for wave in new for spec in wave), None)
+        if first is None:
+            return None
+        name = problem(first)
+        if name not in self._of:
+            self._of[name] = cost(first, self._data_dir)
+        self._counted |= {spec.key for wave in new for spec in wave}
+        shared = self._of[name]  # only the optimizer state differs
+        mine = replace(shared, state=_state(first, shared.trained))
+        return Row(tuple(len(wave) for wave in new if wave), first, mine, self._recorded.get(name))
 
 
 def cost(spec: RunSpec, data_dir: Path) -> Cost:
