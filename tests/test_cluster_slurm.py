@@ -197,6 +197,9 @@ def test_runs_are_left_to_the_cluster(cluster: None, tmp_path: Path, capsys: pyt
         assert main(leave) == 0
         assert "runs that were left to the cluster are missing" in capsys.readouterr().err
         assert len(executor._queue()) == 2
+    for which in ([], [str(tmp_path / "mine.toml")]):
+        assert main(["status", *which, "--root", str(tmp_path)]) == 0
+        assert f"2 runs under {tmp_path}: 2 queued" in capsys.readouterr().out
     assert main(["cancel", "mine", "--root", str(tmp_path)]) == 2
     assert main(["cancel", str(tmp_path / "mine.toml"), "--root", str(tmp_path)]) == 0
     assert "2 jobs cancelled" in capsys.readouterr().out

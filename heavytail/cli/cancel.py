@@ -26,9 +26,5 @@ def run(args: argparse.Namespace) -> int:
 
     store, sweep = run_store(args), load_sweep(args)
     keys = None if sweep is None else {spec.key for spec in sweep.propose(remember(store))}
-    number = 0
-    for name in executors.names():
-        cancel = getattr(executors.executor(name), "cancel", None)
-        number += cancel(store.root, keys) if cancel is not None else 0
-    print(f"{number} jobs cancelled under {store.root}")
+    print(f"{executors.cancel(store.root, keys)} jobs cancelled under {store.root}")
     return 0

@@ -9,6 +9,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from heavytail.cli._command import load_sweep, run_store, store_arguments, sweep_arguments
@@ -24,6 +25,7 @@ DURATION = ""
 SECONDS = 2.0  # between two looks of --watch
 IDLE_SECONDS = 30.0  # a command draws figures and evaluates between two runs
 FAILED = ("failed", "damaged", "unreadable")
+AT_REST = ("done", "diverged", "ended", "missing", "queued")
 REMEDY = {
     "failed": "its command tries it again",
     "damaged": "its command trains it again",
@@ -49,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
     if sweep is None:
 
         def look() -> tuple[list[Row], bool]:
-            found = rows(store)
+            found = _with_queue(store, rows(store))
             latest = max((row.committed or 0.0 for row in found), default=0.0)
-            busy = any(row.status == "running" for row in found) or time.time() - latest < IDLE_SECONDS
-            return found, busy
+            busy = any(row.status in ("running", "queued") for row in found)
+            return found, busy or time.time() - latest < IDLE_SECONDS
     else:
         look = _of_sweep(sweep, store)
     if args.watch:
@@ -95,9 +97,22 @@ def _of_sweep(sweep: Sweep, store: RunStore) -> Callable[[], tuple[list[Row], bo
             # A run that is finished, but shorter or without the sweep's probes, is to be continued.
             short = key in missing and row.status in ("done", "diverged")
             found.append(Row(key, "missing", row.label, row.step, spec.steps) if short else row)
-        return found, bool(missing)
+        keys = {row.key for row in found}
+        return [row for row in _with_queue(store, found) if row.key in keys], bool(missing)
 
     return look
+
+
+def _with_queue(store: RunStore, found: Sequence[Row]) -> list[Row]:
+    """The rows, with the status "queued" for unfinished runs that wait in a queue; those not stored yet are last."""
+    from heavytail.experiment.listing import Row
+    from heavytail.train import executors
+
+    waiting = executors.queued(store.root)
+    known = {row.key for row in found}
+    idle = ("missing", "interrupted")
+    rows = [replace(row, status="queued") if row.key in waiting and row.status in idle else row for row in found]
+    return [*rows, *(Row(key, "queued") for key in sorted(waiting - known))]
 
 
 def _watch(store: RunStore, look: Callable[[], tuple[list[Row], bool]], *, failed: bool) -> int:
@@ -114,7 +129,9 @@ def _watch(store: RunStore, look: Callable[[], tuple[list[Row], bool]], *, faile
                 found, busy = look()
                 total = _summary(found, store)
                 if console.is_terminal:
-                    unfinished = [row for row in found if row.status not in ("done", "diverged", "ended", "missing")]
+                    unfinished = [
+                        row for row in found if row.status not in ("done", "diverged", "ended", "missing", "queued")
+                    ]
                     lines = _lines([r for r in unfinished if r.status in FAILED or not failed], failed=failed)
                     fit = lines[: max(1, console.height - 3)]
                     more = [f"and {len(lines) - len(fit)} more"] if len(fit) < len(lines) else []

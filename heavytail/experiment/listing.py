@@ -34,7 +34,8 @@ class Row:
     Attributes:
         key: of the run.
         status: "done", "diverged", "ended" (early, see `RunSpec.may_end`), "running", "interrupted", "failed",
-            "damaged", "unreadable", or "missing" for a run that is not stored.
+            "damaged", "unreadable", "missing" for a run that is not stored, or "queued" for one that waits in the queue
+            of a cluster.
         label: the run in words, "" if its spec cannot be read.
         step: number of updates made at its last commit.
         steps: number of updates asked for.

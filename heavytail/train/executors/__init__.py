@@ -12,7 +12,7 @@ from __future__ import annotations
 import pkgutil
 import traceback
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from heavytail.errors import DataError, HeavyTailError, RefusedError, TakenOverError, UnreadableError, unknown
 
 if TYPE_CHECKING:  # `--help` names the executors, and numpy takes longer to import than it may take
+    from pathlib import Path
+
     from heavytail.experiment.spec import RunSpec
     from heavytail.experiment.store import RunStore
     from heavytail.train.engine import Progress
@@ -86,7 +88,10 @@ class Executor(Protocol):
 
 
 class Module(Protocol):
-    """Interface of an executor's module."""
+    """Interface of an executor's module.
+
+    One whose runs wait in a queue that outlives the command has `queued` and `cancel`, too, as below.
+    """
 
     SETTINGS: Sequence[Setting]
     """The executor's own options; their values, if given, are in `Options.settings`."""
@@ -115,6 +120,26 @@ def executor(name: str) -> Module:
     if name not in names():
         raise unknown("--executor", name, names())
     return cast("Module", import_module(f"{__name__}.{name}"))
+
+
+def queued(root: Path) -> set[str]:
+    """Return the keys of the runs of the store under `root` that are in a queue, or are taken from it just now."""
+    return {key for module in _queues() for key in module.queued(root)}
+
+
+def cancel(root: Path, keys: Collection[str] | None = None) -> int:
+    """Cancel the jobs of the store under `root`, or those of the runs with these keys; return their number.
+
+    Raises:
+        HeavyTailError: the queue does not answer.
+    """
+    return sum(module.cancel(root, keys) for module in _queues())
+
+
+def _queues() -> Iterator[Any]:
+    for module in map(executor, names()):
+        if hasattr(module, "queued"):
+            yield module
 
 
 def count(text: str) -> int:

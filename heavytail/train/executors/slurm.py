@@ -135,6 +135,15 @@ def cancel(root: Path, keys: Collection[str] | None = None) -> int:
     return len(chosen)
 
 
+def queued(root: Path) -> set[str]:
+    """Return the keys of the runs of a store whose jobs are in the queue; none while Slurm does not answer."""
+    with contextlib.suppress(HeavyTailError):
+        if submissions := _submissions(root, ()):
+            queue = _queue()
+            return {key for submission in submissions for key in submission.open(queue)}
+    return set()
+
+
 # -- the command's side ------------------------------------------------------------------------------------------------
 
 
