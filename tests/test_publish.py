@@ -28,7 +28,7 @@ HOST = {"torch": "2.11", "platform": "Linux-6.1.9-mine-x86_64-with-glibc2.36", "
 def claim(figure: str, verdict: str, scale: str = "quick", reason: str = "") -> dict[str, Any]:
     measured = None if verdict == "not run" else 0.123456789
     row = {"figure": figure, "claim": f"c{verdict}", "verdict": verdict, "measured": measured, "threshold": 0.9}
-    return {**row, "scale": scale, "comparison": "<=", "statement": "a ratio", "reason": reason}
+    return {**row, "scale": scale, "kind": "measured", "comparison": "<=", "statement": "a ratio", "reason": reason}
 
 
 def write(folder: Path, figures: dict[str, list[str]], scale: str = "quick", *, steps: int = 1_000) -> Path:
@@ -201,6 +201,38 @@ def test_parts_of_a_scale_are_put_together(out: Path, tmp_path: Path) -> None:
     again = write(tmp_path / "again", {"fig04": ["reproduced"]})
     with pytest.raises(StoreError, match="fig04 is in two folders of quick scale"):
         publish([out, again], tmp_path / "to")
+
+
+def test_a_scale_is_published_in_parts(out: Path, tmp_path: Path, readme: Path) -> None:
+    """--keep replaces the figures that the folder has, with their claims, and keeps the others byte for byte."""
+    first = write(tmp_path / "first", {"fig01": ["reproduced"], "fig04": ["reproduced"]}, steps=50)
+    to = ["--to", str(tmp_path / "to"), "--readme", str(readme)]
+    assert main([str(first), *to]) == 0
+    before = content(tmp_path / "to/quick")
+    assert main([str(out), "--keep", *to]) == 0
+    after = content(tmp_path / "to/quick")
+    assert {name for name in after if name in before and after[name] == before[name]} == {
+        "figures/fig01.json",
+        "figures/fig01.png",
+        "figures/fig04.png",  # the same random picture
+    }
+    claims = json.loads(after["claims.json"])
+    assert [(row["figure"], row["verdict"]) for row in claims] == [
+        ("fig01", "reproduced"),
+        ("fig04", "reproduced"),
+        ("fig04", "not reproduced"),
+        ("fig16", "not run"),
+    ]
+    assert [row["figures"] for row in json.loads(after["environment.json"])] == [
+        ["fig01"],
+        ["fig04", "fig16", "images"],
+    ]
+    assert sorted(row["figures"] for row in json.loads(after["timing.json"])) == [
+        ["fig01"],
+        ["fig04", "fig16", "images"],
+    ]
+    assert main([str(out), *to]) == 0
+    assert content(tmp_path / "to/quick").keys() == {name for name in after if "fig01" not in name}
 
 
 def test_too_much_is_refused_before_anything_is_written(

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--to", type=Path, default=Path("docs/results"), help="published results (docs/results)")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the totals (README.md)")
+    parser.add_argument("--keep", action="store_true", help="replace only the figures that OUT has, not their scale")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a generated text is out of date")
     args = parser.parse_args(argv)
     try:
@@ -46,7 +47,7 @@ def _check(args: argparse.Namespace) -> int:
 def _publish(args: argparse.Namespace) -> int:
     scoreboard.pages(args.readme, args.to)  # refuse a README without a place for the totals before writing anything
     compared = [folder for folder in args.folders if optimizers.is_comparison(folder)]
-    for folder in publish([folder for folder in args.folders if folder not in compared], args.to):
+    for folder in publish([folder for folder in args.folders if folder not in compared], args.to, keep=args.keep):
         print(folder)
     for folder in compared:
         print(*optimizers.publish(folder, args.to), sep="\n")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -75,10 +75,11 @@ class Reproduction:
         return cls(folder, scales[0], claims, figures, timing)
 
 
-def publish(folders: Sequence[Path], to: Path) -> list[Path]:
+def publish(folders: Sequence[Path], to: Path, *, keep: bool = False) -> list[Path]:
     """Write the published results of reproductions, and return the folders of their scales under `to`.
 
-    Folders of one scale are merged and replace the published results of that scale.
+    Folders of one scale are merged and replace the published results of that scale; with `keep`, only those of their
+    figures, so that a long scale can be published in parts.
 
     Raises:
         StoreError: a folder is not that of a reproduction, two have the same figure, the result is too large, or it
@@ -87,7 +88,8 @@ def publish(folders: Sequence[Path], to: Path) -> list[Path]:
     found = [Reproduction.read(folder) for folder in folders]
     content: dict[Path, bytes] = {}
     for scale in dict.fromkeys(one.scale for one in found):
-        for name, made in _files([one for one in found if one.scale == scale]).items():
+        files = _files([one for one in found if one.scale == scale])
+        for name, made in (_kept(to / scale, files) if keep else files).items():
             content[to / scale / name] = made
     made_at = [to / scale for scale in dict.fromkeys(one.scale for one in found)]
     for folder in made_at:
@@ -140,6 +142,35 @@ def _files(parts: Sequence[Reproduction]) -> dict[str, bytes]:
     if timing:
         files["timing.json"] = strict_json(public(sorted(timing, key=lambda row: str(row.get("started")))))
     return files
+
+
+def _kept(folder: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The new files of a scale, and what is published of its other figures."""
+    result = dict(files)
+    old = {file.stem for file in _published(folder) if file.parent.name == "figures"}
+    old -= {Path(name).stem for name in files if name.startswith("figures/")}
+    for file in sorted((folder / "figures").iterdir()) if old else ():
+        if file.stem in old:
+            result[f"figures/{file.name}"] = file.read_bytes()
+
+    def of_old(name: str) -> Iterator[Row]:
+        for row in _rows(folder / name):
+            if "figure" in row:
+                if row["figure"] in old:
+                    yield row
+            elif left := sorted(old & {*row["figures"]}):
+                seconds = {name: v for name, v in row.get("figure_seconds", {}).items() if name in old}
+                yield {**row, "figures": left, **({"figure_seconds": seconds} if seconds else {})}
+
+    orders: dict[str, Callable[[Row], Any]] = {
+        "claims.json": lambda row: str(row["figure"]),
+        "environment.json": lambda row: row["figures"],
+        "timing.json": lambda row: str(row.get("started")),
+    }
+    for name, order in orders.items():
+        if rows := [*json.loads(files.get(name, b"[]")), *of_old(name)]:
+            result[name] = strict_json(sorted(rows, key=order))
+    return result
 
 
 def _rows(file: Path) -> list[Row]:

@@ -24,6 +24,7 @@ NOTHING = "—"
 TIMES = Path("heavytail/report/times.json")  # in the README's folder
 END = "<!-- end of what `python -m tools` made -->"
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not run")
+EARLIER = "¹"  # of figures that were published with the first edition of the claims
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
 HIGHLIGHTS = (  # figure, claim, and the data in words
     ("fig01", "rare-gap", "GPT-2 on text"),
@@ -63,7 +64,13 @@ def pages(readme: Path, published: Path) -> dict[Path, str]:
         "",
         "Claims reproduced of claims made; exact ones (identities that only a bug can break) are",
     ]
-    table += ["counted apart. [Every claim](../claims.md).", "", *_table(claims, published), "", *spent]
+    table += ["counted apart. [Every claim](../claims.md).", "", *_table(claims, published), ""]
+    if any(_earlier(rows) for rows in claims.values()):
+        table += [
+            f"{EARLIER} Claims of the first edition, on seeds that were known when the second one was written.",
+            "",
+        ]
+    table += spent
     return {
         readme: "\n".join([text[: text.index(BEGIN)] + BEGIN, "", *lines, text[text.index(END) :]]),
         published / "README.md": _whole(table),
@@ -109,6 +116,15 @@ def _totals(claims: Claims, made: Sequence[str]) -> Iterator[str]:
         counts = [str(len(measured)), *(str(measured.count(verdict)) for verdict in VERDICTS)]
         share = f"{exact.count('reproduced')} of {len(exact)}" if exact else NOTHING
         yield f"| `{scale}` | {' | '.join(counts)} | {share} |"
+    for scale in made:
+        if earlier := {row["figure"] for row in _earlier(claims[scale])}:
+            yield ""
+            yield f"{len(earlier)} figures of `{scale}` are still those of the first edition of the claims."
+
+
+def _earlier(rows: Sequence[Row]) -> list[Row]:
+    """The claims that were judged by their first edition, which had no kinds."""
+    return [row for row in rows if "kind" not in row]
 
 
 def _highlights(claims: Claims, made: Sequence[str], link: str) -> Iterator[str]:
@@ -153,7 +169,7 @@ def _cell(figure: Figure, scale: str, claims: Sequence[Row], published: Path) ->
         return NOTHING
     drawn = (published / f"{place}.png").is_file()
     mine = [row for row in claims if row["figure"] == figure.id]
-    text = summary(mine) if mine else "drawn" if drawn else "not drawn"
+    text = summary(mine) + EARLIER * bool(_earlier(mine)) if mine else "drawn" if drawn else "not drawn"
     return f"[{text}]({place}.png)" if drawn else text
 
 
