@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import audit, curvature, head, monitor, pool, startup, step
+from benchmarks import audit, curvature, head, monitor, pool, quick, startup, step
 from benchmarks.timing import Options, Row
 from heavytail.files import write_atomic
 from heavytail.train.environment import environment
@@ -26,6 +26,7 @@ GROUPS = {
     "curvature": curvature,
     "monitor": monitor,
     "pool": pool,
+    "quick": quick,
     "start": startup,
     "audit": audit,
 }
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)} (default: all)")
     parser.add_argument("--rounds", type=int, help="measured rounds of each case (default: as suits it)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases with one of these words")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("HEAVYTAIL_DATA", "data")))
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.rounds is not None and args.rounds < 1:
         parser.error(f"--rounds: expected at least 1, got {args.rounds}")
     torch.set_num_threads(args.threads)
-    options = Options(args.rounds, args.device, args.data_dir, args.tiny)
+    options = Options(args.rounds, args.device, args.data_dir, args.tiny, tuple(args.only))
     started, load = time.monotonic(), os.getloadavg()[0]
     print(f"{args.threads} threads, load {load:.2f} before; medians of ratios within interleaved rounds (quartiles)")
     measured: dict[str, list[dict[str, object]]] = {}

@@ -112,6 +112,8 @@ def rows(options: Options) -> Iterator[Row]:
     scale = 64 if options.tiny else 1
     shapes = {s.name: s._replace(M=s.M // scale, C=s.C // min(scale, 8)) for s in SHAPES}
     for name, shape in shapes.items():
+        if not options.wants(name):
+            continue
         timing = interleave(contenders(shape, options.device), rounds=options.rounds or (15 if shape.C < 50_000 else 3))
         case = f"{name} ({shape.M}, {shape.C}, {shape.D})"
         yield timing.row(case, "plain", "head")
@@ -124,7 +126,7 @@ def rows(options: Options) -> Iterator[Row]:
         yield timing.row(case, "diverged", "head", DIVERGED)
     if options.device != "cpu":
         return
-    for name in MEMORY_SHAPES:
+    for name in filter(options.wants, MEMORY_SHAPES):
         for times in (1, 4):
             shape = shapes[name]._replace(M=times * shapes[name].M)
             for contender in MEMORY_CONTENDERS:

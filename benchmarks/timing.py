@@ -25,12 +25,18 @@ class Options:
         device: of torch.
         data_dir: where public data sets are.
         tiny: shapes so small that the numbers mean nothing: does everything run?
+        only: words of which one must be in the name of a case of head, step, pool and quick; none for all cases.
     """
 
     rounds: int | None = None
     device: str = "cpu"
     data_dir: Path = Path("data")
     tiny: bool = False
+    only: tuple[str, ...] = ()
+
+    def wants(self, case: str) -> bool:
+        """Whether to measure a case."""
+        return not self.only or any(word.lower() in case.lower() for word in self.only)
 
 
 @dataclass(frozen=True)

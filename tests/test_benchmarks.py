@@ -59,4 +59,4 @@ def test_every_group_runs_and_writes_its_numbers(group: str, ratios: set[str], t
 def test_an_unknown_group_is_one_clear_line() -> None:
     done = bench("heads")
     assert done.returncode == 2
-    assert "no group 'heads'; choose from head, step, curvature, monitor, pool, start" in done.stderr
+    assert "no group 'heads'; choose from head, step, curvature, monitor, pool, quick, start" in done.stderr
