@@ -8,7 +8,7 @@ OUT ?= results/$(SCALE)
 ISA_TESTS := $(patsubst %,tests/test_%.py,model_contract models vision_models)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev reproduce test test-browser test-cluster test-isa test-slow test-faults test-wheel check bench docs clean
+.PHONY: help dev reproduce test test-browser test-cluster test-isa test-slow test-faults test-wheel check bench gpu docs clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,11 @@ check: $(VENV)/dev  ## ruff and mypy
 
 bench: $(VENV)/dev  ## measure speed and memory against named baselines (results/bench.json)
 	$(BIN)/python -m benchmarks --json results/bench.json
+
+gpu: $(VENV)/dev  ## with a GPU: its tests, the benchmarks, and figures at paper scale (results/bench-cuda.json, results/paper)
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
+	$(BIN)/python -m benchmarks head step curvature monitor --device cuda --json results/bench-cuda.json
+	$(BIN)/heavytail reproduce fig04 fig05 fig07 fig08 fig18 fig19 fig23 fig27 fig28 --scale paper --device cuda
 
 $(VENV)/docs: $(VENV)/lab
 	$(PIP) --editable '.[docs]'

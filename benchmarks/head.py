@@ -5,17 +5,21 @@ F.cross_entropy(F.linear(h, W, b), y); `bare` is the two or three matrix product
 whole logits; `head` is linear_cross_entropy, `curvature` and `stats` the same with curvature and with class
 statistics, and `diverged` the same at weights a hundred times larger, whose exponentials underflow. `torch mean` and
 `torch rows` are PyTorch's own chunked function, for the mean and for the losses of the rows, from which statistics can
-be formed; PyTorch before 2.13 has none. Memory is the growth of the peak resident size over one pass, each in a
-separate process, at M rows and at 4 M.
+be formed; PyTorch before 2.13 has none. `liger` and `cce` are the fused losses of Liger-Kernel and of
+cut-cross-entropy, on a GPU where they are installed; the latter takes half precision, and `head bf16` is ours with the
+same. Memory is the growth of the peak resident size over one pass, each in a separate process, at M rows and at 4 M.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.memory import peak_growth
 from benchmarks.timing import Options, Row, interleave
@@ -91,6 +95,7 @@ def contenders(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
 
     torch_s = {"torch mean": lambda: chunked("mean"), "torch rows": lambda: chunked("none")}
     return {
+        **_others(h, W, b, y, clear),
         **(torch_s if hasattr(F, "linear_cross_entropy") else {}),
         "bare": bare,
         "plain": plain,
@@ -99,6 +104,29 @@ def contenders(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
         "stats": lambda: head(statistics=True),
         "diverged": lambda: head(large),
     }
+
+
+def _others(h: Tensor, W: Tensor, b: Tensor, y: Tensor, clear: Callable[[], None]) -> dict[str, Callable[[], object]]:
+    """The passes of other libraries that run on this device."""
+    found: dict[str, Callable[[], object]] = {}
+    if h.device.type != "cuda":
+        return found
+
+    def add(name: str, loss: Callable[[], Tensor]) -> None:
+        def run() -> None:
+            clear()
+            loss().backward()
+
+        found[name] = run
+
+    with contextlib.suppress(ImportError):
+        liger = importlib.import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
+        add("liger", lambda: liger(W, h, y, b))
+    with contextlib.suppress(ImportError):
+        cce = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+        add("cce", lambda: cce(h.bfloat16(), W.bfloat16(), y, bias=b.bfloat16()))
+        add("head bf16", lambda: linear_cross_entropy(h.bfloat16(), W.bfloat16(), b.bfloat16(), y).loss)
+    return found
 
 
 def passed(shape: Shape, name: str) -> Callable[[], object]:
@@ -120,6 +148,9 @@ def rows(options: Options) -> Iterator[Row]:
         if "torch mean" in timing.seconds:
             yield timing.row(case, "head", "torch mean", MEAN)
             yield timing.row(case, "stats", "torch rows", PER_ROW)
+        for ours, theirs in (("head", "liger"), ("head bf16", "cce")):
+            if theirs in timing.seconds:
+                yield timing.row(case, ours, theirs, 1.0)
         yield timing.row(case, "head", "bare", BARE if shape.D >= 128 else None)
         yield timing.row(case, "stats", "head", STATS)
         yield timing.row(case, "curvature", "head", CURVATURE)
