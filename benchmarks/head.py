@@ -157,8 +157,8 @@ def rows(options: Options) -> Iterator[Row]:
         yield timing.row(case, "diverged", "head", DIVERGED)
     if options.device != "cpu":
         return
-    for name in filter(options.wants, MEMORY_SHAPES):
-        for times in (1, 4):
+    for name in [*filter(options.wants, MEMORY_SHAPES)][: 1 if options.tiny else None]:
+        for times in (1,) if options.tiny else (1, 4):
             shape = shapes[name]._replace(M=times * shapes[name].M)
             for contender in MEMORY_CONTENDERS:
                 size = peak_growth(passed, shape, contender)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import settings
 # The same examples in every run, and no time limit for each: a loaded machine must not fail a test.
 settings.register_profile("heavytail", derandomize=True, deadline=None, database=None)
 settings.load_profile("heavytail")
+
+# A shell starts its background jobs with Ctrl-C ignored, and the processes that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
