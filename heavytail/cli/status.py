@@ -45,13 +45,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one line per run, once or until the end."""
-    from heavytail.experiment.listing import rows
+    from heavytail.experiment.listing import Row, rows
+    from heavytail.train import executors
 
     store, sweep = run_store(args), load_sweep(args)
     if sweep is None:
 
         def look() -> tuple[list[Row], bool]:
-            found = _with_queue(store, rows(store))
+            found, waiting = rows(store), executors.queued(store.root)
+            unknown = waiting - {row.key for row in found}  # not stored yet
+            found = [*_marked(found, waiting), *(Row(key, "queued") for key in sorted(unknown))]
             latest = max((row.committed or 0.0 for row in found), default=0.0)
             busy = any(row.status in ("running", "queued") for row in found)
             return found, busy or time.time() - latest < IDLE_SECONDS
@@ -78,6 +81,7 @@ def _of_sweep(sweep: Sweep, store: RunStore) -> Callable[[], tuple[list[Row], bo
     from heavytail.experiment.listing import Row, rows
     from heavytail.experiment.spec import RunSpec
     from heavytail.experiment.store import Outcome
+    from heavytail.train import executors
     from heavytail.train.runner import remember
 
     remembered = remember(store)
@@ -97,22 +101,15 @@ def _of_sweep(sweep: Sweep, store: RunStore) -> Callable[[], tuple[list[Row], bo
             # A run that is finished, but shorter or without the sweep's probes, is to be continued.
             short = key in missing and row.status in ("done", "diverged")
             found.append(Row(key, "missing", row.label, row.step, spec.steps) if short else row)
-        keys = {row.key for row in found}
-        return [row for row in _with_queue(store, found) if row.key in keys], bool(missing)
+        return _marked(found, executors.queued(store.root)), bool(missing)
 
     return look
 
 
-def _with_queue(store: RunStore, found: Sequence[Row]) -> list[Row]:
-    """The rows, with the status "queued" for unfinished runs that wait in a queue; those not stored yet are last."""
-    from heavytail.experiment.listing import Row
-    from heavytail.train import executors
-
-    waiting = executors.queued(store.root)
-    known = {row.key for row in found}
+def _marked(found: Sequence[Row], waiting: set[str]) -> list[Row]:
+    """The rows, with the status "queued" for unfinished runs that wait in a queue."""
     idle = ("missing", "interrupted")
-    rows = [replace(row, status="queued") if row.key in waiting and row.status in idle else row for row in found]
-    return [*rows, *(Row(key, "queued") for key in sorted(waiting - known))]
+    return [replace(row, status="queued") if row.key in waiting and row.status in idle else row for row in found]
 
 
 def _watch(store: RunStore, look: Callable[[], tuple[list[Row], bool]], *, failed: bool) -> int:
@@ -129,9 +126,7 @@ def _watch(store: RunStore, look: Callable[[], tuple[list[Row], bool]], *, faile
                 found, busy = look()
                 total = _summary(found, store)
                 if console.is_terminal:
-                    unfinished = [
-                        row for row in found if row.status not in ("done", "diverged", "ended", "missing", "queued")
-                    ]
+                    unfinished = [row for row in found if row.status not in AT_REST]
                     lines = _lines([r for r in unfinished if r.status in FAILED or not failed], failed=failed)
                     fit = lines[: max(1, console.height - 3)]
                     more = [f"and {len(lines) - len(fit)} more"] if len(fit) < len(lines) else []
