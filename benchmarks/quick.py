@@ -52,7 +52,6 @@ def _problem(preset: str, options: Options) -> Iterator[Row]:
     run, rounds = _run(preset, options), options.rounds or 7
     step = one_step(run)
     yield interleave({"step": step, "bare": bare(step)}, rounds=rounds).row(preset, "step", "bare")
-    step = one_step(run)
     compiled = one_step(_run(preset, options, compiled=True))
     begun = time.perf_counter()
     compiled()

@@ -29,6 +29,11 @@ LIMIT = 10_000_000  # total bytes of all scales
 WIDTH, COLOURS = 900, 128  # limits of a picture
 POINTS = 101  # limit of a series
 CELLS = 4_096  # limit of a matrix
+ORDER: dict[str, Callable[[Row], Any]] = {  # of the rows of each table
+    "claims.json": lambda row: str(row["figure"]),
+    "environment.json": lambda row: row["figures"],
+    "timing.json": lambda row: str(row.get("started")),
+}
 NOTE = (
     f"floats to five digits; a series of more than {POINTS} points keeps at most {POINTS}, its first and last among "
     f"them, and says under 'of' how many it had; a matrix of more than {CELLS} numbers is left to the picture"
@@ -137,10 +142,10 @@ def _files(parts: Sequence[Reproduction]) -> dict[str, bytes]:
         claims += part.claims
         timing += part.timing
     made_with = [{**table, "figures": sorted(names)} for table, names in environments.values()]
-    files["claims.json"] = strict_json(public(sorted(claims, key=lambda row: str(row["figure"]))))
-    files["environment.json"] = strict_json(sorted(made_with, key=lambda table: table["figures"]))
+    files["claims.json"] = _in_order("claims.json", public(claims))
+    files["environment.json"] = _in_order("environment.json", made_with)
     if timing:
-        files["timing.json"] = strict_json(public(sorted(timing, key=lambda row: str(row.get("started")))))
+        files["timing.json"] = _in_order("timing.json", public(timing))
     return files
 
 
@@ -162,15 +167,15 @@ def _kept(folder: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
                 seconds = {name: v for name, v in row.get("figure_seconds", {}).items() if name in old}
                 yield {**row, "figures": left, **({"figure_seconds": seconds} if seconds else {})}
 
-    orders: dict[str, Callable[[Row], Any]] = {
-        "claims.json": lambda row: str(row["figure"]),
-        "environment.json": lambda row: row["figures"],
-        "timing.json": lambda row: str(row.get("started")),
-    }
-    for name, order in orders.items():
+    for name in ORDER:
         if rows := [*json.loads(files.get(name, b"[]")), *of_old(name)]:
-            result[name] = strict_json(sorted(rows, key=order))
+            result[name] = _in_order(name, rows)
     return result
+
+
+def _in_order(name: str, rows: Sequence[Row]) -> bytes:
+    """The content of one of the tables."""
+    return strict_json(sorted(rows, key=ORDER[name]))
 
 
 def _rows(file: Path) -> list[Row]:

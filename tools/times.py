@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from heavytail.experiment.store import RunStore
-from heavytail.experiment.waves import expected
+from heavytail.experiment.waves import expected, keys
 from heavytail.files import read_json, strict_json
 from heavytail.report.plan import search_name
 from heavytail.results.figure import all_figures
@@ -49,8 +49,7 @@ def _searches(figures: dict[str, dict[str, float]], scale: str) -> dict[str, flo
         for figure in all_figures():
             for ref in figure.sweeps:
                 for label, waves in expected(results.sweep(ref), lambda spec: None, guesses).items():
-                    keys = {spec.key for wave in waves for spec in wave}
-                    runs.setdefault(figure.id, {}).setdefault(search_name(ref, label), set()).update(keys)
+                    runs.setdefault(figure.id, {}).setdefault(search_name(ref, label), set()).update(keys(waves))
     of_figure = {name: set[str]().union(*mine.values()) for name, mine in runs.items() if name in figures}
     seconds: dict[str, float] = {}
     for name in sorted(of_figure, key=lambda name: (len(of_figure[name]), name)):
@@ -59,6 +58,6 @@ def _searches(figures: dict[str, dict[str, float]], scale: str) -> dict[str, flo
         seconds |= dict.fromkeys(other, max(left, 0.0) / max(len(other), 1))
     searches: dict[str, float] = {}
     for name in of_figure:
-        for search, keys in runs[name].items():
-            searches[search] = round(sum(seconds[key] for key in sorted(keys)) / len(keys), 2)
+        for search, mine in runs[name].items():
+            searches[search] = round(sum(seconds[key] for key in sorted(mine)) / len(mine), 2)
     return dict(sorted(searches.items()))

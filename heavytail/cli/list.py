@@ -106,7 +106,7 @@ def _missing(figures: Sequence[Figure], results: Results, stored: set[str]) -> d
     """The number of runs that figures lack, of those figures of which at least one run is stored."""
     if not stored:
         return {}
-    from heavytail.experiment.waves import expected
+    from heavytail.experiment.waves import expected, keys
     from heavytail.train.runner import remember
 
     lookup, guesses = remember(results.store), dict[str, float]()
@@ -115,9 +115,7 @@ def _missing(figures: Sequence[Figure], results: Results, stored: set[str]) -> d
         sweeps = [results.sweep(ref) for ref in figure.sweeps]
         if any(spec.key in stored for sweep in sweeps for spec in sweep.propose(lambda spec: None)):
             lacking = [expected(sweep, lookup, guesses) for sweep in sweeps]
-            missing[figure.id] = len(
-                {spec.key for one in lacking for waves in one.values() for wave in waves for spec in wave}
-            )
+            missing[figure.id] = len({key for one in lacking for waves in one.values() for key in keys(waves)})
     return missing
 
 

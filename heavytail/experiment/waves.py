@@ -18,6 +18,11 @@ Waves = list[list[RunSpec]]  # sparse grid, dense grid, verdict seeds
 _WORSE = 1e6  # than any loss of a finished run, so that an optimum among finished runs stays one
 
 
+def keys(found: Waves) -> list[str]:
+    """Return the keys of all runs, in order; one that is run again with probes comes twice."""
+    return [spec.key for wave in found for spec in wave]
+
+
 def waves(propose: Callable[[Lookup], list[RunSpec]], lookup: Lookup, guess: float) -> Waves:
     """Return the waves of one optimizer's search.
 

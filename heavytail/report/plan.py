@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from heavytail.errors import DataError
 from heavytail.experiment.search import Lookup
-from heavytail.experiment.waves import Waves, expected
+from heavytail.experiment.waves import Waves, expected, keys
 
 if TYPE_CHECKING:
     from heavytail.results.figure import Figure
@@ -70,7 +70,7 @@ class Plan:
                 if each is None:
                     each = self._estimated(waves)
                 self.by_problem[problem] = each
-                seconds |= dict.fromkeys([spec.key for wave in waves for spec in wave], each)
+                seconds |= dict.fromkeys(keys(waves), each)
         return seconds
 
     def _published(self, ref: SweepRef, label: str) -> float | None:
