@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 from heavytail.errors import HeavyTailError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
+from heavytail.train.executors import ray as ray_executor
+from heavytail.train.executors.ray import Desk
 from heavytail.train.options import Options
 from heavytail.train.runner import Failure, Interrupted, run_all
 from tests.problems import ROOT, tiny, tiny_preset
@@ -77,11 +80,24 @@ def test_a_node_killed_in_the_middle_of_a_sweep_loses_nothing(cluster: Any, tmp_
             np.testing.assert_array_equal(one.arrays[name], value, err_msg=name)
 
 
-def test_sigterm_commits_and_the_same_command_continues(cluster: Any, tmp_path: Path) -> None:
+class SlowDesk(Desk):
+    """A desk on a busy machine."""
+
+    def report(self, key: str, step: int, loss: float) -> bool:
+        """Answer after a second."""
+        time.sleep(1)
+        return super().report(key, step, loss)
+
+
+def test_sigterm_commits_and_the_same_command_continues(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After SIGTERM the run in progress is committed where it is, and no other begins; run again, all are trained.
 
-    Ray's own handler of SIGTERM would end the command at once.
+    Ray's own handler of SIGTERM would end the command at once. The cluster has one core, which a run must not lend to
+    the other one while it waits for the desk.
     """
+    monkeypatch.setattr(ray_executor, "Desk", SlowDesk)
     specs = [tiny(seed=seed, steps=2000) for seed in range(2)]
     once = iter([signal.SIGTERM])
     with pytest.raises(Interrupted):

@@ -14,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -230,7 +231,6 @@ class Desk:
 
 def _train(desk: Any, spec: RunSpec, root: Path, options: Options, cpus: int) -> tuple[Event, str]:
     """Train a run in a worker of the cluster; return how it ended, and the host."""
-    import ray
     import torch
 
     from heavytail.experiment.store import RunStore
@@ -239,7 +239,13 @@ def _train(desk: Any, spec: RunSpec, root: Path, options: Options, cpus: int) ->
     torch.set_num_threads(cpus)
     host = socket.gethostname()
     step, loss, stopped = 0, 0.0, False
-    asked = desk.report.remote(spec.key, step, loss)
+
+    def report() -> Future[bool]:
+        answer: Future[bool] = desk.report.remote(spec.key, step, loss).future()
+        return answer
+
+    # As futures: a task that waits in ray.get or ray.wait lends its core to another task meanwhile.
+    asked = report()
     reported = time.monotonic()
 
     def on_progress(progress: Progress) -> None:
@@ -249,23 +255,21 @@ def _train(desk: Any, spec: RunSpec, root: Path, options: Options, cpus: int) ->
     def should_stop() -> bool:
         nonlocal asked, reported, stopped
         now = time.monotonic()
-        if now - reported > REPORT_SECONDS and ray.wait([asked], timeout=0)[0]:
+        if now - reported > REPORT_SECONDS and asked.done():
             stopped = stopped or _answer(asked)
-            asked = desk.report.remote(spec.key, step, loss)
-            reported = now
+            asked, reported = report(), now
         return stopped
-
-    def _answer(reference: Any) -> bool:
-        try:
-            return bool(ray.get(reference))
-        except ray.exceptions.RayError:  # the desk is restarting
-            return False
 
     if _answer(asked):
         return Event(spec, "returned"), host
-    asked = desk.report.remote(spec.key, step, loss)
+    asked = report()
     try:
         event = attempt(spec, RunStore(root), options, on_progress, should_stop)
         return replace(event, error=None), host  # exceptions need not be picklable
     except HeavyTailError as error:
         return Event(spec, "fatal", f"{host}: {error}"), host
+
+
+def _answer(asked: Future[bool]) -> bool:
+    """The answer of the desk; False if it has died, in which case Ray starts it again."""
+    return asked.exception() is None and asked.result()
