@@ -87,7 +87,7 @@ class _Whole(nn.Module):
 
 def _several(run: _Run) -> dict[str, Callable[[], object]]:
     """Gradients of RUNS models on the first micro-batch of a step: at once, and one after another."""
-    (batch,) = run.train_split.batches(run._chunks(0)[0][:1], seed=0)
+    (batch,) = run.train_split.batches(run._chunks(0)[:1], seeds=[0])
     targets, model = batch.targets.flatten(), _Whole(run).train()
     parameters, buffers = stack_module_state([model] * RUNS)
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from heavytail.data import REGISTRY as DATA
-from heavytail.data import Data, Split
+from heavytail.data import Batch, Data, Split
 from heavytail.errors import SpecError
 from heavytail.experiment.spec import RunSpec, derive_seed
 from heavytail.experiment.store import History, RunStore
@@ -42,6 +44,52 @@ class Sentences:
         tokens = torch.randint(9, (26, 6), generator=torch.Generator().manual_seed(seed)) ** 2 // 9
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         return Data(Split(inputs[:20], targets[:20]), Split(inputs[20:], targets[20:]), 9)
+
+
+@dataclass
+class Eager(Split):
+    """Takes chunks before they are due, as a decoding split does, in one pass at a time; shifts tokens by the seed."""
+
+    ahead: int = 0
+    most: int = 0
+    reading: bool = False
+
+    @property
+    def augmented(self) -> bool:
+        return True
+
+    def batches(self, chunks: Iterable[slice | Tensor], *, seeds: Iterable[int] | None = None) -> Iterator[Batch]:
+        assert not self.reading
+        self.reading = True
+        taken: deque[tuple[slice | Tensor, int]] = deque()
+        todo = zip(chunks, itertools.repeat(0) if seeds is None else seeds, strict=False)
+        while True:
+            taken.extend(itertools.islice(todo, self.ahead + 1 - len(taken)))
+            if not taken:
+                break
+            chunk, seed = taken.popleft()
+            yield Batch((self.inputs[chunk] + seed) % 9, self.targets[chunk])
+            self.most = max(self.most, len(taken))
+        self.reading = False
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Eager:
+        EAGER.append(replace(self))
+        return EAGER[-1]
+
+
+@DATA.register("test-eager")
+@dataclass(frozen=True)
+class EagerSentences:
+    """The same sequences, read this many chunks ahead."""
+
+    ahead: int
+
+    def load(self, *, seed: int, data_dir: Path) -> Data:
+        data = Sentences().load(seed=seed, data_dir=data_dir)
+        return Data(Eager(data.train.inputs, data.train.targets, self.ahead), data.test, 9)
+
+
+EAGER: list[Eager] = []
 
 
 @PROBES.register("test-noise")
@@ -253,7 +301,7 @@ def test_the_same_spec_gives_the_same_bits(fresh: Callable[[], RunStore]) -> Non
 def test_an_epoch_has_every_sample_once(store: RunStore) -> None:
     """The mini-batches of an epoch are disjoint, of full size, and in another order in the next epoch."""
     made = engine._Run(tiny(batch_size=5), store, store.root, torch.device("cpu"))
-    batches = [torch.cat([torch.as_tensor(c) for c in made._chunks(step)[0]]) for step in range(8)]
+    batches = [torch.cat([torch.as_tensor(c) for c in made._chunks(step)]) for step in range(8)]
     for epoch in (batches[:4], batches[4:]):
         assert len(set(torch.cat(epoch).tolist())) == 20
         assert all(len(batch) == 5 for batch in epoch)
@@ -313,6 +361,20 @@ def test_extended_equals_trained_at_once(fresh: Callable[[], RunStore], case: st
     extended = run(long, stores[1])
     assert_equal(extended.arrays, whole.arrays)
     assert_equal(*(parameters(long, own) for own in stores))
+
+
+@pytest.mark.parametrize("case", ["full batch, dropout", "mini-batches, dropout", "running sums", "probe"])
+def test_reading_ahead_changes_nothing(fresh: Callable[[], RunStore], case: str) -> None:
+    """A split that takes chunks of later steps gives the same bits, and no measurement disturbs its pass."""
+    stores, arrays = (fresh(), fresh(), fresh()), []
+    for ahead, stop_at, own in zip((0, 3, 3), ((), (), (0, 4, 5)), stores, strict=True):
+        EAGER.clear()
+        spec = tiny(**CASES[case] | {"data": {"name": "test-eager", "ahead": ahead}, "eval_every": 4})
+        arrays.append(run(spec, own, stop_at=stop_at).arrays)
+        assert max(split.most for split in EAGER) == ahead
+        assert not EAGER[-1].reading
+    for other in arrays[1:]:
+        assert_equal(other, arrays[0])
 
 
 def test_wall_time_is_recorded_over_all_parts(store: RunStore) -> None:
@@ -574,8 +636,7 @@ def test_gradients_of_all_groups_are_summed(store: RunStore) -> None:
     made._gradient(0, None)
     both = [p.grad.clone() for p in made.model.parameters() if p.grad is not None]
     whole = engine._Run(tiny(optim="test-groups", microbatch=12), store, store.root, torch.device("cpu"))
-    chunks, _ = whole._chunks(0)
-    (batch,) = whole.train_split.batches(chunks[:1])
+    (batch,) = whole.train_split.batches(whole._chunks(0)[:1])
     whole._loss(batch, None, 24.0, None).backward()
     for got, p in zip(both, whole.model.parameters(), strict=True):
         assert p.grad is not None

@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def load(name: str, data_dir: Path, seed: int = 0, **settings: Any) -> Data:
 def everything(data: Data, seed: int = 0, chunk: int = 5) -> torch.Tensor:
     """All training inputs in order."""
     chunks = [slice(i, i + chunk) for i in range(0, len(data.train), chunk)]
-    return torch.cat([batch.inputs for batch in data.train.batches(chunks, seed=seed)])
+    return torch.cat([batch.inputs for batch in data.train.batches(chunks, seeds=repeat(seed))])
 
 
 # -- barcodes -------------------------------------------------------------------------------------------------------
@@ -403,7 +404,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, monkeypatc
         data = load("image-folder", folder, path="set", size=8)
         found += [everything(data, seed=4, chunk=chunk) for chunk in (5, 19)]
         shuffled = torch.randperm(19, generator=torch.Generator().manual_seed(0))
-        batches = list(data.train.batches(shuffled.split(7), seed=4))
+        batches = list(data.train.batches(shuffled.split(7), seeds=repeat(4)))
         assert torch.equal(torch.cat([b.targets for b in batches]), data.train.targets[shuffled])
         found.append(torch.cat([b.inputs for b in batches])[shuffled.argsort()])
     assert all(torch.equal(one, found[0]) for one in found)
@@ -414,7 +415,7 @@ def test_large_chunks_are_put_together_from_pieces(folder: Path) -> None:
     """A chunk of more images than one worker takes at a time arrives whole and in order."""
     split = load("image-folder", folder, path="set", size=8).train
     index = torch.arange(95) % 19
-    first, second = split.batches([index, index[:64]], seed=1)
+    first, second = split.batches([index, index[:64]], seeds=[1, 1])
     single = everything(load("image-folder", folder, path="set", size=8), seed=1)
     assert torch.equal(first.inputs, single[index])
     assert torch.equal(second.inputs, single[index[:64]])
@@ -425,7 +426,7 @@ def test_a_pass_left_early_does_not_disturb_the_next(folder: Path, monkeypatch: 
     monkeypatch.setenv("HEAVYTAIL_WORKERS", "2")
     data = load("image-folder", folder, path="set", size=8)
     expected = everything(data, seed=1)
-    next(data.train.batches([slice(i, i + 2) for i in range(0, 18, 2)], seed=2))
+    next(data.train.batches([slice(i, i + 2) for i in range(0, 18, 2)], seeds=repeat(2)))
     assert torch.equal(everything(data, seed=1), expected)
 
 
@@ -448,7 +449,7 @@ def test_augmenting_changes_the_training_images_only(folder: Path) -> None:
     assert plain.test is not None
     assert augmented.test is not None
     whole = [slice(0, 3)]
-    assert torch.equal(next(plain.test.batches(whole)).inputs, next(augmented.test.batches(whole, seed=9)).inputs)
+    assert torch.equal(next(plain.test.batches(whole)).inputs, next(augmented.test.batches(whole, seeds=[9])).inputs)
 
 
 def test_a_subset_is_chosen_by_the_seed_and_told_apart_by_its_digest(folder: Path) -> None:

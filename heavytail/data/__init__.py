@@ -43,12 +43,14 @@ class Split:
         """Whether a training pass transforms samples at random; evaluation never does."""
         return False
 
-    def batches(self, chunks: Iterable[slice | Tensor], *, seed: int | None = None) -> Iterator[Batch]:
+    def batches(self, chunks: Iterable[slice | Tensor], *, seeds: Iterable[int] | None = None) -> Iterator[Batch]:
         """Yield the samples of each chunk of indices, in order.
+
+        A split that decodes its samples may take chunks before they are due. It yields one such pass at a time.
 
         Args:
             chunks: slices, or index tensors [B].
-            seed: of the random transforms of a training pass, if the split has any; None for the deterministic
+            seeds: of each chunk's random transforms in training, if the split has any; None for the deterministic
                 transform of evaluation.
         """
         for chunk in chunks:

@@ -12,6 +12,7 @@ Shapes: N samples, C classes, D features, M predictions, E recorded steps, T ste
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import tempfile
@@ -154,6 +155,11 @@ class _Run:
             self.probes[part.name] = (probe, set(probe.steps(self.spec.steps)))
         running = spec.train_stats == "running"
         self.running = ClassStats.zeros(self.data.num_classes, self.sums_device) if running else None
+        self.ahead: Iterator[Batch] | None = None  # the micro-batches up to step `ahead_of`, which may be loaded early
+        self.ahead_of = 0
+        self.measured = {step for _, steps in self.probes.values() for step in steps}  # in a pass of its own
+        if self.running is None and not self.gradient_pass_evaluates:
+            self.measured |= set(self.spec.recorded_steps())
         self.rows: dict[str, list[Array]] = {}
         self.objective: list[Tensor] = []
         self.resumed: list[dict[str, Any]] = []
@@ -303,7 +309,7 @@ class _Run:
             torch.manual_seed(derive_seed(self.spec.seed, f"dropout/{self.group.rank}/{step}"))
         self.model.train(self.differs_in_training)
         self.optimizer.zero_grad(set_to_none=True)
-        chunks, targets = self._chunks(step)
+        targets = self._targets(step)
         if self.class_weights is None:
             normalizer: Tensor | float = float(targets.numel())
         else:
@@ -311,8 +317,7 @@ class _Run:
         total = torch.zeros((), device=self.sums_device, dtype=torch.float64)
         sums = stats if stats is not None else self.running
         part = sums if self.group.size == 1 or sums is None else ClassStats.zeros(sums.num_classes, self.sums_device)
-        share = self.group.share(chunks)
-        for batch in self.train_split.batches(share, seed=derive_seed(self.spec.seed, f"transform/{step}")):
+        for batch in self._batches(step):
             loss = self._loss(batch, self.class_weights, normalizer, part)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().to(self.sums_device)
@@ -365,18 +370,44 @@ class _Run:
         self.group.add(stats.tensors())
         return stats
 
-    def _chunks(self, step: int) -> tuple[list[slice | Tensor], Tensor]:
-        """The micro-batches of one step, as slices or index tensors, and all its targets."""
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """This process's micro-batches of a step.
+
+        Steps share one pass over the training split, so that a split that decodes its samples works on the next step's
+        during this one. The pass ends before a step at which the split is measured, which takes a pass of its own.
+        """
+        if self.ahead is None:
+            steps = range(step, min((s for s in self.measured if s > step), default=self.spec.steps + 1))
+            chunks = (chunk for t in steps for chunk in self._chunks(t))
+            seeds = (derive_seed(self.spec.seed, f"transform/{t}") for t in steps for _ in self._chunks(t))
+            self.ahead, self.ahead_of = self.train_split.batches(chunks, seeds=seeds), steps.stop
+        if step + 1 < self.ahead_of:
+            yield from itertools.islice(self.ahead, len(self._chunks(step)))
+        else:
+            yield from self.ahead
+            self.ahead = None
+
+    def _chunks(self, step: int) -> list[slice | Tensor]:
+        """This process's micro-batches of a step, as slices or index tensors."""
+        order = self._order(step)
+        if order is None:
+            return self.group.share(_cut(len(self.train_split), self.microbatch))
+        return [order[c] for c in self.group.share(_cut(len(order), self.microbatch))]
+
+    def _targets(self, step: int) -> Tensor:
+        """The targets of a step, of all processes."""
+        targets, order = self.train_split.targets, self._order(step)
+        return targets if order is None else targets[order.to(targets.device)]
+
+    def _order(self, step: int) -> Tensor | None:
+        """The samples of a mini-batch; None for a full batch."""
         size = self.spec.batch_size
-        targets = self.train_split.targets
         if size is None:
-            return _cut(len(self.train_split), self.microbatch), targets
+            return None
         # The incomplete last mini-batch of an epoch is dropped, so that every update averages over batch_size samples.
-        per_epoch = len(self.train_split) // size
-        epoch, position = divmod(step, per_epoch)
+        epoch, position = divmod(step, len(self.train_split) // size)
         order = _permutation(len(self.train_split), derive_seed(self.spec.seed, f"order/{epoch}"))
-        chosen = order[position * size : (position + 1) * size]
-        return [chosen[c] for c in _cut(size, self.microbatch)], targets[chosen.to(targets.device)]
+        return order[position * size : (position + 1) * size]
 
     def _keep_features(self) -> None:
         """Replace the inputs by the features of a frozen body: the problem becomes a linear one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Self
 
 import numpy as np
@@ -26,6 +27,8 @@ from heavytail.data.images.transforms import (
     random_crops,
 )
 from heavytail.errors import SpecError
+
+Seeded = tuple[slice | Tensor, int | None]  # the indices of a chunk, and the seed of its random transforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ class ImageSplit(Split, ABC):
 
     Attributes:
         settings: size, normalisation, and whether to augment.
-        seed: of the random transforms, together with the seed given to `batches`.
+        seed: of the random transforms, together with the seeds given to `batches`.
         device, dtype: of the batches' inputs.
     """
 
@@ -95,10 +98,10 @@ class ImageSplit(Split, ABC):
         self.inputs = torch.empty(len(self), 3, size, size, dtype=self.dtype, device="meta")
 
     @abstractmethod
-    def pixels(self, chunks: Iterable[slice | Tensor], seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def pixels(self, chunks: Iterable[Seeded]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the indices [B] of each chunk and its images [B, 3, S, S] in 0..255, uint8 or float32.
 
-        Crops and mirroring are random, by the seed, or those of evaluation if it is None.
+        Crops and mirroring are random, by the chunk's seed, or those of evaluation if it is None.
         """
 
     @property
@@ -106,14 +109,15 @@ class ImageSplit(Split, ABC):
         """Whether a training pass crops and mirrors at random."""
         return self.settings.augment
 
-    def batches(self, chunks: Iterable[slice | Tensor], *, seed: int | None = None) -> Iterator[Batch]:
+    def batches(self, chunks: Iterable[slice | Tensor], *, seeds: Iterable[int] | None = None) -> Iterator[Batch]:
         """Yield the samples of each chunk of indices, in order.
 
         Args:
             chunks: slices, or index tensors [B].
-            seed: of the random crops and flips, such as the number of the pass; None for evaluation's transform.
+            seeds: of each chunk's random crops and flips; None for evaluation's transform.
         """
-        for index, images in self.pixels(chunks, seed if self.augmented else None):
+        seeded = zip(chunks, repeat(None) if seeds is None or not self.augmented else seeds, strict=False)
+        for index, images in self.pixels(seeded):
             inputs = normalise(images.to(self.device), self.settings.mean, self.settings.std)
             yield Batch(inputs.to(self.dtype), self.targets[index.to(self.targets.device)])
 
@@ -128,11 +132,11 @@ class MemorySplit(ImageSplit):
 
     images: Tensor
 
-    def pixels(self, chunks: Iterable[slice | Tensor], seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def pixels(self, chunks: Iterable[Seeded]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the indices [B] of each chunk and its images [B, 3, S, S] float32; whole ones if the seed is None."""
         size = self.settings.size
         everything = torch.arange(len(self))
-        for chunk in chunks:
+        for chunk, seed in chunks:
             index = everything[chunk if isinstance(chunk, slice) else chunk.cpu()]
             images = self.images[chunk].float()
             if seed is not None and len(index):

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from heavytail.data import REGISTRY, Data, Nominal
-from heavytail.data.images.base import ImageRecipe, ImageSplit
+from heavytail.data.images.base import ImageRecipe, ImageSplit, Seeded
 from heavytail.data.images.content import content_digest
 from heavytail.data.images.subset import digest, subset_sizes
 from heavytail.data.images.transforms import centre_crop, image_uniforms, random_crops, read_rgb, to_pixels
@@ -166,7 +166,7 @@ class FileSplit(ImageSplit):
     files: NDArray[np.bytes_]
     workers: int = field(default_factory=lambda: default_workers())
 
-    def pixels(self, chunks: Iterable[slice | Tensor], seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def pixels(self, chunks: Iterable[Seeded]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the indices [B] of each chunk and its images [B, 3, S, S] uint8.
 
         Raises:
@@ -175,7 +175,7 @@ class FileSplit(ImageSplit):
         started: deque[list[int]] = deque()
 
         def pieces() -> Generator[list[tuple[int | None, int]], None, None]:
-            for chunk in chunks:
+            for chunk, seed in chunks:
                 index = list(range(*chunk.indices(len(self)))) if isinstance(chunk, slice) else chunk.tolist()
                 started.append(index)
                 for first in range(0, max(len(index), 1), PIECE):
