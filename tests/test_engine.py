@@ -377,6 +377,16 @@ def test_reading_ahead_changes_nothing(fresh: Callable[[], RunStore], case: str)
         assert_equal(other, arrays[0])
 
 
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_a_gradient_is_that_of_its_step_in_any_order(store: RunStore, batch_size: int | None) -> None:
+    """Gradients of steps that are left out, repeated or taken backwards are those of the steps in order."""
+    made = engine._Run(tiny(batch_size=batch_size, microbatch=3), store, store.root, torch.device("cpu"))
+    expected = [made._gradient(step, None).item() for step in range(4)]
+    order = (3, 0, 0, 1, 1, 3, 2, 1, 2)
+    assert [made._gradient(step, None).item() for step in order] == [expected[step] for step in order]
+    assert batch_size is None or len(set(expected)) == 4
+
+
 def test_wall_time_is_recorded_over_all_parts(store: RunStore) -> None:
     """A run's record has its wall seconds, those before an interruption included, and its speed since then."""
     stopped = run(tiny(steps=8), store, stop_at=[3, 5])

@@ -155,8 +155,8 @@ class _Run:
             self.probes[part.name] = (probe, set(probe.steps(self.spec.steps)))
         running = spec.train_stats == "running"
         self.running = ClassStats.zeros(self.data.num_classes, self.sums_device) if running else None
-        self.ahead: Iterator[Batch] | None = None  # the micro-batches up to step `ahead_of`, which may be loaded early
-        self.ahead_of = 0
+        self.ahead: Iterator[Batch] = iter(())  # the micro-batches of the steps `due`, which may be loaded early
+        self.due = range(0)
         self.measured = {step for _, steps in self.probes.values() for step in steps}  # in a pass of its own
         if self.running is None and not self.gradient_pass_evaluates:
             self.measured |= set(self.spec.recorded_steps())
@@ -376,16 +376,13 @@ class _Run:
         Steps share one pass over the training split, so that a split that decodes its samples works on the next step's
         during this one. The pass ends before a step at which the split is measured, which takes a pass of its own.
         """
-        if self.ahead is None:
-            steps = range(step, min((s for s in self.measured if s > step), default=self.spec.steps + 1))
-            chunks = (chunk for t in steps for chunk in self._chunks(t))
-            seeds = (derive_seed(self.spec.seed, f"transform/{t}") for t in steps for _ in self._chunks(t))
-            self.ahead, self.ahead_of = self.train_split.batches(chunks, seeds=seeds), steps.stop
-        if step + 1 < self.ahead_of:
-            yield from itertools.islice(self.ahead, len(self._chunks(step)))
-        else:
-            yield from self.ahead
-            self.ahead = None
+        if self.due[:1] != range(step, step + 1):
+            self.due = range(step, min((s for s in self.measured if s > step), default=self.spec.steps + 1))
+            chunks = (chunk for t in self.due for chunk in self._chunks(t))
+            seeds = (derive_seed(self.spec.seed, f"transform/{t}") for t in self.due for _ in self._chunks(t))
+            self.ahead = self.train_split.batches(chunks, seeds=seeds)
+        self.due = self.due[1:]
+        yield from itertools.islice(self.ahead, len(self._chunks(step))) if self.due else self.ahead
 
     def _chunks(self, step: int) -> list[slice | Tensor]:
         """This process's micro-batches of a step, as slices or index tensors."""
