@@ -680,6 +680,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
         ("heavytail compare gd --problems bi", ["bigram"]),
         ("heavytail run --optim sign", ["sign", "signum"]),
         ("heavytail run --data random-h", ["random-heavy-tail"]),
+        ("heavytail data fetch tinys", ["tinyshakespeare"]),
         ("heavytail completion z", ["zsh"]),
     ],
 )
@@ -695,7 +696,7 @@ def test_names_complete_without_torch() -> None:
         import sys
         from heavytail.cli._complete import names
         print(*(" ".join(names(kind)) for kind in ("optim", "data", "model")), "torch" in sys.modules, sep="|")
-        names("figures"), names("presets")
+        names("figures"), names("presets"), names("public")
         assert "torch" not in sys.modules
         """
     *found, loaded = output(textwrap.dedent(code)).strip().split("|")

@@ -350,8 +350,8 @@ def test_the_key_follows_the_images(
 def test_unchanged_images_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The digest of an unchanged folder reads no image again; a damaged or read-only cache is as good as none."""
     read: list[Path] = []
-    original = content._sha256
-    monkeypatch.setattr(content, "_sha256", lambda path: read.append(path) or original(path))  # type: ignore[func-returns-value]
+    original = content.sha256
+    monkeypatch.setattr(content, "sha256", lambda path: read.append(path) or original(path))  # type: ignore[func-returns-value]
     images = Component("image-folder", {"path": "set"})
     first = registry("data").pin(images, folder).params["sha256"]
     assert len(read) == 22

@@ -23,7 +23,7 @@ def autocomplete(parser: argparse.ArgumentParser) -> None:
 
 
 def completes(action: argparse.Action, kind: str | Sequence[str]) -> None:
-    """Let the shell complete an argument by the names of a kind (figures, presets, optim, data, model), or by these."""
+    """Let the shell complete an argument by the names of a kind (figures, presets, public, ...), or by these."""
 
     def completer(prefix: str, **_: object) -> Iterable[str]:
         return [name for name in (names(kind) if isinstance(kind, str) else kind) if name.startswith(prefix)]
@@ -33,7 +33,7 @@ def completes(action: argparse.Action, kind: str | Sequence[str]) -> None:
 
 def names(kind: str) -> list[str]:
     """Return the names of a kind."""
-    special: dict[str, Callable[[], list[str]]] = {"figures": _figures, "presets": _presets}
+    special: dict[str, Callable[[], list[str]]] = {"figures": _figures, "presets": _presets, "public": _public}
     return special[kind]() if kind in special else _registered(_FOLDERS[kind])
 
 
@@ -47,6 +47,12 @@ def _presets() -> list[str]:
     from heavytail.experiment.preset import preset_names
 
     return [*preset_names()]
+
+
+def _public() -> list[str]:
+    from heavytail.data.fetch import DATASETS
+
+    return [*DATASETS]
 
 
 def _registered(folder: str) -> list[str]:

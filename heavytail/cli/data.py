@@ -7,6 +7,7 @@ import os
 import sys
 
 from heavytail.cli._command import data_dir, store_arguments
+from heavytail.cli._complete import completes
 
 EXAMPLE = "heavytail data list"
 DURATION = ""
@@ -15,7 +16,8 @@ DURATION = ""
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the action and the data sets."""
     parser.add_argument("action", choices=("list", "verify", "fetch"))
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
+    names = parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
+    completes(names, "public")
     store_arguments(parser)
 
 

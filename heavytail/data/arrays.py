@@ -5,7 +5,6 @@ N samples, C classes, D features.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from heavytail.data import REGISTRY, Data, Split
+from heavytail.data.readers import sha256
 from heavytail.errors import DataError, SpecError
 
 _MOST_CLASSES = 2**24  # larger labels are identifiers, not class numbers
@@ -45,7 +45,7 @@ class Arrays:
 
     def pinned(self) -> Arrays:
         """Return the recipe with the digest of the current file; DataError if it cannot be read."""
-        return replace(self, sha256=self.sha256 or _sha256(self._file))
+        return replace(self, sha256=self.sha256 or sha256(self._file))
 
     @property
     def title(self) -> str:
@@ -54,7 +54,7 @@ class Arrays:
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, X as float32; DataError names the fault of the file in one line."""
-        if self.sha256 and (got := _sha256(self._file)) != self.sha256:
+        if self.sha256 and (got := sha256(self._file)) != self.sha256:
             raise DataError(f"data.path: {self.path} has changed: expected sha256 {self.sha256}, got {got}")
         arrays = _read(self._file)
         train = _split(arrays, "X", "y", self.path)
@@ -70,14 +70,6 @@ class Arrays:
     @property
     def _file(self) -> Path:
         return Path(self.path).expanduser()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"data.path: cannot read {path}: {error.strerror}") from error
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:

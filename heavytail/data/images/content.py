@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from heavytail.data.readers import sha256
 from heavytail.errors import DataError, HeavyTailError
 from heavytail.files import read_json, write_atomic
 
@@ -81,14 +82,6 @@ def _read_all(paths: Sequence[Path]) -> str:
     """The sha256 of the names and contents of the files of one class."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(THREADS) as pool:  # hashing releases the interpreter's lock
-        for path, content in zip(paths, pool.map(_sha256, paths), strict=True):
+        for path, content in zip(paths, pool.map(sha256, paths), strict=True):
             digest.update(os.fsencode(path.name).hex().encode() + b":" + content.encode() + b"\n")
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
