@@ -508,17 +508,18 @@ def _working(dtype: torch.dtype) -> torch.dtype:
 
 
 def _default_chunk(features: Tensor, weight: Tensor) -> int:
-    """Rows of a chunk; chunks are of equal size. Measured in docs/log.md, 2026-11-29.
+    """Rows of a chunk; chunks are of equal size. The numbers are measured: docs/log.md, 2026-11-29, rows of a chunk.
 
-    On a CPU, at least the 512 with which the products run at full speed, and as many as a cache holds the logits of; of
-    so many classes that it holds those of none, as many as take no more memory than the weight does.
+    On a CPU the products need 512 rows for full speed, and the logits of few classes stay in cache with more. Those of
+    more than 16 384 classes fit no cache, and take as much memory as the weight.
     """
     (M, D), C = features.shape, len(weight)
     if features.device.type == "cpu":
-        most = min(max(512, D if C > 2**14 else 2**18 // C), 4096)
+        good = max(256, D) if C > 2**14 else max(512, 2**18 // C)
+        good = min(good, 4096)
     else:
-        most = max(1024, 2**26 // C)
-    return math.ceil(M / max(1, math.ceil(M / most))) or 1
+        good = max(1024, 2**26 // C)
+    return math.ceil(M / max(1, round(M / good))) or 1
 
 
 def _check(

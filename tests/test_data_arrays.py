@@ -119,7 +119,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=path.name) as caught:
             Arrays(str(path)).load(seed=0, data_dir=NOWHERE)
         assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=r"cannot read .*missing\.npz: No such file"):
+    with pytest.raises(DataError, match=r"data\.path: cannot read .*missing\.npz: No such file"):
         Arrays(str(tmp_path / "missing.npz")).pinned()
 
 

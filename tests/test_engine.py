@@ -5,8 +5,10 @@ The shapes of the docstrings below: N samples, C classes, E recorded steps, T st
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -69,7 +71,8 @@ class Eager(Split):
                 break
             chunk, seed = taken.popleft()
             yield Batch((self.inputs[chunk] + seed) % 9, self.targets[chunk])
-            self.most = max(self.most, len(taken))
+            if seeds is not None:  # in training
+                self.most = max(self.most, len(taken))
         self.reading = False
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Eager:
@@ -378,13 +381,37 @@ def test_reading_ahead_changes_nothing(fresh: Callable[[], RunStore], case: str)
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])
-def test_a_gradient_is_that_of_its_step_in_any_order(store: RunStore, batch_size: int | None) -> None:
-    """Gradients of steps that are left out, repeated or taken backwards are those of the steps in order."""
-    made = engine._Run(tiny(batch_size=batch_size, microbatch=3), store, store.root, torch.device("cpu"))
-    expected = [made._gradient(step, None).item() for step in range(4)]
-    order = (3, 0, 0, 1, 1, 3, 2, 1, 2)
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_a_gradient_is_that_of_its_step_in_any_order(store: RunStore, batch_size: int | None, ahead: int) -> None:
+    """Steps that are left out, repeated, taken backwards or beyond the last one have the batches of their number."""
+    spec = tiny(data={"name": "test-eager", "ahead": ahead}, model=SENTENCES["model"] | {"dropout": 0.0}, steps=4)
+    spec = replace(spec, batch_size=batch_size, microbatch=3)
+    made = engine._Run(spec, store, store.root, torch.device("cpu"))
+    expected = [made._gradient(step, None).item() for step in range(7)]
+    order = (3, 0, 0, 1, 6, 1, 3, 5, 2, 1, 2)
     assert [made._gradient(step, None).item() for step in order] == [expected[step] for step in order]
-    assert batch_size is None or len(set(expected)) == 4
+    assert len(set(expected)) == 7  # each has random transforms of its own
+
+
+@pytest.mark.parametrize("case", ["interrupted", "diverged", "done", "price"])
+def test_a_run_is_freed_at_its_end(store: RunStore, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reference cycle keeps its tensors until the garbage collector comes by."""
+    made: list[weakref.ref[engine._Run]] = []
+    init = engine._Run.__init__
+    monkeypatch.setattr(engine._Run, "__init__", lambda self, *a: (made.append(weakref.ref(self)), init(self, *a))[1])
+    spec = tiny(**MINI | {"lr": 1e30 if case == "diverged" else 0.01, "optim": "gd", "steps": 40, "eval_every": 20})
+    gc.collect()
+    gc.disable()
+    try:
+        if case == "price":
+            assert engine.price(spec, store.root)[0] > 0
+        else:
+            asked = itertools.count()
+            stop = 5 if case == "interrupted" else 99
+            assert train(spec, store, data_dir=store.root, should_stop=lambda: next(asked) == stop).status == case
+        assert [reference() for reference in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_wall_time_is_recorded_over_all_parts(store: RunStore) -> None:

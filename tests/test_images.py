@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
+import multiprocessing
 import os
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ from heavytail.data.images.transforms import (
 from heavytail.errors import DataError, SpecError
 from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
+from heavytail.train.engine import train
+from tests import problems
 from tests.reference import barcode as barcodes
 from tests.reference import vision
 
@@ -49,7 +53,7 @@ def load(name: str, data_dir: Path, seed: int = 0, **settings: Any) -> Data:
 def everything(data: Data, seed: int = 0, chunk: int = 5) -> torch.Tensor:
     """All training inputs in order."""
     chunks = [slice(i, i + chunk) for i in range(0, len(data.train), chunk)]
-    return torch.cat([batch.inputs for batch in data.train.batches(chunks, seeds=repeat(seed))])
+    return torch.cat([batch.inputs for batch in data.train.batches(chunks, seeds=[seed] * len(chunks))])
 
 
 # -- barcodes -------------------------------------------------------------------------------------------------------
@@ -404,7 +408,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, monkeypatc
         data = load("image-folder", folder, path="set", size=8)
         found += [everything(data, seed=4, chunk=chunk) for chunk in (5, 19)]
         shuffled = torch.randperm(19, generator=torch.Generator().manual_seed(0))
-        batches = list(data.train.batches(shuffled.split(7), seeds=repeat(4)))
+        batches = list(data.train.batches(shuffled.split(7), seeds=[4] * 3))
         assert torch.equal(torch.cat([b.targets for b in batches]), data.train.targets[shuffled])
         found.append(torch.cat([b.inputs for b in batches])[shuffled.argsort()])
     assert all(torch.equal(one, found[0]) for one in found)
@@ -426,8 +430,28 @@ def test_a_pass_left_early_does_not_disturb_the_next(folder: Path, monkeypatch: 
     monkeypatch.setenv("HEAVYTAIL_WORKERS", "2")
     data = load("image-folder", folder, path="set", size=8)
     expected = everything(data, seed=1)
-    next(data.train.batches([slice(i, i + 2) for i in range(0, 18, 2)], seeds=repeat(2)))
+    next(data.train.batches([slice(i, i + 2) for i in range(0, 18, 2)], seeds=[2] * 9))
     assert torch.equal(everything(data, seed=1), expected)
+
+
+def test_a_run_that_is_stopped_leaves_no_decoding_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that decode ahead end with the run, whether it was stopped, diverged or finished."""
+    monkeypatch.setenv("HEAVYTAIL_WORKERS", "2")
+    cnn = {"model": "cnn", "data": {"name": "image-folder", "path": str(folder / "set"), "size": 28}}
+    before = set(multiprocessing.active_children())
+    for lr, stop, status in ((0.01, 3, "interrupted"), (1e30, 99, "diverged"), (0.01, 99, "done")):
+        spec = problems.tiny(**cnn, lr=lr, batch_size=6, steps=12, eval_every=6, test_every=0)
+        asked = itertools.count()
+        history = train(spec, RunStore(folder), data_dir=folder, should_stop=lambda s=stop, a=asked: next(a) == s)
+        assert history.status == status
+        assert set(multiprocessing.active_children()) == before
+
+
+def test_every_chunk_needs_its_seed(folder: Path) -> None:
+    """Fewer seeds than chunks are an error, not fewer batches."""
+    split = load("image-folder", folder, path="set", size=8).train
+    with pytest.raises(ValueError, match="shorter"):
+        list(split.batches([slice(0, 2), slice(2, 4)], seeds=[1]))
 
 
 def test_decoding_leaves_the_global_generator_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

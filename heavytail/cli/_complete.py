@@ -23,7 +23,7 @@ def autocomplete(parser: argparse.ArgumentParser) -> None:
 
 
 def completes(action: argparse.Action, kind: str | Sequence[str]) -> None:
-    """Let the shell complete an argument by the names of a kind (figures, presets, public, ...), or by these."""
+    """Let the shell complete an argument by names: these, or those of a kind ("public": the public data sets)."""
 
     def completer(prefix: str, **_: object) -> Iterable[str]:
         return [name for name in (names(kind) if isinstance(kind, str) else kind) if name.startswith(prefix)]

@@ -46,11 +46,12 @@ class Split:
     def batches(self, chunks: Iterable[slice | Tensor], *, seeds: Iterable[int] | None = None) -> Iterator[Batch]:
         """Yield the samples of each chunk of indices, in order.
 
-        A split that decodes its samples may take chunks before they are due. It yields one such pass at a time.
+        A split that decodes its samples takes chunks before they are due. Only one pass may be open at a time: end or
+        drop it before beginning another.
 
         Args:
             chunks: slices, or index tensors [B].
-            seeds: of each chunk's random transforms in training, if the split has any; None for the deterministic
+            seeds: of the random transforms in training, one per chunk, if the split has any; None for the deterministic
                 transform of evaluation.
         """
         for chunk in chunks:

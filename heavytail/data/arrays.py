@@ -45,7 +45,7 @@ class Arrays:
 
     def pinned(self) -> Arrays:
         """Return the recipe with the digest of the current file; DataError if it cannot be read."""
-        return replace(self, sha256=self.sha256 or sha256(self._file))
+        return replace(self, sha256=self.sha256 or self._digest())
 
     @property
     def title(self) -> str:
@@ -54,7 +54,7 @@ class Arrays:
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, X as float32; DataError names the fault of the file in one line."""
-        if self.sha256 and (got := sha256(self._file)) != self.sha256:
+        if self.sha256 and (got := self._digest()) != self.sha256:
             raise DataError(f"data.path: {self.path} has changed: expected sha256 {self.sha256}, got {got}")
         arrays = _read(self._file)
         train = _split(arrays, "X", "y", self.path)
@@ -70,6 +70,12 @@ class Arrays:
     @property
     def _file(self) -> Path:
         return Path(self.path).expanduser()
+
+    def _digest(self) -> str:
+        try:
+            return sha256(self._file)
+        except DataError as error:
+            raise DataError(f"data.path: {error}") from error
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:

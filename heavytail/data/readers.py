@@ -105,15 +105,6 @@ class Listing(NamedTuple):
 # -- folders ---------------------------------------------------------------------------------------------------------
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content; DataError if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def hidden(name: str) -> bool:
     """Return whether files and folders of this name are left out of every data set.
 
@@ -254,6 +245,16 @@ def require_one_kind(path: Path, files: Sequence[Path], dtype: str | None = None
 
 
 # -- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content; DataError if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
 
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
 

@@ -128,7 +128,9 @@ def price(spec: RunSpec, data_dir: Path, device: str = "cpu", *, steps: int = 10
                 torch.cuda.synchronize(run.device)
             if step == 0:
                 start = clock()
-        return (clock() - start) / steps, checkpoint.state_bytes(run.optimizer)
+        seconds = (clock() - start) / steps
+        run._end_pass()
+        return seconds, checkpoint.state_bytes(run.optimizer)
 
 
 class _Run:
@@ -220,6 +222,12 @@ class _Run:
         resumed run repeats that pass from the same generators. The last step is checked by the same pass as every
         other one; the changes of that pass to the model's buffers are not committed.
         """
+        try:
+            return self._loop(on_progress, should_stop)
+        finally:
+            self._end_pass()
+
+    def _loop(self, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]) -> History:
         spec = self.spec
         recorded, known = set(spec.recorded_steps()), set(self._steps("train"))
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
@@ -377,12 +385,17 @@ class _Run:
         during this one. The pass ends before a step at which the split is measured, which takes a pass of its own.
         """
         if self.due[:1] != range(step, step + 1):
-            self.due = range(step, min((s for s in self.measured if s > step), default=self.spec.steps + 1))
+            end = min((s for s in self.measured if s > step), default=max(step, self.spec.steps) + 1)
+            self.due = range(step, end)
             chunks = (chunk for t in self.due for chunk in self._chunks(t))
             seeds = (derive_seed(self.spec.seed, f"transform/{t}") for t in self.due for _ in self._chunks(t))
             self.ahead = self.train_split.batches(chunks, seeds=seeds)
         self.due = self.due[1:]
         yield from itertools.islice(self.ahead, len(self._chunks(step))) if self.due else self.ahead
+
+    def _end_pass(self) -> None:
+        """Drop what is loaded ahead: an open pass refers to the run, and its processes live as long as it does."""
+        self.ahead, self.due = iter(()), range(0)
 
     def _chunks(self, step: int) -> list[slice | Tensor]:
         """This process's micro-batches of a step, as slices or index tensors."""

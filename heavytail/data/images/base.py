@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import starmap
 from typing import Self
 
 import numpy as np
@@ -116,10 +116,13 @@ class ImageSplit(Split, ABC):
             chunks: slices, or index tensors [B].
             seeds: of each chunk's random crops and flips; None for evaluation's transform.
         """
-        seeded = zip(chunks, repeat(None) if seeds is None or not self.augmented else seeds, strict=False)
-        for index, images in self.pixels(seeded):
-            inputs = normalise(images.to(self.device), self.settings.mean, self.settings.std)
-            yield Batch(inputs.to(self.dtype), self.targets[index.to(self.targets.device)])
+        plain = seeds is None or not self.augmented
+        seeded = ((chunk, None) for chunk in chunks) if plain else zip(chunks, seeds, strict=True)
+        return starmap(self._batch, self.pixels(seeded))  # which keeps no batch while it waits
+
+    def _batch(self, index: Tensor, images: Tensor) -> Batch:
+        inputs = normalise(images.to(self.device), self.settings.mean, self.settings.std)
+        return Batch(inputs.to(self.dtype), self.targets[index.to(self.targets.device)])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """Return the split with its batches on a device, their inputs in `dtype`."""
@@ -138,14 +141,12 @@ class MemorySplit(ImageSplit):
         everything = torch.arange(len(self))
         for chunk, seed in chunks:
             index = everything[chunk if isinstance(chunk, slice) else chunk.cpu()]
-            images = self.images[chunk].float()
-            if seed is not None and len(index):
-                uniforms = np.stack([image_uniforms(self.seed, seed, i) for i in index.tolist()])
-                boxes, flips = random_crops(uniforms, size, size)
-                images = crop_pixels(
-                    images, torch.from_numpy(boxes).to(self.device), torch.from_numpy(flips).to(self.device)
-                )
-            yield index, images
+            if seed is None or not len(index):
+                yield index, self.images[chunk].float()
+                continue
+            uniforms = np.stack([image_uniforms(self.seed, seed, i) for i in index.tolist()])
+            boxes, flips = (torch.from_numpy(table).to(self.device) for table in random_crops(uniforms, size, size))
+            yield index, crop_pixels(self.images[chunk].float(), boxes, flips)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """Return the split with its images on a device and its batches' inputs in `dtype`."""

@@ -189,9 +189,8 @@ class FileSplit(ImageSplit):
                     raise DataError(part)
                 parts.append(part.to(self.device, non_blocking=True))
                 if len(parts) * PIECE >= len(started[0]):
-                    yield torch.tensor(started.popleft(), dtype=torch.int64), torch.cat(parts)
+                    yield torch.tensor(started.popleft(), dtype=torch.int64), _joined(parts)
                     assert self._pieces.current is mine, "a split decodes one pass at a time"
-                    parts = []
         except BaseException:  # a damaged image, or the caller stopped iterating
             if self._pieces.current is mine:
                 mine.close()
@@ -264,6 +263,13 @@ def default_workers() -> int:
     if not value.isdecimal():
         raise SpecError(f"HEAVYTAIL_WORKERS: expected a number of processes, 0 or more, got '{value}'")
     return int(value)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts as one tensor; empties the list, as the caller waits while the images are used."""
+    whole = torch.cat(parts)
+    parts.clear()
+    return whole
 
 
 def _as_is(images: Any) -> Any:
