@@ -116,8 +116,9 @@ class ImageSplit(Split, ABC):
             chunks: slices, or index tensors [B].
             seeds: of each chunk's random crops and flips; None for evaluation's transform.
         """
-        plain = seeds is None or not self.augmented
-        seeded = ((chunk, None) for chunk in chunks) if plain else zip(chunks, seeds, strict=True)
+        seeded: Iterable[Seeded] = ((chunk, None) for chunk in chunks)
+        if seeds is not None and self.augmented:
+            seeded = zip(chunks, seeds, strict=True)
         return starmap(self._batch, self.pixels(seeded))  # which keeps no batch while it waits
 
     def _batch(self, index: Tensor, images: Tensor) -> Batch:
