@@ -388,10 +388,10 @@ class _Run:
             end = min((s for s in self.measured if s > step), default=max(step, self.spec.steps) + 1)
             self.due = range(step, end)
             chunks = (chunk for t in self.due for chunk in self._chunks(t))
-            seeds = (derive_seed(self.spec.seed, f"transform/{t}") for t in self.due for _ in self._chunks(t))
+            seeds = (derive_seed(self.spec.seed, f"transform/{t}") for t in self.due for _ in self._cuts())
             self.ahead = self.train_split.batches(chunks, seeds=seeds)
         self.due = self.due[1:]
-        yield from itertools.islice(self.ahead, len(self._chunks(step))) if self.due else self.ahead
+        yield from itertools.islice(self.ahead, len(self._cuts())) if self.due else self.ahead
 
     def _end_pass(self) -> None:
         """Drop what is loaded ahead: an open pass refers to the run, and its processes live as long as it does."""
@@ -400,9 +400,11 @@ class _Run:
     def _chunks(self, step: int) -> list[slice | Tensor]:
         """This process's micro-batches of a step, as slices or index tensors."""
         order = self._order(step)
-        if order is None:
-            return self.group.share(_cut(len(self.train_split), self.microbatch))
-        return [order[c] for c in self.group.share(_cut(len(order), self.microbatch))]
+        return self._cuts() if order is None else [order[c] for c in self._cuts()]
+
+    def _cuts(self) -> list[slice | Tensor]:
+        """This process's micro-batches as slices of the batch, the same at every step."""
+        return self.group.share(_cut(self.spec.batch_size or len(self.train_split), self.microbatch))
 
     def _targets(self, step: int) -> Tensor:
         """The targets of a step, of all processes."""
