@@ -130,7 +130,7 @@ def test_a_stopped_reproduction_is_written_down(mine: Figure, tmp_path: Path) ->
         def finished(self, spec: Any, status: str) -> None:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         remake(mine, tmp_path, display=Stops())
     rows = remake(mine, tmp_path)
     assert [(row["trained"], row["reused"], row["finished"]) for row in rows] == [(1, 0, False), (3, 1, True)]
@@ -171,7 +171,7 @@ def test_figures_are_there_as_soon_as_their_runs_are(mine: Figure, tmp_path: Pat
         def finished(self, spec: Any, status: str) -> None: ...
 
     options = Options(tmp_path / "data", "cpu", 1)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         reproduce(
             [other, mine, unneeding("fig97")],
             RunStore(tmp_path / "root"),
@@ -253,20 +253,31 @@ def test_nothing_is_planned_when_everything_is_stored(
     assert "to draw after training" not in printed
 
 
-def test_the_page_stops_reloading_when_it_is_interrupted(mine: Figure, tmp_path: Path) -> None:
-    """SIGINT leaves a report of what is complete that does not reload itself; the error names what is missing."""
+@pytest.mark.parametrize("moment", ["started", "drawn"])
+def test_the_page_stops_reloading_when_it_is_interrupted(moment: str, mine: Figure, tmp_path: Path) -> None:
+    """SIGINT, while a run is trained or a figure drawn, leaves a report of what is complete, which does not reload.
+
+    The error names what is missing, and what is complete.
+    """
+
+    def interrupt(*_: Any) -> Picture:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not interrupted")
 
     class Interrupts(Silence):
         def started(self, spec: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
-    options, figures = Options(tmp_path / "data", "cpu", 1), [mine, unneeding("fig97")]
+    second = unneeding("fig99", interrupt) if moment == "drawn" else mine
+    options, figures = Options(tmp_path / "data", "cpu", 1), [second, unneeding("fig97")]
+    shown = Interrupts() if moment == "started" else Silence()
     out = tmp_path / "out"
-    with pytest.raises(Interrupted, match=r"1 of 2 figures .*; missing: fig99"):
-        reproduce(figures, RunStore(tmp_path / "root"), out, scale="quick", options=options, display=Interrupts())
+    with pytest.raises(Interrupted, match=r"^stopped; .*continues; 1 of 2 figures .*; missing: fig99"):
+        reproduce(figures, RunStore(tmp_path / "root"), out, scale="quick", options=options, display=shown)
     page = (out / "report.html").read_text()
     assert "fig97" in page
     assert 'http-equiv="refresh"' not in page
+    assert not json.loads((out / "timing.json").read_text())[0]["finished"]
 
 
 def test_a_figure_with_a_bug_hides_no_other(mine: Figure, tmp_path: Path) -> None:

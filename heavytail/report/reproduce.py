@@ -75,12 +75,13 @@ def reproduce(
         work.draw_rest(failures)
         finished = True
         return sorted(work.claims, key=lambda claim: claim.figure)
-    except Interrupted as error:
+    except (Interrupted, KeyboardInterrupt) as error:  # the latter while figures are drawn, and after a second Ctrl-C
         if work.shown:
             write_report(out)  # an open page stops reloading itself
         missing = ", ".join(figure.id for figure in work.pending)
         done = f"{len(figures) - len(work.pending)} of {len(figures)} figures are in {out}"
-        raise Interrupted(f"{error}; {done}" + (f"; missing: {missing}" if missing else "")) from None
+        stopped = str(error) or "stopped; the same command continues"
+        raise Interrupted(f"{stopped}; {done}" + (f"; missing: {missing}" if missing else "")) from None
     finally:
         if options.first:
             trained = work.display.trained
