@@ -29,6 +29,7 @@ from heavytail.compare.comparison import (
     Losses,
     judge,
 )
+from heavytail.compare.picture import draw
 from heavytail.compare.search import FARTHEST, search
 from heavytail.compare.statistics import closed, paired_p
 from heavytail.experiment.registry import Component
@@ -91,6 +92,13 @@ def test_there_is_no_share_without_a_gap() -> None:
     assert closed(noisy, noisy[::-1].copy(), noisy) is None
     assert closed(np.full(3, 1.0), np.full(3, 2.0), np.full(3, 1.5)) is None
     assert closed(np.full(3, 1.0), np.full(3, 1.0), np.full(3, 1.5)) is None
+
+
+def test_the_sentence_says_who_is_ahead() -> None:
+    """Where Adam is behind GD there is no gap to close, which is not to say that they do not differ."""
+    row = judge(losses([1.5, 1.6, 1.4]), gd=losses([1.0, 1.1, 0.9]), adam=losses([2.0, 2.1, 1.9]))
+    assert row["sentence"].startswith("Adam is not ahead of GD on the rarest group; better than Adam on it")
+    assert row["closed_rarest"] is None
 
 
 def losses(rarest: list[float], overall: list[list[float]] | None = None) -> Losses:
@@ -290,6 +298,29 @@ def test_an_optimizer_without_a_stable_step_size_is_unstable(small: list[str]) -
     assert cli.main(["compare", "tests.outside:Ascends", "--problems", "linear", *small]) == 0
     row = rows(small)[-1]
     assert (row["verdict"], row["lr"], row["p_value"]) == (UNSTABLE, None, None)
+
+
+def test_an_unstable_baseline_is_named(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where GD diverges nobody is judged, and the reason is its own; the picture's key has whoever has losses."""
+    read = Losses.read
+    monkeypatch.setattr(Losses, "read", lambda trial, *rest: None if trial.optimizer == "GD" else read(trial, *rest))
+    assert cli.main(["compare", "sign", "--problems", "linear", *small]) == 0
+    gd, adam, sign = rows(small)
+    assert (gd["verdict"], adam["verdict"], sign["verdict"]) == (UNSTABLE, BASELINE, NOT_JUDGED)
+    assert sign["sentence"] == "the baseline GD: a run with a verdict seed diverged"
+    assert [text.get_text() for text in draw([gd, adam, sign], "quick").figure.legends[0].get_texts()] == [
+        "Adam",
+        "sign",
+    ]
+
+
+def test_the_key_has_every_optimizer_of_any_problem(small: list[str]) -> None:
+    """An optimizer that is missing on the first problem alone is in the key of the picture."""
+    assert cli.main(["compare", "sign", "--problems", "linear", *small]) == 0
+    made = rows(small)
+    first = [{**row, "problem": "memory", "group_losses": None, "closed_rarest": None} for row in made]
+    picture = draw([*first, *made], "quick")
+    assert [text.get_text() for text in picture.figure.legends[0].get_texts()] == ["GD", "Adam", "sign"]
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,24 @@ def test_histogram_is_sorted_by_frequency(tmp_path):
     np.testing.assert_array_equal(series(record, "steps", "samples per class")["y"], [90, 40, 7])
 
 
+def test_histogram_and_groups_are_those_of_one_seed(tmp_path):
+    """Where the data differ from seed to seed, the counts and the groups of the histogram are those of the first."""
+    write_presets(tmp_path, [("linear", "")], steps=STEPS, seeds=2, rates=[1.0])
+    store, sweep = RunStore(tmp_path), Results(RunStore(tmp_path), "quick", presets=tmp_path).sweep(LINEAR)
+    counts, order = [np.array([90, 40, 20, 7]), np.array([7, 20, 40, 90])], [np.arange(4), np.arange(4)[::-1]]
+    for seed in (0, 1):
+        for label in LINEAR.optim:
+            made = history_of(sweep.spec(sweep.arm(label), 0.0, seed), decay(5, [1] * 4, STEPS), counts[seed])
+            made.arrays["group"] = order[seed]
+            store.save(made, step=STEPS)
+    for place in (None, 0, 1):
+        run = Results(store, "quick", presets=tmp_path, place=place).selected(LINEAR, "gd+m")
+        np.testing.assert_array_equal(run.counts, counts[0])
+        np.testing.assert_array_equal(run.group, order[0])
+    record = panel(draw(figure("fig04"), Results(store, "quick", presets=tmp_path)), "classes")
+    np.testing.assert_array_equal(series(record, "steps", "samples per class")["y"], counts[0])
+
+
 def test_mini_batches_make_gd_stochastic(results):
     """GD on mini-batches is written SGD, as in the paper."""
     assert panel(draw(figure("fig17"), results), "SGD, by group")

@@ -43,7 +43,7 @@ def test_steps_and_batch_are_the_presets(scale: str, tmp_path: Path) -> None:
         spec = sweep.spec(sweep.arms[0], -1.0, 0)
         assert int(made[name]["steps"].replace(" ", "")) == spec.steps
         assert made[name]["batch"] == ("full" if spec.batch_size is None else str(spec.batch_size))
-        assert made[name]["seeds"] == str(len(sweep.seeds))
+        assert made[name]["seeds"] == str(len(sweep.verdict_seeds))
 
 
 def test_a_scale_names_its_own_data(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def page(published: Path) -> list[str]:
         "Does an optimizer help the tail? By the rule of [compare.md](../../compare.md), fixed before any run. A cell",
         "has the share of the gap between GD and Adam in the final loss of the rarest group that the optimizer closes,",
         f"0 for GD and 100 % for Adam, and the verdict on that group: {SIGNS[BETTER]} better than Adam,",
-        f"{SIGNS[WORSE]} worse, {SIGNS[SAME]} no difference found. Where GD and Adam do not differ, there is no share.",
+        f"{SIGNS[WORSE]} worse, {SIGNS[SAME]} no difference found. Where Adam is not ahead of GD, there is no share.",
         "Time and state are relative to Adam's: geometric means over the problems.",
     ]
     for scale, rows in read(published).items():

@@ -161,7 +161,7 @@ class Comparison:
             reason: why a run could not be trained; None if it was not tried.
         """
         measured: dict[tuple[str, str], Losses | None] = {}
-        made = []
+        made: list[dict[str, Any]] = []
         for trial in self.trials:
             chosen, todo = trial.search(lookup)
             losses = Losses.read(trial, chosen, store) if chosen is not None and not todo else None
@@ -181,8 +181,9 @@ class Comparison:
             elif _is_baseline(trial):
                 row |= _verdict(BASELINE, "")
             elif gd is None or adam is None:
-                missing = BASELINES[GD] if gd is None else BASELINES[ADAM]
-                row |= _verdict(NOT_JUDGED, f"the baseline {missing} has no finished runs")
+                failed = BASELINES[GD] if gd is None else BASELINES[ADAM]
+                (why,) = (r["sentence"] for r in made if (r["optimizer"], r["problem"]) == (failed, trial.problem))
+                row |= _verdict(NOT_JUDGED, f"the baseline {failed}: {why}")
             else:
                 row |= judge(losses, gd, adam)
             made.append(row)
@@ -240,15 +241,15 @@ def judge(losses: Losses, gd: Losses, adam: Losses) -> dict[str, Any]:
 def sentence(verdict: str, p: float, seeds: int, overall: Share | None, rarest: Share | None) -> str:
     """Return the verdict in words, made from the measures alone.
 
-    >>> sentence(SAME, 0.21, 5, Share(0.99, 0.98, 1.0), None)
-    'GD and Adam do not differ on the rarest group, 99 % overall; no difference from Adam found (p = 0.21, 5 seeds)'
+    >>> sentence(SAME, 0.2, 5, Share(0.9, 0.8, 1.0), None)
+    'Adam is not ahead of GD on the rarest group, closes 90 % overall; no difference from Adam found (p = 0.2, 5 seeds)'
     """
     if rarest is None:
-        share = "GD and Adam do not differ on the rarest group"
+        share, closes = "Adam is not ahead of GD on the rarest group", "closes "
     else:
         value, low, high = (f"{100 * x:.0f}" for x in (rarest.value, rarest.low, rarest.high))
-        share = f"closes {value} % [{low}, {high}] of the gap on the rarest group"
-    share += f", {100 * overall.value:.0f} % overall" if overall is not None else ""
+        share, closes = f"closes {value} % [{low}, {high}] of the gap on the rarest group", ""
+    share += f", {closes}{100 * overall.value:.0f} % overall" if overall is not None else ""
     words = {BETTER: "better than Adam on it", WORSE: "worse than Adam on it", SAME: "no difference from Adam found"}
     return f"{share}; {words[verdict]} (p = {p:.2g}, {seeds} seeds)"
 

@@ -142,13 +142,13 @@ register(
         (
             claim("gd-zipf", "<=", 0.1,
                 f"GD, a = 1: largest |slope of log(steps to r) on log(d) - (1 - r)| over r = {LOSSES}, d = 1e3 to 1e5",
-                lambda results: max(abs(slope("gd", 1.0, eps) - (1 - eps)) for eps in LOSSES)),
+                lambda results: np.max([abs(slope("gd", 1.0, eps) - (1 - eps)) for eps in LOSSES])),
             claim("sign-zipf", "<=", 0.05,
                 f"sign descent, a = 1: largest |slope of log(steps to r) on log(d) - 1/2| over r = {LOSSES}, "
-                "d = 1e3 to 1e5", lambda results: max(abs(slope("sign", 1.0, eps) - 0.5) for eps in LOSSES)),
+                "d = 1e3 to 1e5", lambda results: np.max([abs(slope("sign", 1.0, eps) - 0.5) for eps in LOSSES])),
             claim("gd-light", "<=", 0.2,
                 f"GD, a = 1.5: largest slope of log(steps to r) on log(d) over r = {LOSSES}, d = 1e3 to 1e5",
-                lambda results: max(slope("gd", 1.5, eps) for eps in LOSSES)),
+                lambda results: np.max([slope("gd", 1.5, eps) for eps in LOSSES])),
             *(rule for text in PAPER for rule in text_rules(text)),
         ),
         plot,

@@ -1,7 +1,8 @@
 """Gradient norm against Hessian trace, class by class, along a run (figures 7 and 23 to 27).
 
-Both are per row of the head, measured by the probes `head-blocks` and `mirrored-head-blocks` along the selected runs of
-the first seed. On softmax regression the figures show one path at the authors' step sizes, without a search.
+Both are per row of the head, measured by the probes `head-blocks` and `mirrored-head-blocks` along the selected runs.
+Claims are judged on the run of every verdict seed, pictures show that of the first. On softmax regression the figures
+show one path at the authors' step sizes, without a search.
 
 Shapes: P measured steps, C classes, G frequency groups.
 """
@@ -132,7 +133,7 @@ def same_axes(panels: Sequence[Panel]) -> None:
     """Give scatter panels common limits, with room for the text below the points."""
     for name, room in (("x", 0.0), ("y", 0.22)):
         ends = [getattr(panel.axes, f"get_{name}lim")() for panel in panels]
-        low, high = min(low for low, _ in ends), max(high for _, high in ends)
+        low, high = np.min([low for low, _ in ends]), np.max([high for _, high in ends])
         for panel in panels:
             getattr(panel.axes, f"set_{name}lim")(low * (low / high) ** room, high)
 
@@ -198,7 +199,7 @@ def best_agreement(results: Results) -> float:
         (track.relation(i, often).pearson.value, loglog(track.count, track.trace[i], often).spearman.value)
         for i in rows
     ]
-    return max(map(min, both))
+    return float(np.max(np.min(both, axis=1)))
 
 
 register(

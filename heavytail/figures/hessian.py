@@ -79,7 +79,7 @@ def hessian_figure(name: str, paper: str, array: str, words: str, *, traces: boo
     def contrast(results: Results) -> float:
         inputs = num_inputs(results)
         pairs = [block_medians(entries, inputs) for entries in measured(results, array)]
-        return min(within / between if between else np.inf for within, between in pairs)
+        return float(np.min([within / between if between else np.inf for within, between in pairs]))
 
     rules = [
         claim("blocks-stand-out", ">=", 100.0,

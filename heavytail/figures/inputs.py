@@ -34,7 +34,7 @@ def plot_inputs(results: Results) -> Picture:
             group_losses(losses[-1], run, until=SHOWN)
         losses.append(picture.panel(row, 3, f"{name}: last step", "group (1 = most frequent)", ""))
         final_group_losses(losses[-1], runs)
-        if max(run.final_loss for run in runs) < SOLVED * runs[0].initial_loss:
+        if all(run.final_loss < SOLVED * runs[0].initial_loss for run in runs):
             for panel in losses:  # curves that leave a linear axis within two steps
                 panel.axes.set(yscale="log", ylim=(LOWEST, 2 * runs[0].initial_loss))
         else:

@@ -7,6 +7,8 @@ closes, overall and on the rarest group.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from heavytail.plotting.panels import final_group_losses, loss_label, overall_loss
@@ -26,13 +28,14 @@ def gap_closed(results: Results, run: Selected, *, rare: bool = False) -> float:
     """Return the share of the gap in final loss between GD and Adam that a run closes; NaN without a gap."""
     gd, adam = (results.selected(BASE, label) for label in BASE.optim)
     slow, fast, mine = (rarest(one) if rare else one.final_loss for one in (gd, adam, run))
-    return ratio(slow - mine, slow - fast) if slow > fast else float("nan")
+    return ratio(slow - mine, slow - fast) if slow > fast else math.nan
 
 
 def best(results: Results, ref: SweepRef, start: str) -> Selected:
     """Return the run with the smallest final loss of those whose label starts with `start`."""
-    runs = [results.selected(ref, label) for label in ref.optim if label.startswith(start)]
-    return min(runs, key=lambda run: run.final_loss)
+    aside = results.for_seed(results.place)  # a run that diverged is no failure of the best one
+    labels = [label for label in ref.optim if label.startswith(start)]
+    return results.selected(ref, min(labels, key=lambda label: aside.selected(ref, label).final_loss))
 
 
 def draw(results: Results, *refs: SweepRef) -> Picture:
@@ -97,15 +100,15 @@ register(
 
 
 def at_equal_loss(one: Selected, other: Selected) -> Array:
-    """Return the ratio of the group losses of two runs where each first has the overall loss that both reach [G]."""
+    """Return the ratio of the group losses of two runs, each in the row whose overall loss is nearest to the level [G].
+
+    The level is the larger one of the two final losses; NaN if that is infinite.
+    """
     level = max(one.final_loss, other.final_loss)
-    mine, theirs = (run.group_curves()[_first(run, level)] for run in (one, other))
+    if not math.isfinite(level):
+        return np.full(one.num_groups, math.nan)
+    mine, theirs = (run.group_curves()[np.abs(run.curve()[1] - level).argmin()] for run in (one, other))
     return np.array([ratio(a, b) for a, b in zip(mine, theirs, strict=True)])
-
-
-def _first(run: Selected, level: float) -> int:
-    """The row with the overall loss nearest to a level."""
-    return int(np.abs(run.curve()[1] - level).argmin())
 
 
 def decays(results: Results) -> tuple[Selected, Selected]:
@@ -116,8 +119,10 @@ def decays(results: Results) -> tuple[Selected, Selected]:
 def rise(results: Results) -> float:
     """Return the rise of the rarest group's final loss by weight decay, relative to the most frequent group's."""
     with_decay, without = (present(run)[1] for run in decays(results))
+    if not (np.isfinite(with_decay).all() and np.isfinite(without).all()):
+        return math.nan
     risen = with_decay - without
-    return ratio(risen[-1], risen[0]) if risen[0] > 0 else float("inf") if risen[-1] > 0 else float("nan")
+    return ratio(risen[-1], risen[0]) if risen[0] > 0 else math.inf if risen[-1] > 0 else math.nan
 
 
 register(

@@ -131,15 +131,15 @@ register(
         (
             claim("muon-balanced", ">=", 0.85,
                 "Muon, one step: probability of the worst item, smallest over frequencies (two levels, 1/k) and bases "
-                "(class, three rotations)", lambda results: min(worst("muon", None, *ROTATIONS))),
+                "(class, three rotations)", lambda results: np.min(worst("muon", None, *ROTATIONS))),
             claim("sign-balanced-in-class-basis", ">=", 0.85,
                 "sign descent, one step in the class basis: probability of the worst item, smallest over frequencies",
-                lambda results: min(worst("sign", None))),
+                lambda results: np.min(worst("sign", None))),
             claim("sign-unbalanced-rotated", "<=", 0.1,
                 "sign descent, one step in a rotated basis: probability of the worst item, largest over frequencies "
-                "and three rotations", lambda results: max(worst("sign", *ROTATIONS))),
+                "and three rotations", lambda results: np.max(worst("sign", *ROTATIONS))),
             claim("gd-unbalanced", "<=", 0.1, "GD, one step: probability of the worst item, largest over frequencies",
-                lambda results: max(worst("gd", None))),
+                lambda results: np.max(worst("gd", None))),
             claim("many-steps-muon", "<=", 0.8,
                 f"steps of Muon until the rarest group's loss is {SOLVED:.2f} nats, relative to GD's",
                 lambda results: rare_ratio(("muon", None), ("gd", None))),

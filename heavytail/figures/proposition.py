@@ -83,7 +83,7 @@ def eq1_error(results: Results) -> float:
     """Return the largest relative error of eq. 1 for gradient norms and traces at W = 0."""
     blocks = Blocks.read(results)
     pairs = zip(blocks.zero, blocks.zero_predicted, strict=True)
-    return max(float(np.abs(measured / predicted - 1).max()) for measured, predicted in pairs)
+    return float(np.max([np.abs(measured / predicted - 1).max() for measured, predicted in pairs]))
 
 
 def assumption_error(groups: int = 8) -> float:
@@ -98,7 +98,7 @@ def assumption_error(groups: int = 8) -> float:
     own = y[:, None] == np.arange(c)  # [N, C]
     count = own.sum(axis=0)
     square, means = (x**2).sum(axis=1), own.T.astype(float) @ x / count[:, None]
-    worst = 0.0
+    errors = []
     for p in PROBABILITIES:
         probability = np.where(own, p, (1 - p) / (c - 1))
         measured = theory.RowPrediction(
@@ -108,8 +108,8 @@ def assumption_error(groups: int = 8) -> float:
             count / n, np.full(c, p), np.linalg.norm(means, axis=1), own.T @ square / count
         )
         bound = (1 + 1 / p) / (c * count / n)
-        worst = max(worst, float((np.abs(measured.ratio / predicted.ratio - 1) / bound).max()))
-    return worst
+        errors.append((np.abs(measured.ratio / predicted.ratio - 1) / bound).max())
+    return float(np.max(errors))
 
 
 def indication(results: Results) -> float:
@@ -121,8 +121,8 @@ def indication(results: Results) -> float:
     rows = [i for i, step in enumerate(blocks.step) if WARMED_UP <= step <= SHOWN]
     if not rows:
         raise MissingRuns(f"nothing was measured from step {WARMED_UP} to {SHOWN}")
-    found = (loglog(blocks.measured.grad_norm[i], blocks.measured.trace[i], often).pearson.value for i in rows)
-    return float(np.max([*found]))
+    found = [loglog(blocks.measured.grad_norm[i], blocks.measured.trace[i], often).pearson.value for i in rows]
+    return float(np.max(found))
 
 
 def zipf_share(c: int) -> float:

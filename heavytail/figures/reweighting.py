@@ -38,14 +38,13 @@ def plot(results: Results) -> Picture:
         sgd, adam = (results.selected(plain, label) for label in PLAIN)
         others = {title: results.selected(ref, "gd+m") for ref, title in zip(weighted, WEIGHTED.values(), strict=True)}
         losses = [picture.panel(row, 0, f"{name}: overall", "step", loss_label("train"))]
-        overall_loss(losses[0], [sgd, adam])
+        overall_loss(losses[0], [sgd, adam], legend=False)
         for style, (title, run) in zip((":", "-."), others.items(), strict=True):
             if run.lr is None:
                 losses[0].note(f"{title}: no stable step size")
             else:
                 step, median, _, _ = run.curve()
                 losses[0].line(step, median, title, color="#2e7d32", linestyle=style)
-        losses[0].axes.get_legend().remove()
         plain_name = optimizer_name(sgd.label, stochastic=sgd.stochastic)
         named = {plain_name: sgd, "Adam": adam, **{f"{plain_name}, {title}": run for title, run in others.items()}}
         for column, (title, run) in enumerate(named.items(), 1):
@@ -53,9 +52,8 @@ def plot(results: Results) -> Picture:
             group_losses(losses[-1], run)
         picture.share_y(losses, 2 * sgd.initial_loss)
         picture.group_bar(losses, sgd.num_groups)
-    labels = {line.get_label() for line in picture.panels[0, 0].axes.get_lines()}
     words = {"SGD": "SGD or GD", "Adam": "Adam"} | {w: f"SGD or GD, loss weighted by {w}" for w in WEIGHTED.values()}
-    picture.legend(picture.panels[0, 0], {label: name for label, name in words.items() if label in labels})
+    picture.legend([picture.panels[row, 0] for row in range(len(PROBLEMS))], words)
     return picture
 
 

@@ -38,7 +38,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def problem(sweep: Sweep) -> tuple[str, ...]:
-    """Return the cells of a problem: model, data, batch, steps, optimizers, seeds."""
+    """Return the cells of a problem: model, data, batch, steps, optimizers, seeds of the verdicts."""
     model, data = (Component.parse(sweep.run[kind], kind) for kind in ("model", "data"))
     batch = sweep.run.get("batch_size")
     return (
@@ -47,7 +47,7 @@ def problem(sweep: Sweep) -> tuple[str, ...]:
         "full" if batch is None else _format(batch),
         _format(sweep.run["steps"]),
         _optimizers((arm.label for arm in sweep.arms), stochastic=batch is not None),
-        str(len(sweep.seeds)),
+        str(len(sweep.verdict_seeds)),
     )
 
 

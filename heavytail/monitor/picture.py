@@ -77,6 +77,7 @@ def _as_selected(split: str, track: Track, counts: Array, index: Array) -> Selec
         best=Best(_NAMES.get(split, split), None, (), ()),
         split=split,
         stochastic=True,
+        steps=int(track.step[-1]) if len(track.step) else 0,
         step=track.step,
         loss=loss[None],
         group_loss=by_group[None],

@@ -83,7 +83,14 @@ def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
     panel.axes.set(xscale="log", yscale="log", ylim=(floor, None), xlim=(0.5, rank[seen].max() + 0.5))
 
 
-def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = None, momentum: bool = False) -> None:
+def overall_loss(
+    panel: Panel,
+    runs: Sequence[Selected],
+    *,
+    until: int | None = None,
+    momentum: bool = False,
+    legend: bool = True,
+) -> None:
     """Draw the overall loss of several optimizers over steps: the median over seeds, shaded from minimum to maximum.
 
     Args:
@@ -91,6 +98,7 @@ def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = 
         runs: the optimizers.
         until: last step shown; None for all.
         momentum: whether names include "+m" or "-m"; lines without momentum are then dashed.
+        legend: whether to add a key.
     """
     for run in runs:
         name = optimizer_name(run.label, stochastic=run.stochastic, momentum=momentum)
@@ -104,7 +112,7 @@ def overall_loss(panel: Panel, runs: Sequence[Selected], *, until: int | None = 
         panel.band(step, low, high, name, color=colour, alpha=0.2)
         panel.line(step, median, name, color=colour, linestyle="--" if dashed else "-")
     panel.level(runs[0].initial_loss, "initial")
-    if any(run.lr is not None for run in runs):
+    if legend and any(run.lr is not None for run in runs):
         solved = all(run.final_loss < runs[0].initial_loss / 2 for run in runs)  # then the upper right corner is empty
         place = {"loc": "upper right", "bbox_to_anchor": (1, 0.92)} if solved else {"loc": "best"}
         panel.axes.legend(handlelength=1.4, **place)
@@ -141,7 +149,8 @@ def final_group_losses(panel: Panel, runs: Sequence[Selected]) -> None:
         style = {"color": optimizer_colour(run.label), "marker": "o", "markersize": 3.5}
         panel.line(np.arange(1, run.num_groups + 1), run.final_group_loss, name, **style)
     panel.level(runs[0].initial_loss, "initial")
-    panel.axes.legend(loc="best", handlelength=1.4)
+    if any(run.lr is not None for run in runs):
+        panel.axes.legend(loc="best", handlelength=1.4)
     panel.axes.set_ylim(bottom=0)
     panel.axes.set_xticks([1, runs[0].num_groups] if runs[0].num_groups > 1 else [1])
 

@@ -294,11 +294,11 @@ class Picture:
         bar.ax.tick_params(which="both", length=0)
         bar.outline.set_visible(False)
 
-    def legend(self, panel: Panel, names: Mapping[str, str]) -> None:
-        """Add a key of a panel's lines below the picture, by their labels and the names given to them."""
-        lines = {line.get_label(): line for line in panel.axes.get_lines()}
-        handles = [lines[label] for label in names]
-        self.figure.legend(handles, list(names.values()), loc="outside lower center", ncols=len(names))
+    def legend(self, panels: Iterable[Panel], names: Mapping[str, str]) -> None:
+        """Add a key of the lines of panels below the picture, by their labels; those without a name are left out."""
+        lines = {line.get_label(): line for panel in panels for line in panel.axes.get_lines()}
+        handles = {name: lines[label] for label, name in names.items() if label in lines}
+        self.figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(names))
 
     def colour_bar(self, panels: Sequence[Panel], label: str) -> None:
         """Add the key of the colours of image panels, which must share one range."""

@@ -228,7 +228,7 @@ def _figure_section(difference: Difference, name: str, changes: Sequence[Change]
         heading=record["title"],
         note=f"{name} · {record['paper']}{where}" + (" · the same plotted numbers in both" if same else ""),
         id=name,
-        pictures=[one for one in pictures if one.image or one.panels or one.missing],
+        pictures=pictures,
         tables=[_table(changes)] if changes else [],
         verdicts=Counter(change.kind for change in changes),
     )

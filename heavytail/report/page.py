@@ -296,8 +296,8 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims", rel
     ]
     every = [Section("All claims", id="all", tables=_claims_table(claims, linked=True))] if claims else []
     note = (
-        "The thresholds of the claims are the same at every scale, and verdicts come from seeds that the step-size "
-        "search has not used; below paper scale, a verdict is about a smaller problem."
+        "The thresholds of the claims are the same at every scale. Below the paper's, a verdict is about a smaller "
+        "problem, and comes from seeds that the step-size search has not used."
     )
     out.mkdir(parents=True, exist_ok=True)
     sections = [*drawn.values(), *rest, *every, *_environments(figures)]

@@ -232,7 +232,8 @@ class _Work:
                 tasks.append(drawing.Task(figure, missing[figure.id], key))
             else:
                 known.append((figure, claims))
-        write_claims(self.out, [claim for _, claims in known for claim in claims])
+        if known:
+            write_claims(self.out, [claim for _, claims in known for claim in claims])
         for figure, claims in known:
             self._done(figure, claims, 0.0)
         for task, made in drawing.draw(tasks, self.results, self.out, self.options.num_local()):

@@ -76,6 +76,7 @@ class Selected:
         best: the search that selected its step size.
         split: "train" or "test".
         stochastic: whether the runs used mini-batches ("SGD") or not ("GD").
+        steps: number of steps of a run that does not diverge.
         step: recorded steps [E].
         loss: overall loss of every seed [S, E].
         group_loss: loss of every frequency group [S, E, G], most frequent group first; NaN for one without samples.
@@ -91,6 +92,7 @@ class Selected:
     best: Best
     split: str
     stochastic: bool
+    steps: int
     step: Array
     loss: Array
     group_loss: Array
@@ -104,6 +106,13 @@ class Selected:
     def lr(self) -> float | None:
         """The selected step size, None if none was stable."""
         return self.best.chosen.lr if self.best.chosen else None
+
+    @property
+    def failure(self) -> str:
+        """Why its losses are infinite at the end: no stable step size, or a divergence; empty if they are not."""
+        if self.lr is None:
+            return f"{self.label} has no stable step size"
+        return "" if np.isfinite(self.loss).all() else f"{self.label} diverged at its selected step size"
 
     @property
     def num_groups(self) -> int:
@@ -134,9 +143,7 @@ class Selected:
 
     def until(self, share: float) -> Selected:
         """Return the first part of the run, up to a share of its steps; "final" is then the end of that part."""
-        if not self.step.size or share == 1.0:
-            return self
-        rows = int(np.searchsorted(self.step, share * self.step[-1], side="right"))
+        rows = int(np.searchsorted(self.step, share * self.steps, side="right"))
         return replace(self, step=self.step[:rows], loss=self.loss[:, :rows], group_loss=self.group_loss[:, :rows])
 
     def only(self, place: int) -> Selected:
@@ -186,6 +193,7 @@ class Results:
         figure: id of the current figure, for the command in error messages.
         data_dir: the data folder, for figures of the data themselves.
         place: place of the only verdict seed that is read; None for all of them.
+        failures: of the runs selected so far (`Selected.failure`).
     """
 
     store: RunStore
@@ -194,6 +202,7 @@ class Results:
     figure: str = ""
     data_dir: Path | None = None
     place: int | None = None
+    failures: list[str] = field(default_factory=list, repr=False)
     _sweeps: dict[SweepRef, Sweep] = field(default_factory=dict, repr=False)
     _searches: dict[tuple[str, str, str], Best] = field(default_factory=dict, repr=False)
     _selected: dict[tuple[str, str, str], dict[str, Selected]] = field(default_factory=dict, repr=False)
@@ -202,9 +211,9 @@ class Results:
         """Return these results with a figure's name in messages; the cache is shared."""
         return replace(self, figure=name)
 
-    def for_seed(self, place: int) -> Results:
+    def for_seed(self, place: int | None) -> Results:
         """Return these results with one verdict seed of each sweep, by its place; the cache is shared."""
-        return replace(self, place=place)
+        return replace(self, place=place, failures=[])
 
     def sweep(self, ref: SweepRef) -> Sweep:
         """Return a sweep, restricted to the optimizers of the reference."""
@@ -254,19 +263,26 @@ class Results:
         if split not in self._selected[key]:
             raise SpecError(f"test_every: preset '{ref.preset}' records no losses on '{split}'; expected 1 or more")
         run = self._selected[key][split].until(ref.shown.get(self.scale, 1.0))
-        return run if self.place is None else run.only(self.place)
+        run = run if self.place is None else run.only(self.place)
+        if run.failure:
+            self.failures.append(run.failure)
+        return run
 
     def probed(self, ref: SweepRef, label: str) -> History:
         """Return the run of a verdict seed (by default the first), with the measurements of probes under probe/<name>/.
 
         Raises:
-            MissingRuns: the search is not finished, or selected nothing, or the run has not been measured yet.
+            MissingRuns: the search is not finished, or selected nothing, or the run has not been measured yet, or it
+                diverged.
         """
         assert ref.probed, f"{ref} has no probes"
         specs = self.sweep(ref).verdict(self.search(ref, label))
         if not specs:
             raise MissingRuns(f"{ref.preset}, {label}: no step size was stable, so no run was measured")
-        return self._load(specs[min(self.place or 0, len(specs) - 1)], ref, label)
+        history = self._load(specs[min(self.place or 0, len(specs) - 1)], ref, label)
+        if history.status == "diverged":
+            raise MissingRuns(f"{ref.preset}, {label}: its run with seed {history.spec.seed} diverged")
+        return history
 
     def histories(self, ref: SweepRef, label: str) -> Iterator[History]:
         """Yield the runs of the verdict seeds, or of one; those of the smallest step size searched if none was stable.
@@ -293,9 +309,10 @@ class Results:
         """Read the runs of the verdict seeds one by one."""
         runs: dict[str, list[_Run]] = {split: [] for split in SPLITS}
         counts: dict[str, Array] = {}
+        group: Array | None = None  # of the first seed, as the counts: small data sets differ from seed to seed
         environments: list[Mapping[str, Any]] = []
         for history in replace(self, place=None).histories(ref, best.label):
-            group, stochastic = history.arrays["group"], history.spec.batch_size is not None
+            group = history.arrays["group"] if group is None else group
             if history.environment not in environments:
                 environments.append(history.environment)
             for split in SPLITS:
@@ -308,7 +325,12 @@ class Results:
                     if count.ndim == 2:
                         count = history.arrays.get("samples", count.sum(axis=0))
                     counts.setdefault(split, count)
-        shared = {"stochastic": stochastic, "group": group, "environments": tuple(environments)}
+        shared = {
+            "stochastic": history.spec.batch_size is not None,
+            "steps": history.spec.steps,
+            "group": group,
+            "environments": tuple(environments),
+        }
         return {
             split: _stack(best, split, mine, counts=counts[split], **shared) for split, mine in runs.items() if mine
         }
