@@ -133,3 +133,23 @@ class Hoards(torch.optim.Optimizer):
         end = time.process_time() + (self.BURNT if self.t % 10 == 0 else 0)
         while time.process_time() < end:
             pass
+
+
+class Sums(torch.optim.Optimizer):
+    """A step size that grows with what it has seen: kept in the parameter group, as Prodigy does, and in a tensor."""
+
+    def __init__(
+        self, params: Iterable[torch.Tensor], lr: float = 0.1, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "seen": torch.zeros(1), "last": [0.0, None]})
+        self.steps = torch.zeros(1)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    group["seen"] += p.grad.norm().cpu()
+                    p -= group["lr"] * (1 + group["seen"].item() + group["last"][0] + self.steps.item()) * p.grad
+            group["last"] = [float(group["seen"]), "seen"]
+        self.steps += 1

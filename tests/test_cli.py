@@ -110,6 +110,8 @@ def test_running_again_trains_nothing(tmp_path: Path, root: Path) -> None:
         (["--batch-size", "100"], "batch_size: expected at most 24 samples, got 100"),
         (["--batchsize", "100"], "unknown argument '--batchsize'; did you mean '--batch-size'?"),
         (["--device", "tpu"], "--device: expected cpu"),
+        (["--device", "cpu:x"], "--device: expected cpu"),
+        (["--device", "cuda:99"], "--device: expected cpu"),
     ],
 )
 def test_bad_settings_are_one_line(
@@ -285,6 +287,21 @@ def test_help_documents_environment_variables_and_exit_codes(capsys: pytest.Capt
         assert set(re.findall(r"HEAVYTAIL_[A-Z]+", text)) == read
     for text, pattern in ((shown, r"^  (\d+) "), (guide, r"^\| (\d+) \|")):
         assert re.findall(pattern, text, re.M) == ["0", "1", "2", "70", "130"]
+
+
+def test_tables_of_a_sweep_whose_verdict_is_elsewhere(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sweep --out` writes the tables of the runs that are here, says which are not, and calls nothing a bug."""
+    text = tiny_preset(5, "seeds = [0]\nverdict_seeds = [5, 6, 7]", 'name = "gd"\nlr = { exponents = [-2, -1] }')
+    (tmp_path / "mine.toml").write_text(text)
+    command = ["sweep", str(tmp_path / "mine.toml"), "--device", "cpu", "--jobs", "1"]
+    for part in (1, 2):
+        assert main([*command, "--shard", f"{part}/2", "--out", str(tmp_path / "out")]) == 0
+    assert "runs of other shards are missing" in capsys.readouterr().err
+    written = sorted(folder.name for folder in (tmp_path / "out" / "gd").iterdir())
+    assert set(written) < {"seed5", "seed6", "seed7"}
+    assert all((tmp_path / "out" / "gd" / name / "history.parquet").is_file() for name in written)
 
 
 def test_help_is_immediate() -> None:

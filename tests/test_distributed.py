@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heavytail.errors import SpecError
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import History, RunStore
 from heavytail.optim import REGISTRY as OPTIMIZERS
+from heavytail.train.distributed import joined
 from heavytail.train.engine import train
 from heavytail.train.group import ALONE, Group
-from tests.problems import ROOT
+from heavytail.train.options import Options
+from tests.problems import ROOT, tiny_preset
 from tests.test_engine import Groups
 
 TEXT = {"name": "stdlib-text", "max_tokens": 8_000, "max_vocab": 300}
@@ -216,3 +220,70 @@ def test_torchrun_starts_the_command_line(tmp_path: Path, processes: list[subpro
     assert processes[0].returncode == 0, err
     assert any(line.startswith("done: loss") for line in out.splitlines())
     assert RunStore(tmp_path).status(run) == "done"
+
+
+def test_processes_must_share_their_store(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+    """A checkpoint that one process alone can see is refused by both: their gradients would be of different steps."""
+    run, port, asked = spec(batch_size=10), free_port(), itertools.count()
+    train(run, RunStore(tmp_path / "0"), data_dir=tmp_path, should_stop=lambda: next(asked) == 7)
+    processes += [start(run, tmp_path / str(rank), rank, port) for rank in range(2)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 2, err
+        assert "expected one folder that all processes share" in err
+    found = RunStore(tmp_path / "0").load_partial(run)
+    assert found is not None
+    assert found[1] == 7
+
+
+# The command line of a sweep, in which one process fails at the fifth gradient of its first run.
+FAILS = "import sys; from heavytail import cli; from heavytail.train import engine; gradient = engine._Run._gradient\n"
+FAILS += "def failing(self, step, stats):\n"
+FAILS += "    if step == 5 and self.group.rank == int(sys.argv[1]): raise RuntimeError('the disk is on fire')\n"
+FAILS += "    return gradient(self, step, stats)\n"
+FAILS += "engine._Run._gradient = failing; raise SystemExit(cli.main(sys.argv[2:]))"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failure_in_one_process_ends_all(
+    failing: int, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    """No process goes on to the next run of a sweep while another is still in this one; the reason is printed."""
+    (tmp_path / "mine.toml").write_text(tiny_preset(20, "lr = [0.01, 0.1, 1.0]", 'name = "gd"'))
+    command = ["sweep", str(tmp_path / "mine.toml"), "--device", "cpu", "--root", str(tmp_path / "root")]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **group}
+    for rank in range(2):
+        ranked = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+        mine = [sys.executable, "-c", FAILS, str(failing), *command]
+        processes.append(subprocess.Popen(mine, env=ranked, stdout=-1, stderr=-1, text=True))
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes[failing] == 70, told[failing]
+    assert "the disk is on fire" in told[failing]
+    assert codes[1 - failing] == 2, told[1 - failing]
+    assert "another process of this run has ended" in told[1 - failing]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a number"),
+        ({"WORLD_SIZE": "2"}, "RANK: expected a number"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT: expected a number"),
+    ],
+)
+def test_an_environment_that_is_not_torchruns(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One line names the variable; an empty WORLD_SIZE is none."""
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SpecError, match=expected), joined(Options(tmp_path)):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with joined(Options(tmp_path)) as options:
+        assert options.group is None

@@ -665,6 +665,9 @@ class TwoRanks(Group):
     def any(self, flag: bool) -> bool:
         return flag
 
+    def same(self, number: int) -> bool:
+        return True
+
 
 @pytest.mark.usefixtures("_optimizers")
 def test_gradients_of_all_groups_are_summed(store: RunStore) -> None:

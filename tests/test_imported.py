@@ -32,6 +32,8 @@ OPTIMIZERS: dict[str, Any] = {
     "torch": "torch.optim.RMSprop",
     "one written in ten lines": "tests.outside.TenLines",
     "state of every kind": "tests.outside:Nested",
+    "sums in its groups": "tests.outside:Sums",
+    "prodigy": "pytorch_optimizer:Prodigy",
     "settings passed on": "tests.outside:Kwargs",
     "matrices only": MUON,
     "by role": MIXED,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import heavytail
 from heavytail.errors import SpecError
 from heavytail.monitor import trackers
-from heavytail.monitor.journal import read_journal
+from heavytail.monitor.journal import Journal, read_journal
 from heavytail.monitor.monitor import Monitor
 
 CLASSES = 12
@@ -205,6 +205,39 @@ def test_lightning_state_and_refusals(tmp_path: Path, caplog: pytest.LogCaptureF
     lightning_trainer(tmp_path, [old]).fit(module, token_loader(16))
     assert old.stopped is not None
     assert "expected the name of the classifier" in old.stopped
+
+
+def test_lightning_after_a_failed_training(tmp_path: Path) -> None:
+    """A training that raised leaves no hook, and the same callback measures the next module."""
+    from heavytail.monitor.lightning import MonitorCallback
+
+    failing, module, callback = lightning_module(), lightning_module(), MonitorCallback(head="head", every_n_steps=1)
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    failing.training_step = fail
+    with pytest.raises(ZeroDivisionError):
+        lightning_trainer(tmp_path, [callback]).fit(failing, token_loader(16))
+    assert not failing.head._forward_hooks
+    lightning_trainer(tmp_path, [callback]).fit(module, token_loader(16))
+    assert callback.stopped is None
+    assert callback.readings["train"].count.sum() > 0
+    assert not module.head._forward_hooks
+
+
+def test_lightning_trains_on_without_its_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A journal with the readings of another run stops with one line; readings and training go on."""
+    from heavytail.monitor.lightning import MonitorCallback
+
+    monitor = Monitor(CLASSES, num_groups=1)
+    monitor.update(torch.zeros(4, CLASSES), torch.arange(4) % CLASSES)
+    for step in (1, 4):
+        Journal(tmp_path / "j").write(step, monitor.compute())
+    callback = MonitorCallback(head="head", every_n_steps=2, journal=Journal(tmp_path / "j"))
+    lightning_trainer(tmp_path, [callback]).fit(lightning_module(), token_loader(16))
+    assert caplog.text.count("the journal stops, training goes on") == 1
+    assert callback.stopped is None
 
 
 # -- trackers --------------------------------------------------------------------------------------------------------

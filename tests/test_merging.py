@@ -90,6 +90,25 @@ def test_the_more_advanced_attempt_is_kept(
     assert content(b, spec) == (content(a, spec) if what == "advanced" else kept)
 
 
+@pytest.mark.parametrize("way", [(0, 1), (1, 0)])
+def test_a_longer_unfinished_run_is_kept_beside_a_finished_one(
+    way: tuple[int, int], stores: tuple[RunStore, RunStore]
+) -> None:
+    """The steps that a run of 20 has made are not lost to a finished one of 10, whichever way they are merged."""
+    a, b = (stores[i] for i in way)
+    short, long = tiny(steps=10), tiny(steps=20)
+    stores[0].save(rising(short), step=10, checkpoint={"x": np.ones(1)})
+    stores[1].save(rising(long, "interrupted", end=15), step=15, checkpoint={"x": np.full(1, 15)})
+    merged(a, b)
+    assert b.status(short) == "done"
+    found = b.load_partial(long)
+    assert found is not None
+    assert (found[1], found[2]["x"].tolist()) == (15, [15])
+    kept = content(b, short)
+    assert merged(a, b) == ["same"]
+    assert content(b, short) == kept
+
+
 def test_finished_runs_join_their_measurements(stores: tuple[RunStore, RunStore]) -> None:
     """A longer run and a probe of a shorter one end up in one run, whichever way they are merged."""
     a, b = stores

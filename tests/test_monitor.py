@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 import textwrap
 import tracemalloc
@@ -461,6 +463,52 @@ def test_watching_does_not_change_training_and_ends() -> None:
         return head.weight.detach(), head
 
     torch.testing.assert_close(train(True)[0], train(False)[0], rtol=0, atol=0)
+
+
+def test_copies_of_a_watched_model_are_not_watched() -> None:
+    """A copy and a pickle have hooks that do nothing; neither reports to the monitor, and both compute the same."""
+    model, monitor = nn.Sequential(nn.Linear(3, 4)), Monitor(4)
+    x = torch.randn(5, 3)
+    with monitor.watch(model[0]) as watch:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+            torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
+            watch._inputs = None
+            other(x)
+            assert watch._inputs is None
+
+
+def test_a_head_may_be_called_by_keyword() -> None:
+    """`head(input=x)` is the same forward pass, watched or not, and its statistics are the same."""
+    head, x, y = nn.Linear(3, 4), torch.randn(6, 3), torch.arange(6) % 4
+    read = []
+    for call in (lambda: head(x), lambda: head(input=x)):
+        monitor = Monitor(4)
+        with monitor.watch(head):
+            monitor.update(call(), y)
+        read.append(monitor.compute().head)
+    np.testing.assert_array_equal(read[0]["grad_norm"], read[1]["grad_norm"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_head_statistics_of_many_rows_in_half_precision(dtype: torch.dtype) -> None:
+    """Sums over 16 384 rows with an outlier feature leave the range of float16: they are those of single precision."""
+    torch.manual_seed(0)
+    x, y = torch.randn(16_384, 8), torch.arange(16_384) % 5 % 3
+    x[:, 3] = 60
+    read = {}
+    for kind in (torch.float32, dtype):
+        head, monitor = nn.Linear(8, 5).to(kind), Monitor(5)
+        with torch.no_grad():
+            head.weight.copy_(torch.linspace(-0.1, 0.1, 40).view(5, 8))
+            head.bias.zero_()
+        with monitor.watch(head):
+            monitor.update(head(x.to(kind)), y)
+        read[kind] = monitor.compute().head
+    for name in ("grad_norm", "trace"):
+        np.testing.assert_allclose(read[dtype][name], read[torch.float32][name], rtol=0.03)
 
 
 def test_a_watched_head_must_fit_its_targets() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import logging
 import math
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 import heavytail
 from heavytail.errors import SpecError
 from heavytail.metrics import FrequencyGroups
-from heavytail.monitor.journal import read_journal
+from heavytail.monitor.journal import Journal, read_journal
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers accelerate")
 pytest.importorskip("accelerate", reason="pip install transformers accelerate")
@@ -500,6 +502,41 @@ def test_a_resumed_training_continues_the_counts(tmp_path: Path, restore: bool) 
     for name in ("loss", "class_count", "count"):
         np.testing.assert_array_equal(getattr(resumed.readings["train"], name), getattr(whole.readings["train"], name))
     np.testing.assert_array_equal(resumed.readings["train"].groups.index, whole.readings["train"].groups.index)
+
+
+def test_a_trained_model_can_be_copied_and_pickled(tmp_path: Path) -> None:
+    """What the callback leaves on the model neither stops pickle nor measures copies."""
+    callback = MonitorCallback(head=True)
+    trainer = make_trainer(tmp_path, gpt2(), causal_rows(), callbacks=[callback])
+    trainer.train()
+    buffer = io.BytesIO()
+    torch.save(trainer.model, buffer)
+    buffer.seek(0)
+    rows = {"input_ids": causal_rows()[0]["input_ids"][None]}
+    callback._armed = True
+    for other in (copy.deepcopy(trainer.model), torch.load(buffer, weights_only=False)):
+        callback._hidden.clear()
+        other(**rows)
+        assert not callback._hidden
+
+
+def test_a_journal_that_cannot_be_written_stops_alone(tmp_path: Path, caplog: Any) -> None:
+    """Readings of another run in its folder are told once; training and its log go on with every entry."""
+    for step in (1, 4):
+        Journal(tmp_path / "j").write(step, _reading())
+    callback = MonitorCallback(journal=Journal(tmp_path / "j"))
+    trainer = make_trainer(tmp_path, gpt2(), causal_rows(), callbacks=[callback])
+    trainer.train()
+    assert caplog.text.count("the journal stops, training goes on") == 1
+    assert "holds readings of another run" in caplog.text
+    assert callback.stopped is None
+    assert all("loss/group_01" in entry for entry in trainer.state.log_history if "learning_rate" in entry)
+
+
+def _reading() -> heavytail.Reading:
+    monitor = heavytail.Monitor(3, num_groups=1)
+    monitor.update(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+    return monitor.compute()
 
 
 def test_removed_it_does_nothing(tmp_path: Path) -> None:

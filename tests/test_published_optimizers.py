@@ -191,6 +191,15 @@ def test_interrupted_and_resumed_is_uninterrupted(name: str, tmp_path: Path) -> 
     assert np.array_equal(whole.loss, resumed.loss)
 
 
+def test_probes_measure_the_parameters_of_the_losses(tmp_path: Path) -> None:
+    """A probe sees the parameters of the recorded row: those of the average, where the optimizer has one."""
+    for name in ("adam", "schedule-free"):
+        run = tiny(optim=name, steps=8, eval_every=4, probes=[{"name": "head-blocks", "at": [0, 4, 8]}])
+        arrays = train(run, RunStore(tmp_path / name), data_dir=tmp_path).arrays
+        measured, recorded = arrays["probe/head-blocks/p_correct"], arrays["train/p_correct"]
+        np.testing.assert_allclose(measured, recorded, rtol=1e-5)
+
+
 def test_schedule_free_losses_are_those_of_the_average(tmp_path: Path) -> None:
     """The recorded loss is that at the average, and recording it rarely or often changes no bit of the trajectory."""
     rare = train(tiny(optim="schedule-free", steps=10, eval_every=10), RunStore(tmp_path / "a"), data_dir=tmp_path)

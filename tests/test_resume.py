@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import History, RunStore
 from heavytail.models import REGISTRY as MODELS
 from heavytail.optim import REGISTRY as OPTIMIZERS
-from heavytail.train import checkpoint
+from heavytail.train import checkpoint, engine
 from heavytail.train.engine import train
 
 C, N, STEPS = 7, 12, 5
@@ -127,6 +129,39 @@ def test_every_way_of_training_at_every_step(variant: str, tmp_path: Path) -> No
     assert whole.resumed == []
     assert [r["step"] for r in resumed.resumed] == [0, 1, 2, 3, 4, 5]
     assert all(r["at"].endswith("+00:00") for r in resumed.resumed)
+
+
+def test_steps_before_a_commit_are_judged_after_it(tmp_path: Path) -> None:
+    """A loss that was not read before the interruption, as on a GPU, makes the resumed run diverge."""
+    run, asked = spec("linear", "gd"), itertools.count()
+    train(run, RunStore(tmp_path), data_dir=tmp_path, should_stop=lambda: next(asked) == 4)
+    found = RunStore(tmp_path).load_partial(run)
+    assert found is not None
+    history, step, state = found
+    history.arrays["objective"][2] = 1e9
+    RunStore(tmp_path).save(history, step=step, checkpoint=state)
+    assert train(run, RunStore(tmp_path), data_dir=tmp_path).status == "diverged"
+    found = RunStore(tmp_path).read(run.key)
+    assert found[1]["step"] == 2
+
+
+def test_a_slow_commit_is_not_repeated_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where writing takes longer than the time between commits, the time is counted from its end."""
+    now, commits = itertools.count(), []
+    late = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: next(now) + late[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(engine, "time", clock)
+    save = RunStore.save
+
+    def slow(self: RunStore, *args: Any, **kwargs: Any) -> None:
+        late[0] += 10 * engine.COMMIT_SECONDS
+        commits.append(kwargs["step"])
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(RunStore, "save", slow)
+    train(spec("linear", "gd", steps=200), RunStore(tmp_path), data_dir=tmp_path)
+    assert 2 < len(commits) < 50
+    assert commits[-1] == 200
 
 
 @pytest.mark.parametrize("model", ["linear", "cnn"])

@@ -234,10 +234,13 @@ def options(args: argparse.Namespace, workers: int | None = None) -> Options:
     elif device is None or device != "cpu":
         import torch
 
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        allowed = ["cpu", *(name for name, usable in available.items() if usable)]
-        device = device or ("cuda" if available["cuda"] else "cpu")
-        if device.split(":")[0] not in allowed:
+        allowed = ["cpu"]
+        if torch.cuda.is_available():
+            allowed += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            allowed.append("mps")
+        device = device or ("cuda" if "cuda" in allowed else "cpu")
+        if device not in allowed:
             listed = " or ".join(allowed) if len(allowed) > 1 else "cpu (no GPU is available)"
             raise SpecError(f"--device: expected {listed}, got '{device}'")
     return Options(data_dir(args), device, workers, args.compile, executor=name, settings=chosen, shard=shard)

@@ -92,7 +92,7 @@ def _write_tables(specs: Sequence[RunSpec], store: RunStore, out: Path) -> None:
     from heavytail.report.tables import write_tables
 
     for spec in specs:
-        folder = writable(out / f"seed{spec.seed}")
         history = store.load(spec)
-        assert history is not None
-        write_tables(history, folder)
+        if history is None:  # it has failed, or is left to another shard
+            continue
+        write_tables(history, writable(out / f"seed{spec.seed}"))

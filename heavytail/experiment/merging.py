@@ -78,7 +78,12 @@ def _take(source: RunStore, destination: RunStore, key: str, theirs: Commit, att
     taken = best is not mine
     if taken:
         destination.adopt(key, best)
-    if attempt is not None and other is None and (best is theirs or _same(best, theirs)):
+    rest = mine if best is theirs else theirs
+    if attempt is not None and not (best is theirs or _same(best, theirs)):
+        attempt = None
+    if attempt is None and rest is not None and _farther(rest, best):
+        attempt = rest
+    if attempt is not None and other is None:
         destination.adopt(key, attempt, attempt=True)
     if taken and best is theirs:
         _keep_time(source, destination, key)
@@ -92,6 +97,12 @@ def _best(mine: Commit, theirs: Commit) -> Commit:
         both = merged(mine, theirs)
         return mine if _same(both, mine) else both
     return theirs if (finished[1], theirs.record["step"]) > (finished[0], mine.record["step"]) else mine
+
+
+def _farther(commit: Commit, finished: Commit) -> bool:
+    """Whether an unfinished run has passed the last step of a finished one, which a longer run continues from there."""
+    statuses = [one.record["status"] in FINISHED for one in (commit, finished)]
+    return statuses == [False, True] and bool(commit.record["step"] > finished.record["step"])
 
 
 def _same(a: Commit, b: Commit) -> bool:

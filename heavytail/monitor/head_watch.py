@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from heavytail.errors import SpecError
 from heavytail.head import linear_cross_entropy
 from heavytail.metrics import FrequencyGroups
+from heavytail.monitor.hooks import Hook, first_input, recomputing
 from heavytail.monitor.ranks import add_over_ranks
 
 Array = NDArray[np.float64]
@@ -43,7 +44,7 @@ class HeadWatch:
         self.head = head
         self._inputs: Tensor | None = None
         self._before: Tensor | None = None
-        self._handles: list[Any] = [head.register_forward_hook(self._keep)]
+        self._handles: list[Any] = [Hook(head, self._keep)]
         if optimizer is not None:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -98,6 +99,8 @@ class HeadWatch:
         features, b = inputs.reshape(-1, inputs.shape[-1]), self.head.bias
         with torch.inference_mode(False), torch.enable_grad():
             features, targets = features.clone(), targets.clone().to(features.device)
+            if features.itemsize < 4:  # the sums over all rows leave the range of float16, the precision of bfloat16
+                features = features.float()
             weight = _whole(self.head.weight).to(features.dtype).clone().requires_grad_()
             bias = None if b is None else _whole(b).to(features.dtype).clone()
             out = linear_cross_entropy(features, weight, bias, targets, normalizer=1.0, ignore_index=-1, curvature=True)
@@ -131,9 +134,9 @@ class HeadWatch:
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
-    def _keep(self, head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not recomputing():
-            self._inputs = inputs[0].detach()
+            self._inputs = first_input(args, kwargs)
 
     @torch.no_grad()
     def _before_step(self, *_: object) -> None:
@@ -146,11 +149,6 @@ class HeadWatch:
         self._moved = _whole(moved) + (0 if self._moved is None else self._moved)
         self._steps += 1
         self._before = None
-
-
-def recomputing() -> bool:
-    """Whether this is a backward pass, in which activation checkpointing repeats forward passes."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _whole(weight: Tensor) -> Tensor:

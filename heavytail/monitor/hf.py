@@ -29,8 +29,10 @@ from transformers.trainer_callback import ExportableState
 from heavytail.errors import SpecError
 from heavytail.monitor.alarms import Alarm, Alarms
 from heavytail.monitor.head_watch import HeadWatch
-from heavytail.monitor.journal import Journal
+from heavytail.monitor.hooks import Hook, first_input
+from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
+from heavytail.monitor.ranks import leave
 
 __all__ = ["FrequencyLoss", "MonitorCallback"]
 
@@ -233,6 +235,7 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def _stop(self, reason: str) -> None:
         self.stopped = reason
         self._armed = False
+        leave(self.settings.get("process_group"))
         _log.warning("the monitor stops, training goes on: %s", reason)
 
     def _find_trainer(self) -> None:
@@ -258,20 +261,20 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Keep what the head is given. Added before any compilation, as compiled code does not see later hooks."""
         head, body = _head(model), _body(model)
 
-        def keep_inputs(module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
-            if self._armed and given and isinstance(given[0], Tensor):
-                self._hidden["head"] = given[0].detach()
+        def keep_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+            if self._armed and (given := first_input(args, kwargs)) is not None:
+                self._hidden["head"] = given
 
-        def keep_output(module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+        def keep_output(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
             if self._armed:
                 last = result[0] if isinstance(result, tuple | list) else getattr(result, "last_hidden_state", None)
                 if isinstance(last, Tensor):
                     self._hidden["body"] = last.detach()
 
         if head is not None:
-            self._handles.append(head.register_forward_hook(keep_inputs))
+            self._handles.append(Hook(head, keep_inputs))
         if body is not None and body is not model:
-            self._handles.append(body.register_forward_hook(keep_output))
+            self._handles.append(Hook(body, keep_output))
 
     def _measure(
         self, loss: Tensor, labels: Tensor, shifted: Tensor | None, outputs: list[Any], items: Any, training: bool
@@ -413,8 +416,7 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.readings[split] = reading
         state = self._trainer.state
         if state.is_world_process_zero:
-            if self.journal is not None:
-                self.journal.write(state.global_step, reading, split)
+            self.journal = written(self.journal, state.global_step, reading, split)
             self.alarms.check(state.global_step, reading, split)
         return reading
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 import struct
@@ -27,13 +28,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heavytail.errors import DataError, SpecError, StoreError
+from heavytail.errors import DataError, HeavyTailError, SpecError, StoreError
 from heavytail.files import check_shape, write_atomic
 
 if TYPE_CHECKING:
     from heavytail.monitor.monitor import Reading
 
 __all__ = ["Journal", "Track", "read_journal"]
+
+_log = logging.getLogger("heavytail")
 
 Array = NDArray[Any]
 _OVERALL = ("loss", "accuracy", "p_correct")
@@ -118,6 +121,17 @@ class Journal:
                 f"{self.folder}: holds readings of another run, every {usual} steps, got step {step}; "
                 "give each run a folder of its own, or remove this one"
             )
+
+
+def written(journal: Journal | None, step: int, reading: Reading, split: str) -> Journal | None:
+    """Write a reading inside a training, which goes on if that fails; return the journal, None once it has failed."""
+    if journal is not None:
+        try:
+            journal.write(step, reading, split)
+        except HeavyTailError as error:
+            _log.warning("the journal stops, training goes on: %s", error)
+            return None
+    return journal
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from heavytail.errors import SpecError
 from heavytail.monitor.alarms import Alarm, Alarms
-from heavytail.monitor.head_watch import recomputing
-from heavytail.monitor.journal import Journal
+from heavytail.monitor.hooks import Hook, first_input, recomputing
+from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
+from heavytail.monitor.ranks import leave
 
 __all__ = ["FrequencyLoss", "MonitorCallback"]
 
@@ -99,23 +100,30 @@ class MonitorCallback(Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add the hook to the head, before anything is compiled or wrapped."""
-        if self.head is None or self._handle is not None:
+        if self.head is None:
             return
         modules = dict(pl_module.named_modules())
         linear = modules.get(self.head)
+        if self._handle is not None and linear is self._linear:
+            return
+        self.teardown(trainer, pl_module, stage)  # of another module, whose training has failed
         if not isinstance(linear, nn.Linear):
             known = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
             raise SpecError(
                 f"head: expected a Linear of the module ({', '.join(known) or 'it has none'}), got {self.head}"
             )
         self._linear = linear
-        self._handle = linear.register_forward_hook(self._keep)
+        self._handle = Hook(linear, self._keep)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._inputs = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the hook: Lightning tears nothing down after an exception."""
+        self.teardown(trainer, pl_module, "")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Forget inputs of the head that another forward pass left."""
@@ -192,9 +200,14 @@ class MonitorCallback(Callback):  # type: ignore[misc]
 
     # -- pieces --------------------------------------------------------------------------------------------------
 
-    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not recomputing():
-            self._inputs = inputs[0].detach()
+            self._inputs = first_input(args, kwargs)
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = reason
+        leave(self._settings.get("process_group"))
+        _log.warning("the monitor stops, training goes on: %s", reason)
 
     @torch.no_grad()
     def _add(self, split: str, outputs: Any, batch: Any) -> None:
@@ -214,8 +227,7 @@ class MonitorCallback(Callback):  # type: ignore[misc]
                     f"(or losses), got {got or 'nothing'}"
                 )
         except SpecError as error:
-            self.stopped = str(error)
-            _log.warning("the monitor stops, training goes on: %s", error)
+            self._stop(str(error))
         self._inputs = None
 
     def _add_head(self, split: str, batch: Any) -> None:
@@ -258,8 +270,7 @@ class MonitorCallback(Callback):  # type: ignore[misc]
         try:
             reading = monitor.compute()
         except SpecError as error:  # nothing seen at all
-            self.stopped = str(error)
-            _log.warning("the monitor stops, training goes on: %s", error)
+            self._stop(str(error))
             return
         monitor.reset()
         if not reading.count.sum() and not reading.nonfinite.sum():
@@ -275,8 +286,7 @@ class MonitorCallback(Callback):  # type: ignore[misc]
         if split == "train":
             self._logged = step
         if trainer.is_global_zero:
-            if self.journal is not None:
-                self.journal.write(step, reading, split)
+            self.journal = written(self.journal, step, reading, split)
             self.alarms.check(step, reading, split)
 
 

@@ -28,7 +28,8 @@ from heavytail.errors import SpecError
 from heavytail.head import HeadOutput
 from heavytail.metrics import ClassStats, FrequencyGroups
 from heavytail.monitor.grouping import Grouping, class_counts, named_groups
-from heavytail.monitor.head_watch import HeadWatch, recomputing
+from heavytail.monitor.head_watch import HeadWatch
+from heavytail.monitor.hooks import recomputing
 from heavytail.monitor.ranks import add_over_ranks
 from heavytail.monitor.tokens import examples, token_bytes
 
@@ -248,7 +249,7 @@ class Monitor:
             SpecError: a shape or type does not fit, or, on a CPU, a target is out of range. On a GPU, where checking
                 would synchronize, such targets are left out and `compute` raises.
         """
-        if not torch.compiler.is_compiling() and recomputing():
+        if recomputing():
             return  # activation checkpointing repeats the forward pass: these rows are counted
         if isinstance(values, HeadOutput):
             correct, plain = values.correct, True

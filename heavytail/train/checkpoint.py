@@ -10,7 +10,7 @@ parameter's layout, and the order of the axes of state with another layout (eige
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,11 @@ from heavytail.metrics import ClassStats
 RUNNING = ("count", "loss_sum", "correct", "p_correct_sum")
 _COMMON = set(vars(torch.optim.Optimizer([nn.Parameter(torch.zeros(1))], {})))  # attributes of every optimizer
 _OTHER = "optim-other"  # JSON of state that is no tensor
+# Getter and setter of the generator of a device, from which dropout draws there.
+_GENERATORS: dict[str, tuple[Callable[[torch.device], torch.Tensor], Callable[[torch.Tensor, torch.device], None]]] = {
+    "cuda": (torch.cuda.get_rng_state, torch.cuda.set_rng_state),
+    "mps": (lambda _: torch.mps.get_rng_state(), lambda state, _: torch.mps.set_rng_state(state)),
+}
 
 
 def size(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -33,8 +38,9 @@ def size(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of the tensors in an optimizer's state, in attributes of the optimizer too."""
-    held = [*optimizer.state.values(), *map(_own, parts(optimizer))]
+    """Return the bytes of the tensors in an optimizer's state, in its attributes and its parameter groups too."""
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    held = [*optimizer.state.values(), *map(_own, parts(optimizer)), *settings]
     return sum(t.numel() * t.element_size() for state in held for t in _tensors(state))
 
 
@@ -68,15 +74,19 @@ def pack(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, running:
         for name, value in _own(part).items():
             path = f"attribute/{index}/{name}"
             other[path] = _describe(value, path, arrays, type(part).__name__)
+    for index, group in enumerate(table["param_groups"]):
+        for name, value in group.items():  # some optimizers keep step counts and running sums in their groups
+            path = f"group/{index}/{name}"
+            if isinstance(value, bool | int | float):
+                arrays[path] = np.array(value)
+            elif name != "params" and _is_state(value):
+                other[path] = _describe(value, path, arrays, type(optimizer).__name__)
     if other:
         arrays[_OTHER] = np.frombuffer(json.dumps(other).encode(), np.uint8)
-    for index, group in enumerate(table["param_groups"]):
-        for name, value in group.items():
-            if isinstance(value, bool | int | float):  # some optimizers keep step counts in their groups
-                arrays[f"group/{index}/{name}"] = np.array(value)
     arrays["rng/cpu"] = torch.get_rng_state().numpy()
-    if torch.cuda.is_available():
-        arrays["rng/cuda"] = torch.cuda.get_rng_state().numpy()
+    device = parameters[0].device
+    if device.type in _GENERATORS:
+        arrays[f"rng/{device.type}"] = _GENERATORS[device.type][0](device).numpy()
     if running is not None:
         arrays |= {f"running/{name}": _host(getattr(running, name)) for name in RUNNING}
     return arrays
@@ -115,6 +125,8 @@ def unpack(
         restored = _rebuild(description, arrays)
         if kind == "attribute":
             attributes.append((parts(optimizer)[int(index)], name, restored))
+        elif kind == "group":
+            groups[int(index)][name] = _placed(restored, groups[int(index)].get(name), parameters[0].device)
         else:
             state.setdefault(int(index), {})[name] = restored
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -122,12 +134,13 @@ def unpack(
         parameter = parameters[number]
         loaded = optimizer.state[parameter]
         for name, entry in saved.items():
-            loaded[name] = _exact(loaded.get(name), entry, parameter.device)
+            loaded[name] = _placed(entry, loaded.get(name), parameter.device)
     for part, name, entry in attributes:
-        setattr(part, name, _exact(getattr(part, name, None), entry, parameters[0].device))
+        setattr(part, name, _placed(entry, getattr(part, name, None), parameters[0].device))
     torch.set_rng_state(_tensor(arrays["rng/cpu"]))
-    if "rng/cuda" in arrays and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_tensor(arrays["rng/cuda"]))
+    device = parameters[0].device
+    if f"rng/{device.type}" in arrays and device.type in _GENERATORS:
+        _GENERATORS[device.type][1](_tensor(arrays[f"rng/{device.type}"]), device)
     if running is not None and "running/count" in arrays:
         for name in RUNNING:
             getattr(running, name).copy_(_tensor(arrays[f"running/{name}"]))
@@ -196,21 +209,16 @@ def _rebuild(described: Any, arrays: dict[str, Array]) -> Any:
     return described["value"]
 
 
-def _exact(loaded: Any, saved: Any, device: torch.device) -> Any:
-    """The saved value; tensors on the device, and in the layout, in which the optimizer loaded them."""
+def _placed(saved: Any, now: Any, device: torch.device) -> Any:
+    """The saved value, its tensors on the devices of those in the optimizer's present value, by default `device`."""
     if isinstance(saved, torch.Tensor):
-        if isinstance(loaded, torch.Tensor) and loaded.dtype == saved.dtype:
-            return loaded
-        return saved.to(loaded.device if isinstance(loaded, torch.Tensor) else device)
+        return saved.to(now.device if isinstance(now, torch.Tensor) else device)
     if isinstance(saved, list | tuple):
-        pairs = (
-            zip(loaded, saved, strict=True)
-            if isinstance(loaded, list | tuple) and len(loaded) == len(saved)
-            else ((None, s) for s in saved)
-        )
-        return type(saved)(_exact(a, b, device) for a, b in pairs)
+        alike = isinstance(now, list | tuple) and len(now) == len(saved)
+        pairs = zip(saved, now, strict=True) if alike else ((value, None) for value in saved)
+        return type(saved)(_placed(value, other, device) for value, other in pairs)
     if isinstance(saved, dict):
-        return {k: _exact(loaded.get(k) if isinstance(loaded, dict) else None, v, device) for k, v in saved.items()}
+        return {k: _placed(v, now.get(k) if isinstance(now, dict) else None, device) for k, v in saved.items()}
     return saved
 
 

@@ -35,9 +35,10 @@ def joined(options: Options) -> Iterator[Options]:
         options: how to run. Each process uses the GPU of its local rank.
 
     Raises:
-        SpecError: under torchrun, `workers` is above 1, or the executor is not "local".
+        SpecError: under torchrun, `workers` is above 1, or the executor is not "local"; or the environment is not
+            torchrun's.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", "1")
     if size == 1:
         yield options
         return
@@ -51,8 +52,18 @@ def joined(options: Options) -> Iterator[Options]:
 
     device, backend = options.device, "gloo"
     if device.startswith("cuda"):
-        device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "cpu:gloo,cuda:nccl"
+        device, backend = f"cuda:{_number('LOCAL_RANK')}", "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
+    for name in ("RANK", "MASTER_PORT"):
+        _number(name)
     exchange(lambda: dist.init_process_group(backend))
     yield replace(options, device=device, workers=1, group=Group(dist.get_rank(), size))
     dist.destroy_process_group()  # not after an error: the other processes may have died
+
+
+def _number(name: str, default: str = "") -> int:
+    """Return a number that torchrun has put into the environment."""
+    text = os.environ.get(name) or default
+    if not text.isdecimal():
+        raise SpecError(f"{name}: expected a number, as torchrun sets it, got '{text}'; unset WORLD_SIZE without it")
+    return int(text)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from heavytail.data import Batch, Data, Split
-from heavytail.errors import HeavyTailError, RefusedError, SpecError
+from heavytail.errors import HeavyTailError, RefusedError, SpecError, StoreError
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec, derive_seed
 from heavytail.experiment.store import UNSTABLE, Array, History, RunStore, Status
@@ -85,10 +85,12 @@ def train(
 
     Raises:
         LostProcess: another process of the group has died; the run is committed as interrupted.
+        StoreError: the processes of the group see different commits of the run.
     """
     with store.lock(spec) if group.rank == 0 else nullcontext():
         group.wait()  # for the lock
         finished = store.finished(spec)
+        _check_shared(group, int(finished is not None), store)
         if finished is not None:
             return finished
         try:
@@ -238,7 +240,7 @@ class _Run:
             last = step == spec.steps
             if self.group.any(now - committed > COMMIT_SECONDS):
                 self._commit("running", step, self._state())
-                committed = now
+                committed = time.monotonic()  # writing a large state may take longer than the time between commits
             if self.group.any(should_stop()):
                 return self._commit("interrupted", step, self._state())
             if spec.may_end and (ended := self._unstable(recorded)) is not None:
@@ -461,7 +463,8 @@ class _Run:
         if not due or self.group.rank > 0:  # measuring changes nothing, so one process is enough
             return
         self.model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
+        average = _averaged(self.optimizer) if self.averages else nullcontext()
+        with torch.no_grad(), torch.random.fork_rng(), average:
             view = StepView(step, self.model, self.data, self._pairs)
             for name, probe in due.items():
                 for key, value in {"step": np.int64(step), **probe.measure(view)}.items():
@@ -514,6 +517,7 @@ class _Run:
     def _resume(self) -> None:
         """Continue from the last commit, if there is one."""
         found = self.store.load_partial(self.spec)
+        _check_shared(self.group, -1 if found is None else found[1], self.store)
         if found is None:
             return
         history, self.start, arrays = found
@@ -521,7 +525,6 @@ class _Run:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.resumed = [*history.resumed, {"step": self.start, "at": now}]
         self.spent = history.timing.get("seconds", 0.0)
-        self.judged = self.start
         for name, value in history.arrays.items():
             if name == "objective":
                 self.objective = list(torch.from_numpy(value[: self.start].copy()).to(self.sums_device))
@@ -529,6 +532,15 @@ class _Run:
                 self.rows[name] = [value] * len(history.arrays[name.replace("count", "step")])
             elif name not in ("group", "samples"):
                 self.rows[name] = list(value)
+
+
+def _check_shared(group: Group, step: int, store: RunStore) -> None:
+    """Raise if the processes of a group do not see the same step, in files that all of them must share."""
+    if not group.same(step):
+        raise StoreError(
+            f"--root {store.root}: expected one folder that all processes share, but they see different commits of "
+            "this run; repeat the command if another machine has just written there"
+        )
 
 
 @functools.lru_cache(maxsize=2)

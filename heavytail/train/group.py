@@ -71,6 +71,14 @@ class Group:
         exchange(lambda: dist.all_reduce(count))
         return bool(count.item())
 
+    def same(self, number: int) -> bool:
+        """Return whether a number is the same in all processes."""
+        if self.size == 1:
+            return True
+        ends = torch.tensor([number, -number])
+        exchange(lambda: dist.all_reduce(ends, op=dist.ReduceOp.MAX))
+        return bool(ends[0] == -ends[1])
+
     def wait(self) -> None:
         """Return once every process has called this (a barrier)."""
         self.any(False)

@@ -172,8 +172,11 @@ def attempt(
 
     Raises:
         HeavyTailError: no run can be trained.
+        Exception: a run failed in one of several processes that train it together: they could not agree on the next.
     """
     from heavytail.train.engine import train
+
+    alone = options.group is None or options.group.size == 1
 
     try:
         history = train(
@@ -188,11 +191,15 @@ def attempt(
         )
     except DataError as error:
         return Event(spec, "no data", str(error))
-    except (RefusedError, TakenOverError, UnreadableError) as error:  # errors of this run only
+    except RefusedError as error:
         return Event(spec, "failed", str(error))
-    except HeavyTailError:
+    except HeavyTailError as error:
+        if alone and isinstance(error, TakenOverError | UnreadableError):  # of this run only
+            return Event(spec, "failed", str(error))
         raise
     except Exception as error:  # a run out of memory must not stop the others
+        if not alone:
+            raise
         traceback.clear_frames(error.__traceback__)  # which hold the model and its data
         return Event(spec, "failed", f"{type(error).__name__}: {error}", error=error)
     return Event(spec, "finished", "ended" if history.ended else history.status)
