@@ -272,13 +272,14 @@ def test_a_failure_in_one_process_ends_all(
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a number"),
         ({"WORLD_SIZE": "2"}, "RANK: expected a number"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT: expected a number"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, "MASTER_ADDR: expected a host"),
     ],
 )
 def test_an_environment_that_is_not_torchruns(
     variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One line names the variable; an empty WORLD_SIZE is none."""
-    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT"):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -90,6 +90,19 @@ def test_the_more_advanced_attempt_is_kept(
     assert content(b, spec) == (content(a, spec) if what == "advanced" else kept)
 
 
+def test_the_farther_of_two_unfinished_runs_is_kept(stores: tuple[RunStore, RunStore]) -> None:
+    """The source has finished 10 steps and begun a longer run; the destination's own is farther, and stays."""
+    a, b = stores
+    short, long = tiny(steps=10), tiny(steps=20)
+    a.save(rising(short), step=10, checkpoint={"x": np.ones(1)})
+    a.save(rising(long, "interrupted", end=12), step=12, checkpoint={"x": np.full(1, 12)})
+    b.save(rising(long, "interrupted", end=18), step=18, checkpoint={"x": np.full(1, 18)})
+    merged(a, b)
+    found = b.load_partial(long)
+    assert found is not None
+    assert (b.status(short), found[1]) == ("done", 18)
+
+
 @pytest.mark.parametrize("way", [(0, 1), (1, 0)])
 def test_a_longer_unfinished_run_is_kept_beside_a_finished_one(
     way: tuple[int, int], stores: tuple[RunStore, RunStore]

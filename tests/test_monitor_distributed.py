@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from heavytail.errors import SpecError
 from heavytail.monitor.monitor import Monitor, Reading
-from heavytail.monitor.ranks import leave
 
 CLASSES, ROWS = 9, 24
 
@@ -73,13 +71,6 @@ def test_a_rank_that_does_not_compute_is_an_error(readings: Path) -> None:
         assert np.load(readings / f"after-{rank}.npz")["count"].sum() == ROWS
 
 
-def test_a_rank_that_has_stopped_is_not_waited_for(readings: Path) -> None:
-    """Where the monitor of a rank has stopped, `compute` on the others ends in seconds, not after ten minutes."""
-    message, seconds = (readings / "left.txt").read_text().rsplit(" after ", 1)
-    assert message == "compute: the monitor of rank 1 has stopped; its own message says why"
-    assert int(seconds.split()[0]) < 60
-
-
 def test_replicas_count_once(readings: Path) -> None:
     """`process_group` leaves out ranks with the same rows, and DTensor logits count on one rank of their mesh."""
     for rank in range(2):
@@ -99,21 +90,6 @@ def _alone(rank: int, folder: Path) -> None:
             (folder / "alone.txt").write_text(str(error))
     dist.barrier()
     _save(folder / f"after-{rank}.npz", monitor.compute())
-
-
-def _stopped(rank: int, folder: Path) -> None:
-    """Rank 1 has left; rank 0 learns so at once."""
-    monitor = Monitor(num_classes=CLASSES, num_groups=3)
-    monitor.update(torch.zeros(2, CLASSES), torch.tensor([0, 1]))
-    if rank == 1:
-        leave()
-    else:
-        start = time.monotonic()
-        try:
-            monitor.compute()
-        except SpecError as error:
-            (folder / "left.txt").write_text(f"{error} after {time.monotonic() - start:.0f} s")
-    dist.barrier()
 
 
 def _replicated(rank: int, folder: Path) -> None:
@@ -200,7 +176,6 @@ def _rank(rank: int, folder: Path, port: int) -> None:
         _sharded(rank, folder)
         _replicated(rank, folder)
         _alone(rank, folder)
-        _stopped(rank, folder)
     finally:
         dist.destroy_process_group()
 
@@ -210,7 +185,10 @@ def _rank(rank: int, folder: Path, port: int) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_trainer_counts_repeated_samples_once(tmp_path: Path) -> None:
-    """Nine sequences on two ranks in batches of four: the sampler repeats some, and the reading has nine."""
+    """Nine sequences on two ranks in batches of four: the sampler repeats some, and the reading has nine.
+
+    Once the monitor of one rank has stopped, the other's stops at its next reading, and nobody waits.
+    """
     pytest.importorskip("transformers", reason="pip install transformers accelerate")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -220,6 +198,8 @@ def test_the_trainer_counts_repeated_samples_once(tmp_path: Path) -> None:
         found = np.load(tmp_path / f"trainer-{rank}.npz")
         assert found["eval"] == 9 * 6
         assert found["train"] > 0
+    stopped = [(tmp_path / f"stopped-{rank}.txt").read_text() for rank in range(2)]
+    assert stopped == ["that of another rank has stopped False", "made up False"]
 
 
 def _trainer_rank(rank: int, folder: Path, port: int) -> None:
@@ -238,4 +218,8 @@ def _trainer_rank(rank: int, folder: Path, port: int) -> None:
     assert callback.stopped is None, callback.stopped
     counts = {split: reading.count.sum() for split, reading in callback.readings.items()}
     np.savez(folder / f"trainer-{rank}.npz", **counts)
+    if rank == 1:
+        callback._stop("made up")
+    found = [trainer.evaluate() for _ in range(2)]
+    (folder / f"stopped-{rank}.txt").write_text(f"{callback.stopped} {'eval_loss/group_01' in found[0] | found[1]}")
     dist.destroy_process_group()

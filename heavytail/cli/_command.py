@@ -240,7 +240,7 @@ def options(args: argparse.Namespace, workers: int | None = None) -> Options:
         if torch.backends.mps.is_available():
             allowed.append("mps")
         device = device or ("cuda" if "cuda" in allowed else "cpu")
-        if device not in allowed:
+        if device.removesuffix(":0") not in allowed:
             listed = " or ".join(allowed) if len(allowed) > 1 else "cpu (no GPU is available)"
             raise SpecError(f"--device: expected {listed}, got '{device}'")
     return Options(data_dir(args), device, workers, args.compile, executor=name, settings=chosen, shard=shard)

@@ -76,15 +76,15 @@ def _take(source: RunStore, destination: RunStore, key: str, theirs: Commit, att
         return Merged(key, label, "conflict", _contradiction(source, destination, key, mine, theirs))
     best = theirs if mine is None else _best(mine, theirs)
     taken = best is not mine
-    if taken:
-        destination.adopt(key, best)
     rest = mine if best is theirs else theirs
     if attempt is not None and not (best is theirs or _same(best, theirs)):
         attempt = None
-    if attempt is None and rest is not None and _farther(rest, best):
-        attempt = rest
-    if attempt is not None and other is None:
+    if rest is not None and _farther(rest, best):
+        attempt = max(filter(None, (rest, attempt)), key=lambda commit: commit.record["step"])
+    if attempt is not None and other is None:  # first, so that an interruption leaves what `best` replaces
         destination.adopt(key, attempt, attempt=True)
+    if taken:
+        destination.adopt(key, best)
     if taken and best is theirs:
         _keep_time(source, destination, key)
     return Merged(key, label, "advanced" if damage or (taken and mine is not None) else "copied" if taken else "same")

@@ -92,7 +92,8 @@ class HeadWatch:
             got = "no forward pass" if inputs is None else f"{inputs.shape[:-1].numel()} inputs of the head"
             hint = "; pad targets that are shifted with the ignored class, rather than cutting the logits"
             if inputs is None:
-                hint = "; under torch.compile, watch before the first compiled call, and update after each forward pass"
+                hint = "; call it as head(x), not by keyword, and update after each forward pass; under torch.compile, "
+                hint += "watch before the first compiled call"
             raise SpecError(
                 f"targets: expected one for each input of the watched head, got {len(targets)} for {got}{hint}"
             )
@@ -134,9 +135,9 @@ class HeadWatch:
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
-    def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _keep(self, args: tuple[Any, ...], output: Any) -> None:
         if not recomputing():
-            self._inputs = first_input(args, kwargs)
+            self._inputs = first_input(args)
 
     @torch.no_grad()
     def _before_step(self, *_: object) -> None:

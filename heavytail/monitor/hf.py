@@ -32,7 +32,7 @@ from heavytail.monitor.head_watch import HeadWatch
 from heavytail.monitor.hooks import Hook, first_input
 from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
-from heavytail.monitor.ranks import leave
+from heavytail.monitor.ranks import all_fine
 
 __all__ = ["FrequencyLoss", "MonitorCallback"]
 
@@ -106,6 +106,7 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.journal = journal
         self.alarms = Alarms(on_alarm)
         self.stopped: str | None = None
+        self._told = False  # that it has stopped
         self.readings: dict[str, Reading] = {}
         self.train: Monitor | None = None
         self.test: Monitor | None = None
@@ -211,7 +212,7 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.test.reset()
         output = original(*args, **kwargs)
         self._armed = armed
-        if self._off() or self.test is None:
+        if self._removed() or not self._together() or self.test is None:
             return output
         reading = self._read(self.test, prefix)
         if reading is not None:
@@ -219,8 +220,8 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         return output
 
     def _logs(self, original: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        if not self._off() and self.train is not None and "loss" in logs and "learning_rate" in logs:
-            reading = self._read(self.train, "train")
+        if "loss" in logs and "learning_rate" in logs and not self._removed() and self._together():
+            reading = None if self.train is None else self._read(self.train, "train")
             if reading is not None:
                 logs = logs | _entries(reading, "")
         return original(logs, *args, **kwargs)
@@ -229,13 +230,29 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def _off(self) -> bool:
         """Whether it is to leave everything alone: stopped, or removed from the Trainer."""
+        return self.stopped is not None or self._removed()
+
+    def _removed(self) -> bool:
         assert self._trainer is not None
-        return self.stopped is not None or self not in self._trainer.callback_handler.callbacks
+        return self not in self._trainer.callback_handler.callbacks
+
+    def _together(self) -> bool:
+        """Whether the monitors of all ranks measure; one that has stopped says so to the others, once."""
+        if self._told:
+            return False
+        try:
+            if all_fine(self.stopped is None, self.settings.get("process_group")):
+                return True
+        except SpecError as error:
+            self._stop(str(error))
+        if self.stopped is None:
+            self._stop("that of another rank has stopped")
+        self._told = True
+        return False
 
     def _stop(self, reason: str) -> None:
         self.stopped = reason
         self._armed = False
-        leave(self.settings.get("process_group"))
         _log.warning("the monitor stops, training goes on: %s", reason)
 
     def _find_trainer(self) -> None:
@@ -261,11 +278,11 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Keep what the head is given. Added before any compilation, as compiled code does not see later hooks."""
         head, body = _head(model), _body(model)
 
-        def keep_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            if self._armed and (given := first_input(args, kwargs)) is not None:
+        def keep_inputs(args: tuple[Any, ...], result: Any) -> None:
+            if self._armed and (given := first_input(args)) is not None:
                 self._hidden["head"] = given
 
-        def keep_output(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        def keep_output(args: tuple[Any, ...], result: Any) -> None:
             if self._armed:
                 last = result[0] if isinstance(result, tuple | list) else getattr(result, "last_hidden_state", None)
                 if isinstance(last, Tensor):

@@ -12,23 +12,23 @@ __all__ = ["Hook", "first_input", "recomputing"]
 
 
 class Hook:
-    """Calls a function after each forward pass of a module, with its arguments and its output.
+    """Calls a function after each forward pass of a module, with its positional arguments and its output.
 
     A copy of the module (an average of weights, a reference model), and one that is loaded from a pickle, have a hook
     that does nothing, rather than one that reports to the monitor of the original.
 
     Args:
         module: the module.
-        call: the function, given positional arguments, keyword arguments and output.
+        call: the function, given the arguments and the output.
     """
 
-    def __init__(self, module: nn.Module | None = None, call: Callable[[Any, Any, Any], None] | None = None) -> None:
+    def __init__(self, module: nn.Module | None = None, call: Callable[[Any, Any], None] | None = None) -> None:
         self._call = call
-        self._handle = None if module is None else module.register_forward_hook(self, with_kwargs=True)
+        self._handle = None if module is None else module.register_forward_hook(self)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._call is not None:
-            self._call(args, kwargs, output)
+            self._call(args, output)
 
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
         return Hook, ()
@@ -39,10 +39,9 @@ class Hook:
             self._handle.remove()
 
 
-def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the input of a linear layer, given by place or as `input=`; None if it is no tensor."""
-    given = args[0] if args else kwargs.get("input")
-    return given.detach() if isinstance(given, Tensor) else None
+def first_input(args: tuple[Any, ...]) -> Tensor | None:
+    """Return the input of a layer; None if it is no tensor, or given by keyword."""
+    return args[0].detach() if args and isinstance(args[0], Tensor) else None
 
 
 def recomputing() -> bool:

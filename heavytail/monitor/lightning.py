@@ -26,7 +26,7 @@ from heavytail.monitor.alarms import Alarm, Alarms
 from heavytail.monitor.hooks import Hook, first_input, recomputing
 from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
-from heavytail.monitor.ranks import leave
+from heavytail.monitor.ranks import all_fine
 
 __all__ = ["FrequencyLoss", "MonitorCallback"]
 
@@ -78,6 +78,7 @@ class MonitorCallback(Callback):  # type: ignore[misc]
         self.journal = journal
         self.alarms = Alarms(on_alarm)
         self.stopped: str | None = None
+        self._told = False  # that it has stopped
         self.readings: dict[str, Reading] = {}
         self._settings = settings
         self._tests: dict[str, Monitor] = {}
@@ -200,14 +201,27 @@ class MonitorCallback(Callback):  # type: ignore[misc]
 
     # -- pieces --------------------------------------------------------------------------------------------------
 
-    def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _keep(self, args: tuple[Any, ...], output: Any) -> None:
         if not recomputing():
-            self._inputs = first_input(args, kwargs)
+            self._inputs = first_input(args)
 
     def _stop(self, reason: str) -> None:
         self.stopped = reason
-        leave(self._settings.get("process_group"))
         _log.warning("the monitor stops, training goes on: %s", reason)
+
+    def _together(self) -> bool:
+        """Whether the monitors of all ranks measure; one that has stopped says so to the others, once."""
+        if self._told:
+            return False
+        try:
+            if all_fine(self.stopped is None, self._settings.get("process_group")):
+                return True
+        except SpecError as error:
+            self._stop(str(error))
+        if self.stopped is None:
+            self._stop("that of another rank has stopped")
+        self._told = True
+        return False
 
     @torch.no_grad()
     def _add(self, split: str, outputs: Any, batch: Any) -> None:
@@ -265,7 +279,7 @@ class MonitorCallback(Callback):  # type: ignore[misc]
     def _read(self, trainer: Trainer, split: str) -> None:
         """Log the reading of a split under the step of the loggers."""
         monitor = self.train if split == "train" else self._tests[split]
-        if monitor is None or self.stopped is not None:
+        if not self._together() or monitor is None:
             return
         try:
             reading = monitor.compute()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from heavytail.errors import SpecError
 
-__all__ = ["add_over_ranks", "leave"]
+__all__ = ["add_over_ranks", "all_fine"]
 
 _calls: dict[tuple[int, ...], int] = {}
 
@@ -27,7 +26,7 @@ def add_over_ranks(value: Tensor, sync: bool = True, group: Any = None, timeout:
         timeout: seconds to wait for the others.
 
     Raises:
-        SpecError: a rank did not call this in time, or has left.
+        SpecError: a rank did not call this in time.
     """
     if not sync or _alone(group):
         return value
@@ -38,48 +37,41 @@ def add_over_ranks(value: Tensor, sync: bool = True, group: Any = None, timeout:
     return value
 
 
-def leave(group: Any = None) -> None:
-    """Tell the other ranks of a group that this one will not sum again, so that none waits for it."""
-    if not _alone(group):
-        dist.distributed_c10d._get_default_store().set(_key(_ranks(group), dist.get_rank(), "left"), "1")
+def all_fine(fine: bool, group: Any = None) -> bool:
+    """Return whether all ranks of a group are fine; every one must call this.
+
+    Raises:
+        SpecError: a rank did not call this in time.
+    """
+    if _alone(group):
+        return fine
+    return int(add_over_ranks(torch.tensor([int(fine)]), group=group)) == dist.get_world_size(group)
 
 
 def _alone(group: Any) -> bool:
     return not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) <= 1
 
 
-def _ranks(group: Any) -> tuple[int, ...]:
-    return tuple(dist.get_process_group_ranks(group if group is not None else dist.group.WORLD))
-
-
-def _key(ranks: tuple[int, ...], rank: int, what: int | str) -> str:
-    """The key of the store under which a rank says that it has come to a sum, by its number, or that it has left."""
-    return f"heavytail/{ranks[0]}-{ranks[-1]}-{len(ranks)}/{what}/{rank}"
-
-
 def _meet(group: Any, timeout: float) -> None:
     """Wait for the other ranks at the store: a collective that not all call would hang, or pair with another one."""
-    ranks = _ranks(group)
+    ranks = tuple(dist.get_process_group_ranks(group if group is not None else dist.group.WORLD))
     call = _calls.get(ranks, 0) + 1
     store, me = dist.distributed_c10d._get_default_store(), dist.get_rank()
-    store.set(_key(ranks, me, call), "1")
-    end = time.monotonic() + timeout
-    missing = list(ranks)
-    while missing:
-        wait = timedelta(seconds=max(0.01, min(1.0, end - time.monotonic())))
-        with contextlib.suppress(RuntimeError):  # not within this time
-            store.wait([_key(ranks, rank, call) for rank in missing], wait)
-        missing = [rank for rank in missing if not store.check([_key(ranks, rank, call)])]
-        left = [rank for rank in missing if store.check([_key(ranks, rank, "left")])]
-        if left or (missing and time.monotonic() >= end):
-            store.delete_key(_key(ranks, me, call))
-            absent = ", ".join(map(str, left or missing))
-            if left:
-                raise SpecError(f"compute: the monitor of rank {absent} has stopped; its own message says why")
-            raise SpecError(
-                f"compute: rank {absent} did not call it within {timeout:g} s of rank {me}; every rank must: move it "
-                "out of `if rank == 0` (log what it returns inside), or pass sync=False for the rows of this rank"
-            )
+
+    def key(rank: int, number: int) -> str:
+        return f"heavytail/{ranks[0]}-{ranks[-1]}-{len(ranks)}/{number}/{rank}"
+
+    store.set(key(me, call), "1")
+    try:
+        store.wait([key(rank, call) for rank in ranks], timedelta(seconds=timeout))
+    except RuntimeError as error:
+        missing = [rank for rank in ranks if not store.check([key(rank, call)])]
+        store.delete_key(key(me, call))
+        absent = ", ".join(map(str, missing))
+        raise SpecError(
+            f"compute: rank {absent} did not call it within {timeout:g} s of rank {me}; every rank must: move it out "
+            "of `if rank == 0` (log what it returns inside), or pass sync=False for the rows of this rank"
+        ) from error
     _calls[ranks] = call
     if call > 1:
-        store.delete_key(_key(ranks, me, call - 1))  # all ranks are past it
+        store.delete_key(key(me, call - 1))  # all ranks are past it

@@ -39,7 +39,7 @@ def joined(options: Options) -> Iterator[Options]:
             torchrun's.
     """
     size = _number("WORLD_SIZE", "1")
-    if size == 1:
+    if size <= 1:
         yield options
         return
     if options.workers not in (None, 1):
@@ -56,6 +56,8 @@ def joined(options: Options) -> Iterator[Options]:
         torch.cuda.set_device(device)
     for name in ("RANK", "MASTER_PORT"):
         _number(name)
+    if not os.environ.get("MASTER_ADDR"):
+        raise SpecError("MASTER_ADDR: expected a host, as torchrun sets it, got none; unset WORLD_SIZE without it")
     exchange(lambda: dist.init_process_group(backend))
     yield replace(options, device=device, workers=1, group=Group(dist.get_rank(), size))
     dist.destroy_process_group()  # not after an error: the other processes may have died

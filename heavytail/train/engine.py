@@ -95,12 +95,16 @@ def train(
             return finished
         try:
             with torch.random.fork_rng(), _numerics(spec):
-                run = _Run(spec, store, data_dir, torch.device(device), group, compiled)
+                run = _begin(spec, store, data_dir, torch.device(device), group, compiled)
                 try:
                     history = run.loop(on_progress, should_stop)
                 except LostProcess:  # always between two updates, so the state is that at W_t
                     run.commit_interrupted()
                     raise
+                except HeavyTailError as error:
+                    if group.size == 1:
+                        raise
+                    raise HeavyTailError(str(error)) from error  # no error of this run only: the others are in it
                 group.wait()  # until rank 0 has written
                 return history
         except LostProcess:
@@ -110,6 +114,20 @@ def train(
                 raise
             store.mark_failed(spec, f"{type(error).__name__}: {error}")
             raise
+
+
+def _begin(spec: RunSpec, store: RunStore, data_dir: Path, device: torch.device, group: Group, compiled: bool) -> _Run:
+    """Return the run at the step from which all processes of the group continue it."""
+    run, failed = None, None
+    try:
+        run = _Run(spec, store, data_dir, device, group, compiled)
+    except Exception as error:  # the others have to know before they wait for this one
+        failed = error
+    if group.any(failed is not None):
+        raise failed or LostProcess("another process could not begin this run; its own message says why")
+    assert run is not None
+    _check_shared(group, run.start if run.resumed else -1, store)
+    return run
 
 
 def price(spec: RunSpec, data_dir: Path, device: str = "cpu", *, steps: int = 10) -> tuple[float, int]:
@@ -517,7 +535,6 @@ class _Run:
     def _resume(self) -> None:
         """Continue from the last commit, if there is one."""
         found = self.store.load_partial(self.spec)
-        _check_shared(self.group, -1 if found is None else found[1], self.store)
         if found is None:
             return
         history, self.start, arrays = found

@@ -172,7 +172,7 @@ def attempt(
 
     Raises:
         HeavyTailError: no run can be trained.
-        Exception: a run failed in one of several processes that train it together: they could not agree on the next.
+        Exception: a run failed in one of several processes that train it together, once they had begun it.
     """
     from heavytail.train.engine import train
 
