@@ -160,7 +160,11 @@
       });
       const wide = (u, values) => values ? Math.max(...values.map((v) => v.length)) * 7 + 10 : 40;
       const padded = (u, low, high) => low === null || low <= 0 ? [0.1, 10] : [low / 1.1, high * 1.1];
-      const scale = (name) => !log[name] ? { distr: 1 } : name === "x" && symlog ? { distr: 4, asinh: 1 } : { distr: 3, range: padded };
+      const kind = (name) => !log[name] ? { distr: 1 } : name === "x" && symlog ? { distr: 4, asinh: 1 } : { distr: 3, range: padded };
+      const scale = (name) => {
+        const limits = this.limits(name, panel);
+        return { ...kind(name), ...(limits ? { range: () => [limits.min, limits.max] } : {}) };
+      };
       const dots = { show: true, size: 5 };
       const series = columns.map((c) => ({
         label: c.label, show: !this.hidden.has(c.label), width: c.kind === "band" || c.kind === "points" ? 0 : 1.6, spanGaps: true,
@@ -175,7 +179,7 @@
         scales: { x: { time: false, ...scale("x") }, y: scale("y") },
         axes: [{ ...axis("x", label("xlabel")), size: 24 }, { ...axis("y", label("ylabel")), size: wide }],
         cursor: { drag: { x: true, y: true, uni: 20 }, dataIdx: (u, s, i) => s === 0 ? i : columns[s - 1].kind === "band" ? null : nearest(u.data[s], i) },
-        hooks: { setCursor: [(u) => this.read(u, columns)], ready: [(u) => this.view(u, panel)] },
+        hooks: { setCursor: [(u) => this.read(u, columns)] },
       }, data, this.plot);
       const canvas = $("canvas", this.plot);
       canvas.setAttribute("role", "img");
@@ -184,9 +188,11 @@
       this.legend(columns);
     }
 
-    view(u, panel) {
-      if (this.frames.length > 1) for (const name of ["x", "y"]) u.setScale(name, this.range(name));
-      else if (panel.ylim && this.log.y === (panel.yscale === "log")) u.setScale("y", { min: panel.ylim[0], max: panel.ylim[1] });
+    // What an axis shows unless it is zoomed, whichever series are hidden: the picture's limits; null to fit the data.
+    limits(name, panel) {
+      if (this.frames.length > 1) return this.range(name);
+      const given = name === "y" && panel.ylim && this.log.y === (panel.yscale === "log");
+      return given ? { min: panel.ylim[0], max: panel.ylim[1] } : null;
     }
 
     legend(columns) {

@@ -170,7 +170,8 @@ def test_verdicts_are_filters(report: Path, visit: Callable[..., Tab], verdict: 
 def test_keyboard(report: Path, visit: Callable[..., Tab]) -> None:
     """j and k go to the next and previous figure; in the search box they are letters."""
     page = visit(report).page
-    for key, figure in (("j", "fig01"), ("j", "fig02"), ("j", "fig03"), ("k", "fig02")):
+    first, second, third = sorted(file.stem for file in (report.parent / "figures").glob("*.json"))[:3]
+    for key, figure in (("j", first), ("j", second), ("j", third), ("k", second)):
         page.keyboard.press(key)
         assert page.evaluate("document.activeElement.id") == figure
     page.keyboard.press("/")
@@ -285,7 +286,7 @@ def test_two_results_are_side_by_side(difference: Path, visit: Callable[..., Tab
     assert left["x"] + left["width"] <= right["x"]
     pictures.nth(1).locator(".chart canvas").first.wait_for()
     phone = visit(difference, PHONE).page
-    for name in ("fig01", "fig04", "fig22", "thm3"):
+    for name in ("fig01", "fig04", "fig22", "fig28"):
         phone.locator(f"#{name}").scroll_into_view_if_needed()
         phone.wait_for_timeout(100)
         assert phone.evaluate("document.documentElement.scrollWidth") == 360, name
