@@ -60,11 +60,9 @@ def _draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
                 dot: dict[str, Any] = {"color": _colour(name), "marker": "o", "markersize": 4}
                 share.points(np.clip([value], _LEAST, _MOST), [place], name, **dot)
                 share.line(np.clip(interval, _LEAST, _MOST), [place, place], f"{name}, 95 %", color=_colour(name))
-    axes = [picture.panels[0, column].axes for column in range(len(problems))]
-    lines = {line.get_label(): line for one in axes for line in one.get_lines()}
-    key = {_short(name): lines[name] for name in optimizers if name in lines}
-    columns = min(len(key), 3 * len(problems))
-    picture.figure.legend(key.values(), key, loc="outside upper center", ncols=columns, fontsize=6)
+    panels = [picture.panels[0, column] for column in range(len(problems))]
+    names = {name: _short(name) for name in optimizers}
+    picture.legend(panels, names, loc="outside upper center", ncols=3 * len(problems), fontsize=6)
     return picture
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-
 from heavytail.plotting.panels import final_group_losses
 from heavytail.plotting.style import Picture
-from heavytail.results.claims import claim, compared, progress, rarest, ratio, versus
+from heavytail.results.claims import claim, compared, progress, ratio, relative, versus
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Results, SweepRef
 
@@ -26,8 +24,7 @@ def gap(results: Results, ref: SweepRef, *, rare: bool = False) -> float:
 def growth(results: Results, *, rare: bool = False) -> float:
     """Return the gap of full batches relative to that of the smallest batches."""
     pairs = [[results.selected(ref, label) for label in ref.optim] for ref in (ALL, FEW)]
-    loss = rarest if rare else attrgetter("final_loss")
-    value = ratio(*(ratio(*map(loss, pair)) for pair in pairs))
+    value = ratio(*(relative(*pair, rare=rare) for pair in pairs))
     for pair in pairs:
         compared(value, *(progress(run, rare=rare) for run in pair))
     return value

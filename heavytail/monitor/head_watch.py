@@ -99,9 +99,9 @@ class HeadWatch:
             )
         features, b = inputs.reshape(-1, inputs.shape[-1]), self.head.bias
         with torch.inference_mode(False), torch.enable_grad():
-            features, targets = features.clone(), targets.clone().to(features.device)
-            if features.itemsize < 4:  # the sums over all rows leave the range of float16, the precision of bfloat16
-                features = features.float()
+            # Sums over all rows leave the range of float16, and the precision of bfloat16.
+            features = features.float() if features.itemsize < 4 else features.clone()
+            targets = targets.clone().to(features.device)
             weight = _whole(self.head.weight).to(features.dtype).clone().requires_grad_()
             bias = None if b is None else _whole(b).to(features.dtype).clone()
             out = linear_cross_entropy(features, weight, bias, targets, normalizer=1.0, ignore_index=-1, curvature=True)

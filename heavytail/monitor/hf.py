@@ -32,7 +32,7 @@ from heavytail.monitor.head_watch import HeadWatch
 from heavytail.monitor.hooks import Hook, first_input
 from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
-from heavytail.monitor.ranks import all_fine
+from heavytail.monitor.ranks import Stoppable
 
 __all__ = ["FrequencyLoss", "MonitorCallback"]
 
@@ -59,7 +59,7 @@ class Rows(NamedTuple):
     plain: Callable[[slice], Tensor] | None  # the same before `transform`; None where the model formed the logits
 
 
-class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ignore[misc]
     """Adds loss, accuracy, p(correct) and share by frequency group to what the Trainer logs.
 
     Training is logged as "loss/group_01" ... "loss/all", over the measured steps since the last log; an evaluation
@@ -105,8 +105,6 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.every, self.head, self.shift, self.transform, self.check = every, head, shift, transform, check
         self.journal = journal
         self.alarms = Alarms(on_alarm)
-        self.stopped: str | None = None
-        self._told = False  # that it has stopped
         self.readings: dict[str, Reading] = {}
         self.train: Monitor | None = None
         self.test: Monitor | None = None
@@ -212,7 +210,7 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.test.reset()
         output = original(*args, **kwargs)
         self._armed = armed
-        if self._removed() or not self._together() or self.test is None:
+        if self._removed() or not self._together(self.settings) or self.test is None:
             return output
         reading = self._read(self.test, prefix)
         if reading is not None:
@@ -220,7 +218,7 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         return output
 
     def _logs(self, original: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        if "loss" in logs and "learning_rate" in logs and not self._removed() and self._together():
+        if "loss" in logs and "learning_rate" in logs and not self._removed() and self._together(self.settings):
             reading = None if self.train is None else self._read(self.train, "train")
             if reading is not None:
                 logs = logs | _entries(reading, "")
@@ -236,24 +234,9 @@ class MonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         assert self._trainer is not None
         return self not in self._trainer.callback_handler.callbacks
 
-    def _together(self) -> bool:
-        """Whether the monitors of all ranks measure; one that has stopped says so to the others, once."""
-        if self._told:
-            return False
-        try:
-            if all_fine(self.stopped is None, self.settings.get("process_group")):
-                return True
-        except SpecError as error:
-            self._stop(str(error))
-        if self.stopped is None:
-            self._stop("that of another rank has stopped")
-        self._told = True
-        return False
-
     def _stop(self, reason: str) -> None:
-        self.stopped = reason
+        super()._stop(reason)
         self._armed = False
-        _log.warning("the monitor stops, training goes on: %s", reason)
 
     def _find_trainer(self) -> None:
         """Attach to the Trainer up the stack: it calls its callbacks without naming itself."""

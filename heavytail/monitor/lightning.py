@@ -26,7 +26,7 @@ from heavytail.monitor.alarms import Alarm, Alarms
 from heavytail.monitor.hooks import Hook, first_input, recomputing
 from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
-from heavytail.monitor.ranks import all_fine
+from heavytail.monitor.ranks import Stoppable
 
 __all__ = ["FrequencyLoss", "MonitorCallback"]
 
@@ -34,7 +34,7 @@ _log = logging.getLogger("heavytail")
 _CHUNK = 2**22  # logits formed at a time
 
 
-class MonitorCallback(Callback):  # type: ignore[misc]
+class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
     """Logs loss, accuracy, p(correct) and share by frequency group.
 
     Training values cover the measured steps since the last reading, evaluations their whole loader, on all ranks; they
@@ -77,8 +77,6 @@ class MonitorCallback(Callback):  # type: ignore[misc]
         self.head, self.targets, self.every, self.every_n_steps, self.name = head, targets, every, every_n_steps, name
         self.journal = journal
         self.alarms = Alarms(on_alarm)
-        self.stopped: str | None = None
-        self._told = False  # that it has stopped
         self.readings: dict[str, Reading] = {}
         self._settings = settings
         self._tests: dict[str, Monitor] = {}
@@ -205,24 +203,6 @@ class MonitorCallback(Callback):  # type: ignore[misc]
         if not recomputing():
             self._inputs = first_input(args)
 
-    def _stop(self, reason: str) -> None:
-        self.stopped = reason
-        _log.warning("the monitor stops, training goes on: %s", reason)
-
-    def _together(self) -> bool:
-        """Whether the monitors of all ranks measure; one that has stopped says so to the others, once."""
-        if self._told:
-            return False
-        try:
-            if all_fine(self.stopped is None, self._settings.get("process_group")):
-                return True
-        except SpecError as error:
-            self._stop(str(error))
-        if self.stopped is None:
-            self._stop("that of another rank has stopped")
-        self._told = True
-        return False
-
     @torch.no_grad()
     def _add(self, split: str, outputs: Any, batch: Any) -> None:
         if self.stopped is not None or outputs is None:  # a training step may skip its batch
@@ -279,7 +259,7 @@ class MonitorCallback(Callback):  # type: ignore[misc]
     def _read(self, trainer: Trainer, split: str) -> None:
         """Log the reading of a split under the step of the loggers."""
         monitor = self.train if split == "train" else self._tests[split]
-        if not self._together() or monitor is None:
+        if not self._together(self._settings) or monitor is None:
             return
         try:
             reading = monitor.compute()

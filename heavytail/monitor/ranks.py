@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +13,9 @@ from torch import Tensor
 
 from heavytail.errors import SpecError
 
-__all__ = ["add_over_ranks", "all_fine"]
+__all__ = ["Stoppable", "add_over_ranks"]
+
+_log = logging.getLogger("heavytail")
 
 _calls: dict[tuple[int, ...], int] = {}
 
@@ -28,7 +32,7 @@ def add_over_ranks(value: Tensor, sync: bool = True, group: Any = None, timeout:
     Raises:
         SpecError: a rank did not call this in time.
     """
-    if not sync or _alone(group):
+    if not sync or not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) <= 1:
         return value
     _meet(group, timeout)
     if dist.get_backend(group) == "nccl" and value.device.type == "cpu":  # a rank without rows so far
@@ -37,19 +41,40 @@ def add_over_ranks(value: Tensor, sync: bool = True, group: Any = None, timeout:
     return value
 
 
-def all_fine(fine: bool, group: Any = None) -> bool:
-    """Return whether all ranks of a group are fine; every one must call this.
+class Stoppable:
+    """A callback that may stop measuring while training goes on; those of other ranks then stop at their next reading.
 
-    Raises:
-        SpecError: a rank did not call this in time.
+    Attributes:
+        stopped: why it does not measure, or None.
     """
-    if _alone(group):
-        return fine
-    return int(add_over_ranks(torch.tensor([int(fine)]), group=group)) == dist.get_world_size(group)
 
+    stopped: str | None = None
+    _told = False  # the other ranks, that it has stopped
 
-def _alone(group: Any) -> bool:
-    return not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) <= 1
+    def _stop(self, reason: str) -> None:
+        self.stopped = reason
+        _log.warning("the monitor stops, training goes on: %s", reason)
+
+    def _together(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the monitors of all ranks measure; every rank must ask before each of its readings.
+
+        Args:
+            settings: of the monitors, among them their `process_group`.
+        """
+        if self._told:
+            return False
+        try:
+            mine = torch.tensor([int(self.stopped is not None)])
+            stopped = int(add_over_ranks(mine, group=settings.get("process_group")))
+        except SpecError as error:
+            self._stop(str(error))
+        else:
+            if not stopped:
+                return True
+            if self.stopped is None:
+                self._stop("that of another rank has stopped")
+        self._told = True
+        return False
 
 
 def _meet(group: Any, timeout: float) -> None:

@@ -294,11 +294,18 @@ class Picture:
         bar.ax.tick_params(which="both", length=0)
         bar.outline.set_visible(False)
 
-    def legend(self, panels: Iterable[Panel], names: Mapping[str, str]) -> None:
-        """Add a key of the lines of panels below the picture, by their labels; those without a name are left out."""
+    def legend(self, panels: Iterable[Panel], names: Mapping[str, str], **style: Any) -> None:
+        """Add a key of the lines of panels, by default below the picture.
+
+        Args:
+            panels: each may have some of the lines.
+            names: what the key calls a line, by its label; lines without a name are left out.
+            style: of `Figure.legend`.
+        """
         lines = {line.get_label(): line for panel in panels for line in panel.axes.get_lines()}
-        handles = {name: lines[label] for label, name in names.items() if label in lines}
-        self.figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(names))
+        shown = [label for label in names if label in lines]
+        style = {"loc": "outside lower center", "ncols": len(names), **style}
+        self.figure.legend([lines[label] for label in shown], [names[label] for label in shown], **style)
 
     def colour_bar(self, panels: Sequence[Panel], label: str) -> None:
         """Add the key of the colours of image panels, which must share one range."""

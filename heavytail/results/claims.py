@@ -315,10 +315,14 @@ def moved(value: float, *losses: float) -> float:
     return value
 
 
+def relative(one: Selected, other: Selected, *, rare: bool = False) -> float:
+    """Return the final loss (or the rarest group's) of a run relative to another's."""
+    return ratio(rarest(one), rarest(other)) if rare else ratio(one.final_loss, other.final_loss)
+
+
 def versus(one: Selected, other: Selected, *, rare: bool = False) -> float:
-    """Return the final loss (or the rarest group's) of a run relative to another's, if that is informative."""
-    value = ratio(rarest(one), rarest(other)) if rare else ratio(one.final_loss, other.final_loss)
-    return compared(value, progress(one, rare=rare), progress(other, rare=rare))
+    """Return `relative`, if that is informative."""
+    return compared(relative(one, other, rare=rare), progress(one, rare=rare), progress(other, rare=rare))
 
 
 def mean_error(history: History, split: str) -> float:
