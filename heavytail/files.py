@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -19,13 +20,15 @@ from heavytail.errors import DamagedError, SpecError, StoreError, UnreadableErro
 from heavytail.locks import has_flock
 from heavytail.system import HAS_FLOCK, lock, try_lock
 
+# What systems answer where a file cannot have two names (exFAT, some network file systems).
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
 _UMASK = os.umask(0)  # reading the umask requires setting it
 os.umask(_UMASK)
 
 Row = Mapping[str, Any]
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with `~` replaced by the home folder; SpecError if there is none."""
     try:
         return Path(path).expanduser()
@@ -183,8 +186,15 @@ def first_writer(file: Path) -> Iterator[IO[bytes]]:
     with _temporary(file) as stream:
         yield stream
         _complete(stream)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(stream.name, file)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not file.exists():  # two processes may both see none; the files of both are whole
+                os.replace(stream.name, file)
 
 
 @contextlib.contextmanager

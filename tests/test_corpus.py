@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import itertools
 import json
+import os
+import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,7 +27,11 @@ from heavytail.data.text.tokenizer import LearnedTokenizer, WordTokenizer, learn
 from heavytail.data.text.vocabulary import basic_english, build_vocabulary
 from heavytail.errors import DataError, SpecError
 from heavytail.experiment.registry import Component, registry
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
 from heavytail.files import first_writer
+from heavytail.train import engine
+from heavytail.train.engine import train
 from tests.problems import output, python
 
 LINES = [
@@ -96,6 +106,16 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{")
     with pytest.raises(DataError, match=r"t\.json: not a readable tokenizer"):
         tokenizer.load(tmp_path / "t.json")
+    (tmp_path / "t.json").write_text('{"words": ["the", "cat"]}')
+    with pytest.raises(DataError, match=r"t\.json: .*: expected <unk> as the first word, got 'the'"):
+        tokenizer.load(tmp_path / "t.json")
+
+
+def test_a_tokenizer_without_a_token_for_the_rest_says_so() -> None:
+    """Text that a finished tokenizer cannot encode is an error of one line."""
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    with pytest.raises(DataError, match=r"the tokenizer cannot encode this text: .*UNK"):
+        LearnedTokenizer(library).encode(["b"])
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -244,7 +264,11 @@ def test_the_first_writer_wins(tmp_path: Path) -> None:
 WRITING = """
 import sys, time
 from pathlib import Path
+from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import RunStore
 from heavytail.files import first_writer
+from heavytail.train import engine
+from heavytail.train.engine import train
 with first_writer(Path(sys.argv[1])) as stream:
     stream.write(b"half")
     stream.flush()
@@ -257,7 +281,7 @@ with first_writer(Path(sys.argv[1])) as stream:
 def test_what_killed_writers_left_is_removed(suffix: str, tmp_path: Path) -> None:
     """Temporary files of a writer killed by SIGKILL go with the next writing of that file, those of a live one stay."""
     text = write(tmp_path / "text", "".join(LINES))
-    _, whole = tokenise(text, [text], "words", None, tmp_path / "cache")
+    _, whole = tokenise(text, [text], "word", None, tmp_path / "cache")
     (stored,) = (tmp_path / "cache").rglob(f"{text.digest[:20]}.{suffix}")
     stored.unlink()
     with python(WRITING, stored) as dead, python(WRITING, stored) as alive:
@@ -267,20 +291,25 @@ def test_what_killed_writers_left_is_removed(suffix: str, tmp_path: Path) -> Non
         assert len(list(stored.parent.glob(f".{stored.name}.*"))) == 2
         dead.kill()
         dead.communicate()
-        _, again = tokenise(text, [text], "words", None, tmp_path / "cache")
+        _, again = tokenise(text, [text], "word", None, tmp_path / "cache")
         assert len(list(stored.parent.glob(f".{stored.name}.*"))) == 1
         alive.kill()
         alive.communicate()
     assert torch.equal(again[0], whole[0])
     stored.unlink()
-    tokenise(text, [text], "words", None, tmp_path / "cache")
-    assert list(stored.parent.glob(".*")) == []
+    tokenise(text, [text], "word", None, tmp_path / "cache")
+    assert [file.name for file in stored.parent.glob(".*")] == [".lock"]
 
 
 def test_the_cache_is_where_one_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the data, even if their folder is not there yet; in the user's cache if it is read-only."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert corpus.cache_folder(tmp_path / "data" / "new") == tmp_path / "data" / "new" / "tokenised"
+    another = tmp_path / "data" / "tokenised"
+    another.mkdir(parents=True)
+    with monkeypatch.context() as patch:  # as root, every folder can be written
+        patch.setattr(corpus.os, "access", lambda path, _: path != another)
+        assert corpus.cache_folder(tmp_path / "data") == tmp_path / "mine" / "heavytail" / "tokenised"
     (tmp_path / "mine" / "heavytail").mkdir(parents=True)
     monkeypatch.setattr(corpus.os, "access", lambda *_: False)  # as root, every folder can be written
     assert corpus.cache_folder(tmp_path) == tmp_path / "mine" / "heavytail" / "tokenised"
@@ -304,6 +333,75 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         (tmp_path / name).write_text(line * (size * 2**20 // len(line.encode())))
     grown = int(output(code, tmp_path / "small", tmp_path / "big", tmp_path / "cache"))
     assert grown < 30e6  # the tokens of the text alone take about 60 MB
+
+
+def test_many_start_on_one_text(tmp_path: Path) -> None:
+    """None takes what another has half written for damaged: all get the tokens of one."""
+    text = write(tmp_path / "text", "".join(LINES) * 20)
+    with ThreadPoolExecutor(8) as pool:
+        for trial in range(20):
+            starts = [pool.submit(tokenise, text, [text], "word", None, tmp_path / str(trial)) for _ in range(8)]
+            tokens = [start.result()[1][0] for start in starts]
+            assert all(torch.equal(some, tokens[0]) for some in tokens)
+
+
+@pytest.mark.parametrize("when", ["learning", "tokenising"])
+def test_a_text_that_changes_while_it_is_read_is_not_cached(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens of another text than the digest's would be used for ever; the text as it was is tokenised rightly."""
+    file = tmp_path / "text"
+    first, other = write(file, "one two three\n" * 9), write(tmp_path / "other", "four five\n" * 9)
+    _, [expected] = tokenise(first, [first], "word", None, tmp_path / "expected")
+    if when == "tokenising":
+        tokenise(first, [other], "word", None, tmp_path / "cache")
+    text = Text((file,))
+    assert text.digest == first.digest
+    file.write_text("four five six\n" * 9)
+    with pytest.raises(DataError, match=f"{file}: has changed while it was read"):
+        tokenise(text, [text], "word", None, tmp_path / "cache")
+    file.write_text("one two three\n" * 9)
+    again = Text((file,))
+    _, [tokens] = tokenise(again, [again], "word", None, tmp_path / "cache")
+    assert torch.equal(tokens, expected)
+
+
+def test_the_tokens_of_another_tokenizer_begin_a_run_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two trainings of Unigram differ. A run of the one is not continued on the tokens of the other."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcde", k=rng.randrange(2, 7))) for _ in range(300)]
+    file = tmp_path / "text"
+    file.write_text("\n".join(" ".join(rng.choices(words, k=8)) for _ in range(400)))
+    data = {"name": "text", "path": str(file), "tokenizer": "unigram", "max_vocab": 300, "length": 5}
+    table = {"data": data, "model": {"name": "transformer", "width": 8, "heads": 2}, "optim": "gd", "lr": 0.1}
+    short, long = (RunSpec.from_dict({**table, "steps": steps}) for steps in (1, 2))
+    store = RunStore(tmp_path / "runs")
+    before = train(short, store, data_dir=tmp_path).arrays["samples"]
+    engine._load.cache_clear()
+    for stored in (tmp_path / "tokenised").rglob("tokenizer.json"):  # as another training would have it
+        tokens = json.loads(stored.read_text())
+        tokens["model"]["vocab"][-100:] = []
+        stored.write_text(json.dumps(tokens))
+        stored.with_suffix(".sha256").write_text(hashlib.sha256(stored.read_bytes()).hexdigest())
+    history = train(long, store, data_dir=tmp_path)
+    assert "its first 1 steps are of other data" in caplog.text
+    assert history.resumed == []
+    assert not np.array_equal(history.arrays["samples"], before)
+    assert np.isfinite(history.arrays["train/loss"]).all()
+
+
+def test_file_systems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file cannot have two names, files are written all the same, and the first one stays."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    for content in (b"first", b"second"):
+        with first_writer(tmp_path / "file") as stream:
+            stream.write(content)
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 # -- a user's own text -------------------------------------------------------------------------------------------------

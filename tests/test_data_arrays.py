@@ -111,10 +111,11 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         "pickle.npz": b"\x80\x04N.",
         "cut.npz": whole[: len(whole) // 2],
         "damaged.npz": bytes(damaged),
+        "encrypted.npz": whole.replace(b"PK\3\4-\0\0", b"PK\3\4-\0\1").replace(b"-\3-\0\0", b"-\3-\0\1"),
     }.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.npz").mkdir()
-    names = ("missing", "folder", "empty", "text", "pickle", "cut", "damaged")
+    names = ("missing", "folder", "empty", "text", "pickle", "cut", "damaged", "encrypted")
     for path in [*(tmp_path / f"{name}.npz" for name in names), tmp_path / "single.npy"]:
         with pytest.raises(DataError, match=path.name) as caught:
             Arrays(str(path)).load(seed=0, data_dir=NOWHERE)

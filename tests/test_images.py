@@ -319,6 +319,8 @@ CHANGES: dict[str, tuple[Callable[[Path], object], bool]] = {
     "moved": (lambda root: (root / "train" / "n1" / "5.JPEG").rename(root / "train" / "n2" / "5.JPEG"), True),
     "class renamed": (lambda root: (root / "val" / "n2").rename(root / "val" / "n1b"), True),
     "touched": (touch_images, False),
+    "added to a subfolder": (lambda root: shutil.copytree(root / "val" / "n1", root / "train" / "n1" / "more"), True),
+    "broken link added": (lambda root: (root / "train" / "n1" / "x.png").symlink_to("nowhere"), True),
     "text file added": (lambda root: (root / "train" / "n0" / "notes.txt").write_text("x"), False),
 }
 
@@ -372,6 +374,16 @@ def test_unchanged_images_are_read_once(folder: Path, monkeypatch: pytest.Monkey
     for damage in (b"", b"[]", b'{"train/n0": 3}', b'{"train/n0": ["a"]}', b"\xff"):
         cached.write_bytes(damage)
         assert registry("data").pin(images, folder).params["sha256"] == first
+
+
+def test_the_key_follows_the_images_beside_one_that_cannot_be_read(folder: Path) -> None:
+    """With skip_corrupt a broken link is in no batch, and the others are still part of the key."""
+    (folder / "set" / "train" / "n1" / "x.png").symlink_to("nowhere")
+    images = Component("image-folder", {"path": "set", "size": 8, "skip_corrupt": True})
+    before = registry("data").pin(images, folder)
+    assert registry("data").make(before).load(seed=0, data_dir=folder).info["skipped"] == 1
+    change_image(folder / "set")
+    assert registry("data").pin(images, folder) != before
 
 
 def test_a_missing_folder_has_a_key(tmp_path: Path) -> None:
@@ -493,6 +505,41 @@ def test_plain_class_folders_have_no_validation_split(folder: Path) -> None:
     assert data.test is None
 
 
+def test_splits_beside_classes_are_no_classes(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without `train`, a folder `val` of class folders is the test split, and `test` and `validation` are not read."""
+    for k in range(3):
+        (folder / "set" / "train" / f"n{k}").rename(folder / "set" / f"n{k}")
+    (folder / "set" / "train").rmdir()
+    for name in ("test", "validation"):
+        shutil.copytree(folder / "set" / "val", folder / "set" / name)
+    data = load("image-folder", folder, path="set", size=8)
+    assert data.counts.tolist() == [9, 6, 4]
+    assert data.test is not None
+    assert len(data.test) == 3
+    assert [record.args[0] for record in caplog.records if record.args] == [
+        folder / "set" / "test", folder / "set" / "validation",
+    ]  # fmt: skip
+    (folder / "set" / "n3").mkdir()
+    noise(1).save(folder / "set" / "n3" / "0.png")
+    (folder / "set" / "n3").rename(folder / "set" / "valid")
+    assert load("image-folder", folder, path="set", size=8).counts.tolist() == [9, 6, 4, 1]
+
+
+def test_images_in_subfolders_belong_to_the_class(folder: Path) -> None:
+    """As in Tiny ImageNet's own layout; hidden subfolders are left out, and a link back is followed once."""
+    root = folder / "set" / "train" / "n2"
+    (root / "images" / "more").mkdir(parents=True)
+    (root / ".cache").mkdir()
+    for place in ("images", "images/more", ".cache"):
+        noise(1).save(root / place / "9.png")
+    (root / "images" / "notes.txt").write_text("x")
+    (root / "images" / "back").symlink_to(root)
+    data = load("image-folder", folder, path="set", size=8)
+    assert data.counts.tolist() == [9, 6, 6]
+    assert data.info["ignored"] == 1
+    assert everything(data).isfinite().all()
+
+
 @pytest.fixture
 def corrupt(folder: Path) -> Path:
     """The same with one JPEG file cut short and one that is text."""
@@ -569,12 +616,14 @@ def test_odd_class_folders_are_named(make: Any, message: str, folder: Path) -> N
 
 def test_an_unreadable_class_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A class folder that may not be listed is an error with its path."""
-    import os
+    scandir = os.scandir
 
     def denied(path: Any) -> Any:
-        raise PermissionError(13, "Permission denied", str(getattr(path, "path", path)))
+        if Path(path).name == "n0":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
 
-    monkeypatch.setattr(os, "listdir", denied)
+    monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(DataError, match="n0: cannot be read: Permission denied"):
         load("image-folder", folder, path="set", size=8)
 
@@ -817,6 +866,22 @@ def test_tiny_imagenet_augments_reproducibly(tiny: Path) -> None:
     data = load("tiny-imagenet", tiny, subset="balanced", per_class=1, pool=2, validation=0, size=64)
     assert data.test is None
     assert torch.equal(everything(data, seed=1, chunk=7), everything(data, seed=1, chunk=200))
+
+
+def test_an_extracted_folder_is_read_anew(tiny: Path, tmp_path: Path) -> None:
+    """Images that change between two runs of a process are seen; tables may have blank lines."""
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    root = tmp_path / "tiny-imagenet-200"
+    settings: dict[str, Any] = {"subset": "balanced", "per_class": 1, "pool": 2, "validation": 1, "size": 8}
+    before = everything(load("tiny-imagenet", tmp_path, **settings), chunk=200)
+    for file in (root / "train").rglob("*.JPEG"):
+        Image.new("L", (64, 64), 200).save(file)
+    table = root / "val" / "val_annotations.txt"
+    table.write_text("\n" + table.read_text() + "\n")
+    assert not torch.equal(everything(load("tiny-imagenet", tmp_path, **settings), chunk=200), before)
+    table.write_bytes(b"val_0.JPEG\xff\tn0\n")
+    with pytest.raises(DataError, match="tables of classes are damaged"):
+        load("tiny-imagenet", tmp_path, **settings)
 
 
 def test_missing_images_are_named(tiny: Path) -> None:

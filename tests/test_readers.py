@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -175,9 +176,15 @@ def test_the_same_labels_in_every_format(name: str, tmp_path: Path) -> None:
         ("a.csv", "y\n" + "9" * 5000 + "\n", {}, {"9" * 5000: 1}),
         ("a.csv", "y\nGolden Retriever\ncat\nGolden Retriever\n", {"labels": True}, {"Golden Retriever": 2, "cat": 1}),
         ("a.csv", "y\n1\n1\nunknown\n", {"labels": True}, {"1": 2, "unknown": 1}),
+        ("a.csv", "y\n1.0\nnan\n2.0\n-1\n NA\n1\n", {}, {"1": 2, "2": 1}),
+        ("a.csv", "y\n1.0\nnan\n2.0\n-1\n NA\n1\n", {"labels": True}, {"1": 2, "2": 1}),
+        ("a.csv", "y\nnone\ncat\nnone\n", {"labels": True}, {"none": 2, "cat": 1}),
+        ("a.csv", "y\nnone\nnone\n", {}, {"none": 2}),
         ("a.csv", "y\n" + "a b " * 50_000 + "\n", {}, {"a": 50_000, "b": 50_000}),
         ("a.csv", 'y\n"two\nlines"\n', {}, {"two": 1, "lines": 1}),
         ("a.tsv", "x\ty\nsome words\t1\n\t1\n", {}, {"1": 2}),
+        ("a.tsv", 'x\ty\n"stray\t1\na\t2\nstray"\t1\n"a" and b\t1\n"c\nd"\t3\n', {}, {"1": 3, "2": 1, "3": 1}),
+        ("a.json", '\n{"y": 1}\n\n{"y": 1}\n', {}, {"1": 2}),
         ("a.jsonl", '{"y": "b c"}\n{"y": ["a", null]}\n', {"labels": True}, {"b c": 1, "a": 1}),
         ("a.jsonl", '{"y": true}\n{"y": false}\n{"y": true}\n', {}, {"true": 2, "false": 1}),
         ("a.jsonl", '{"y": "\\ud800 x"}\n', {}, {"\ufffd": 1, "x": 1}),
@@ -190,6 +197,53 @@ def test_the_whole_column_decides(
     """Labels, texts and identifiers are told apart by all cells of a column, in any order, or by --labels."""
     (tmp_path / name).write_text(content)
     assert counted(tmp_path / name, column="y", **settings) == expected
+
+
+def test_stray_quote_marks_lose_no_row(tmp_path: Path) -> None:
+    """In a tsv that quotes nothing, marks that open cells and none that close them leave every row as it is."""
+    rng = random.Random(0)
+    for trial in range(50):
+        rows = [
+            [rng.choice(['"', '"" ', ""]) + rng.choice(["a", 'say "hi" b', "c's"]), str(rng.randrange(3))]
+            for _ in range(rng.randrange(1, 30))
+        ]
+        file = tmp_path / f"{trial}.tsv"
+        file.write_text("".join("\t".join(row) + "\n" for row in [["x", "y"], *rows]))
+        for index, column in enumerate(["x", "y"]):
+            cells = [cell for part in readers.columns(file, sniff(file), column) for cell in part.values]
+            assert cells == [row[index] for row in rows]
+
+
+def test_quoted_cells_of_a_tsv_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Cells with marks, tabs and line ends, as the csv module quotes them."""
+    rng = random.Random(0)
+    for trial in range(50):
+        pieces = ["a", " ", '"', '""', "\n", "b"]
+        rows = [["".join(rng.choices(pieces, k=rng.randrange(1, 6))) + "c" for _ in range(3)] for _ in range(20)]
+        rows[trial % 20][1] += "\tafter a tab"
+        file = tmp_path / f"{trial}.tsv"
+        with file.open("w", newline="") as stream:
+            csv.writer(stream, delimiter="\t", lineterminator="\n").writerows([["x", "y", "z"], *rows])
+        for index, column in enumerate(["x", "y", "z"]):
+            cells = [cell for part in readers.columns(file, sniff(file), column) for cell in part.values]
+            assert cells == [row[index] for row in rows]
+
+
+@pytest.mark.parametrize("start", ["ORCHARDS", "BZh is a name", "PAR1 and ARROW1", "Rar! it said", "GGUF", "FEA1 OK"])
+def test_texts_that_begin_like_another_format(start: str, tmp_path: Path) -> None:
+    """The first letters of a binary format are not enough: binary formats go on with bytes that no text has."""
+    (tmp_path / "a.txt").write_text(f"{start} grow\n")
+    assert counted(tmp_path / "a.txt")["grow"] == 1
+
+
+@pytest.mark.parametrize("write", [pl.DataFrame.write_parquet, pl.DataFrame.write_ipc, pl.DataFrame.write_ipc_stream])
+def test_names_that_look_like_patterns(write: Callable[..., Any], tmp_path: Path) -> None:
+    """A table named data[1] is that file, not data1 beside it."""
+    for name, text in (("data[1]", "a"), ("data1", "b"), ("d*", "c"), ("d?ta1", "d")):
+        write(pl.DataFrame({"text": [text]}), tmp_path / f"{name}.table")
+    for name, text in (("data[1]", "a"), ("d*", "c"), ("d?ta1", "d")):
+        file = tmp_path / f"{name}.table"
+        assert counted(file) == {text: 1}
 
 
 def test_cells_inside_tables(tmp_path: Path) -> None:
@@ -215,6 +269,44 @@ def test_categories_are_labels(tmp_path: Path) -> None:
     )
     frame.write_parquet(tmp_path / "a.parquet")
     assert counted(tmp_path / "a.parquet", column="y") == {"Golden Retriever": 2, "cat": 1}
+
+
+def test_empty_cells_are_counted_however_they_are_spelled(tmp_path: Path) -> None:
+    """NaN and its kin among whole numbers are empty cells, as an empty cell is."""
+    (tmp_path / "a.csv").write_text("y,z\n1,a\nnan,a\n,a\nNULL,a\n2,a\n")
+    for settings in ({}, {"labels": True}):
+        assert audit(tmp_path / "a.csv", column="y", **settings).missing == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "message"),
+    [
+        ("1", '"1"', "both whole numbers and text"),
+        ("true", "1", "both whole numbers and true and false"),
+        ("true", '"true"', "both true and false and text"),
+    ],
+)
+def test_files_that_hold_several_types_are_refused(one: str, two: str, message: str, tmp_path: Path) -> None:
+    """Labels of different types in two files of a folder are refused, as they are within one."""
+    (tmp_path / "a.jsonl").write_text(f'{{"y": {one}}}\n')
+    (tmp_path / "b.jsonl").write_text(f'{{"y": {two}}}\n')
+    assert message in refusal(tmp_path, column="y", labels=True)
+
+
+def test_infinite_labels_are_classes_if_asked(tmp_path: Path) -> None:
+    """A float column with an infinite value is counted by --labels, as the message says."""
+    pl.DataFrame({"y": [1.0, float("inf"), 1.0, float("nan")]}).write_parquet(tmp_path / "a.parquet")
+    assert "--labels" in refusal(tmp_path / "a.parquet", column="y")
+    assert counted(tmp_path / "a.parquet", column="y", labels=True) == {"1.0": 2, "inf": 1}
+
+
+def test_many_distinct_texts_do_not_look_repeated(tmp_path: Path) -> None:
+    """The note counts all distinct cells of a column, however many rows it has."""
+    pl.DataFrame({"y": [f"text {k}" for k in range(120_000)]}).write_parquet(tmp_path / "a.parquet")
+    assert audit(tmp_path / "a.parquet", column="y").notes == ()
+    pl.DataFrame({"y": [f"name {k % 3000}" for k in range(30_000)]}).write_parquet(tmp_path / "a.parquet")
+    [note] = audit(tmp_path / "a.parquet", column="y").notes
+    assert note.startswith("3000 distinct cells in 30000 rows: --labels")
 
 
 def test_repeated_cells_hint_at_labels(tmp_path: Path) -> None:
@@ -285,6 +377,9 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.csv", b"id;body\n1;x\n", {}, "no column 'text' (it has: id, body)"),
     ("a.csv", b"id,text\n1,\xff\n", {}, "not UTF-8"),
     ("a.csv", b"", {}, "no column 'text'"),
+    ("a.csv", b'text,id\n"a,1\nb,2\n', {}, "opens a cell and none closes it"),
+    ("a.csv", b'text,id\n"a" b,1\nb,2\n', {}, "line 1: text follows the quote mark"),
+    ("a.json", b'["a", "\xff"]', {}, "not UTF-8"),
     ("a.csv", b"text,id\n,1\n", {}, "only 1 empty cells"),
     ("a.csv", b"text\n-1\n-100\n", {}, "2 labels below 0 only"),
     ("a.npy", b"", {}, "empty"),
@@ -299,6 +394,8 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.txt", PLAIN, {"num_groups": 0}, "--groups"),
     ("a.gz", gzip.compress(PLAIN, mtime=0)[:-9], {}, "cannot be read"),
     ("a.csv", b"text\n1\n", {"vocab": 5}, "--vocab"),
+    ("a.txt", PLAIN, {"tokenizer": "bpe", "vocab": 256}, "--vocab: expected at least 257 (256 bytes"),
+    ("a.txt", PLAIN, {"tokenizer": "~no-such-user/t.json"}, "~no-such-user/t.json: no home folder for '~'"),
 ]
 
 
@@ -310,7 +407,7 @@ def test_what_is_not_read_is_named(
     (tmp_path / name).write_bytes(content)
     told = refusal(tmp_path / name, **settings)
     assert message in told
-    assert "--" in message or name in told or str(tmp_path) in told or "labels" in told
+    assert "--" in message or "~" in message or name in told or str(tmp_path) in told or "labels" in told
 
 
 def test_rows_too_long_to_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

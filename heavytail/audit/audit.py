@@ -1,6 +1,6 @@
 """Measure class imbalance in a corpus and predict its effect on gradient descent, before training.
 
-Classes (tokens, or labels) are counted in one pass over the files. The audit reports Zipf's exponent and its
+Classes (tokens, or labels) are counted. The audit reports Zipf's exponent and its
 goodness of fit, the entropy, the share of the data in rare classes, the frequency groups of the paper's loss plots, and
 the training time of each group by Theorem 3: in the simple imbalanced setting the loss of class k after time t of
 gradient flow is Theta(1/(pi_k t)), so that rarer groups take longer. Sign descent takes equally long on all groups.
@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from heavytail.analysis import zipf
 from heavytail.audit.counting import count
 from heavytail.errors import DataError, SpecError
+from heavytail.files import expanded
 from heavytail.metrics import FrequencyGroups
 
 __all__ = ["Audit", "audit", "audit_counts", "group_times"]
@@ -221,7 +222,7 @@ def audit(
     """
     _check_groups(num_groups)
     try:
-        place = Path(path).expanduser()
+        place = expanded(path)
     except RuntimeError as error:
         raise DataError(f"{path}: {error}") from error
     found = count(place, tokenizer=tokenizer, vocab=vocab, column=column, labels=labels, dtype=dtype, jobs=jobs)

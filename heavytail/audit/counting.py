@@ -1,4 +1,4 @@
-"""Count the classes of a corpus: words, pieces of words, or labels, in one pass over its files.
+"""Count the classes of a corpus: words, pieces of words, or labels.
 
 Counts are keyed by the identity of a class (a word, a token's number, a label), not by its display form, and their sum
 is checked. Memory is bounded by the number of classes and `readers.LONGEST`.
@@ -21,7 +21,9 @@ import numpy as np
 
 from heavytail.data import readers
 from heavytail.data.readers import Format
+from heavytail.data.text.vocabulary import LEAST_LEARNED, UNKNOWN
 from heavytail.errors import DataError, SpecError
+from heavytail.files import expanded
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,6 +36,8 @@ _TASK = 256  # blocks sent to a process at a time
 _LONG_WORDS = 20  # mean characters of a word: text without spaces
 
 _WHOLE = r"^\s*-?[0-9]{1,18}(\.0*)?\s*$"  # in csv: a whole number, also with the .0 of a column of floats
+_ABSENT = r"(?i)^\s*(nan|na|n/a|null|none)\s*$"  # in csv, among whole numbers: an empty cell
+_DISTINCT = 100_000  # distinct texts of a column that are told apart, to see whether they repeat
 _PADDED = re.compile(r"-?0[0-9]")  # an identifier, not a number: 00501 is not 501
 
 
@@ -67,8 +71,10 @@ def count(
     jobs: int = 1,
 ) -> Counts:
     """Count the classes in a file or in all files of a folder; arguments and errors as for `audit`."""
-    if vocab is not None and vocab < 2:
-        raise SpecError(f"--vocab: expected at least 2, got {vocab}")
+    least = LEAST_LEARNED if tokenizer in ("bpe", "unigram") else 2
+    if vocab is not None and vocab < least:
+        why = " (256 bytes and <unk>)" if least > 2 else ""
+        raise SpecError(f"--vocab: expected at least {least}{why}, got {vocab}")
     if dtype is not None and dtype not in readers.DTYPES:
         raise SpecError(f"--dtype: expected {', '.join(readers.DTYPES)}, got '{dtype}'")
     files, ignored = readers.list_files(path)
@@ -126,7 +132,7 @@ class _Corpus:
 def _count_text(corpus: _Corpus, tokenizer: str, vocab: int | None, jobs: int) -> tuple[Mapping[str, int], str]:
     """Counts by token, and a description of the tokens."""
     if tokenizer == "words":
-        from heavytail.data.text.vocabulary import UNKNOWN, vocabulary_of
+        from heavytail.data.text.vocabulary import vocabulary_of
 
         found: Counter[bytes] = Counter()
         for some in _counted(_blocks(corpus.texts()), jobs):
@@ -144,7 +150,7 @@ def _count_text(corpus: _Corpus, tokenizer: str, vocab: int | None, jobs: int) -
         learned = tokenizers.learn(tokenizer, corpus.texts(), vocab)  # type: ignore[arg-type]
         what = f"{tokenizer} pieces, {learned.size} learned"
     else:
-        file = Path(tokenizer).expanduser()
+        file = expanded(tokenizer)
         if not file.is_file():
             raise SpecError(f"--tokenizer: expected {', '.join(TOKENIZERS)} or a file, got '{tokenizer}'")
         if vocab is not None:
@@ -221,7 +227,8 @@ def _count_column(corpus: _Corpus, labels: bool) -> Counts | tuple[int, str]:
     counts: Counter[Any] = Counter()
     missing = rows = 0
     kinds: set[str] = set()
-    distinct: set[str] = set()
+    types: set[str] = set()
+    distinct: set[int] = set()
     for cells in corpus.cells():
         values = cells.values
         rows += len(values)
@@ -230,7 +237,7 @@ def _count_column(corpus: _Corpus, labels: bool) -> Counts | tuple[int, str]:
         if values.dtype.is_float():
             missing += int(values.is_nan().sum())
             values = values.filter(values.is_not_nan())
-            if not labels or (values == values.floor()).all():
+            if not labels or ((values == values.floor()) & (values.abs() < 2**63)).all():
                 values = _whole(values, corpus)
         elif values.dtype == pl.String:
             filled = values.str.contains(r"\S")
@@ -238,26 +245,33 @@ def _count_column(corpus: _Corpus, labels: bool) -> Counts | tuple[int, str]:
             values = values.filter(filled)
         if not len(values):
             continue
+        types.add(_type_of(values))
+        if len(types) > 1:
+            raise DataError(
+                f"{corpus.files[0]}: the column holds both {' and '.join(sorted(types, reverse=True))}; "
+                "write one type, or text, and count it by --labels"
+            )
         kinds.add(_kind_of(values, cells.typed, labels))
-        if {"text", "labels"} <= kinds:
-            if cells.typed:
-                raise DataError(
-                    f"{corpus.files[0]}: the column holds both whole numbers and text; "
-                    "write one type, or text, and count it by --labels"
-                )
-            kinds = {"text"}
         if "text" in kinds:
             counts.clear()
-            distinct.update(values.head(1000).cast(pl.String).to_list() if len(distinct) < 1000 else ())
+            distinct.update(values.cast(pl.String).hash().unique() if len(distinct) <= _DISTINCT else ())
             continue
         tally = values.value_counts()
         counts.update(dict(zip(*(tally[name].to_list() for name in tally.columns), strict=True)))
         _check_size(counts)
     if "text" in kinds:
-        few = rows - missing >= 10 and len(distinct) <= (rows - missing) / 5
+        few = rows - missing >= 10 and len(distinct) <= min((rows - missing) / 5, _DISTINCT)
         return missing, f"{len(distinct)} distinct cells in {rows} rows: --labels counts each cell as one class" * few
-    by_name, left_out = _named(counts)
-    return Counts(by_name, "labels", left_out, missing)
+    by_name, left_out, absent = _named(counts)
+    return Counts(by_name, "labels", left_out, missing + absent)
+
+
+def _type_of(values: pl.Series) -> str:
+    import polars as pl
+
+    if values.dtype == pl.Boolean:
+        return "true and false"
+    return "whole numbers" if values.dtype.is_numeric() else "text"
 
 
 def _kind_of(values: pl.Series, typed: bool, labels: bool) -> str:
@@ -265,7 +279,7 @@ def _kind_of(values: pl.Series, typed: bool, labels: bool) -> str:
 
     if labels or values.dtype.is_integer() or values.dtype in (pl.Boolean, pl.Categorical, pl.Enum):
         return "labels"
-    return "labels" if not typed and values.str.contains(_WHOLE).all() else "text"
+    return "labels" if not typed and values.str.contains(f"{_WHOLE}|{_ABSENT}").all() else "text"
 
 
 def _whole(values: pl.Series, corpus: _Corpus) -> pl.Series:
@@ -281,23 +295,25 @@ def _whole(values: pl.Series, corpus: _Corpus) -> pl.Series:
     return values.cast(pl.Int64)
 
 
-def _named(counts: Counter[Any]) -> tuple[dict[str, int], int]:
-    """Counts by the name of the label, and the number of labels below 0."""
-    texts = [label for label in counts if isinstance(label, str)]
+def _named(counts: Counter[Any]) -> tuple[dict[str, int], int, int]:
+    """Counts by the name of the label, the number of labels below 0, and of those that stand for none."""
+    texts = {label for label in counts if isinstance(label, str)}
+    absent = {text for text in texts if re.match(_ABSENT, text)}
     numbers = counts
-    if texts and len(texts) == len(counts):
-        if not all(re.match(_WHOLE, text) for text in texts) or any(map(_PADDED.match, texts)):
-            return dict(counts), 0  # names, or identifiers such as 00501
+    if texts:
+        whole = texts - absent
+        if not whole or not all(re.match(_WHOLE, text) for text in whole) or any(map(_PADDED.match, whole)):
+            return dict(counts), 0, 0  # names, or identifiers such as 00501
         numbers = Counter()
-        for text, n in counts.items():
-            numbers[int(text.strip().split(".")[0])] += n
-    below = sum(n for label, n in numbers.items() if not isinstance(label, bool | str) and label < 0)
-    classes = {label: n for label, n in numbers.items() if isinstance(label, bool | str) or label >= 0}
+        for text in whole:
+            numbers[int(text.strip().split(".")[0])] += counts[text]
+    below = sum(n for label, n in numbers.items() if not isinstance(label, bool) and label < 0)
+    classes = {label: n for label, n in numbers.items() if isinstance(label, bool) or label >= 0}
     if below and not classes:
         raise DataError(f"expected at least one class, got {below} labels below 0 only")
     by_name = {str(label).lower() if isinstance(label, bool) else str(label): n for label, n in classes.items()}
     assert sum(by_name.values()) == sum(classes.values()), "two labels share a name"
-    return by_name, below
+    return by_name, below, sum(counts[text] for text in absent)
 
 
 def _check_size(counts: Counter[Any]) -> None:

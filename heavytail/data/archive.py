@@ -5,6 +5,7 @@ Members that suggest an attack or a damaged archive are errors all the same.
 
 from __future__ import annotations
 
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -37,7 +38,7 @@ def read_members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
             if total > TOTAL:
                 raise DataError(f"{archive}: refused, its members have more than {TOTAL} bytes together")
             yield name, content
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, RuntimeError) as error:
         raise DataError(f"{archive}: not a readable archive ({error or type(error).__name__})") from None
 
 

@@ -5,8 +5,7 @@ N samples, C classes, D features.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from heavytail.data import REGISTRY, Data, Split
-from heavytail.data.readers import sha256
+from heavytail.data.readers import BROKEN_ARRAY, sha256
 from heavytail.errors import DataError, SpecError
+from heavytail.files import expanded
 
 _MOST_CLASSES = 2**24  # larger labels are identifiers, not class numbers
 
@@ -54,9 +54,9 @@ class Arrays:
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data, X as float32; DataError names the fault of the file in one line."""
-        if self.sha256 and (got := self._digest()) != self.sha256:
+        arrays, got = _read(self._file)
+        if self.sha256 and got != self.sha256:
             raise DataError(f"data.path: {self.path} has changed: expected sha256 {self.sha256}, got {got}")
-        arrays = _read(self._file)
         train = _split(arrays, "X", "y", self.path)
         test = None
         if "X_test" in arrays or "y_test" in arrays:
@@ -69,7 +69,7 @@ class Arrays:
 
     @property
     def _file(self) -> Path:
-        return Path(self.path).expanduser()
+        return expanded(self.path)
 
     def _digest(self) -> str:
         try:
@@ -78,19 +78,20 @@ class Arrays:
             raise DataError(f"data.path: {error}") from error
 
 
-def _read(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Return X, y, X_test and y_test, where the file has them; pickles are never loaded."""
-    broken = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+def _read(path: Path) -> tuple[dict[str, NDArray[np.generic]], str]:
+    """Return X, y, X_test and y_test, where the file has them, and its digest; pickles are never loaded."""
     try:
         with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            stream.seek(0)
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: expected an .npz file with X and y, got a single array")
             with archive:
-                return {name: archive[name] for name in ("X", "y", "X_test", "y_test") if name in archive}
+                return {name: archive[name] for name in ("X", "y", "X_test", "y_test") if name in archive}, digest
     except OSError as error:
         raise DataError(f"data.path: cannot read {path}: {error.strerror or error}") from error
-    except broken as error:
+    except BROKEN_ARRAY as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path}: not a readable .npz file of plain arrays: {reason}") from error
 

@@ -224,10 +224,11 @@ def _scratch(data_dir: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which Windows cannot open: nothing is locked or deleted there."""
+    """Hold the lock of a folder. Windows cannot open it, and NFS locks none: nothing is locked or deleted there."""
     with _descriptor(folder) if HAS_FLOCK else nullcontext(None) as handle:
         if handle is not None:
-            lock(handle)
+            with suppress(OSError):
+                lock(handle)
         yield
 
 

@@ -8,7 +8,9 @@ polars Series of about `BATCH` values, so that memory does not grow with the fil
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
+import glob
 import gzip
 import hashlib
 import io
@@ -21,10 +23,12 @@ import stat
 import sys
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count, islice, takewhile
 from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -80,6 +84,7 @@ _HIDDEN = re.compile(
     r"|(README|LICEN[CS]E)(\..*)?|dataset_(info|dict)\.json|state\.json",
     re.IGNORECASE | re.DOTALL,
 )
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _HEAD = 2**16
 
 
@@ -184,7 +189,7 @@ def sniff(file: Path, dtype: str | None = None) -> Format:
             head = stream.read(512)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    packing = next((name for magic, name in _PACKED.items() if head.startswith(magic)), "")
+    packing = "" if _is_text(head) else next((name for magic, name in _PACKED.items() if head.startswith(magic)), "")
     name = file.name.lower()
     packed_name = next((end for end in _PACKED_SUFFIXES if name.endswith(end)), "")
     if packed_name:
@@ -195,7 +200,8 @@ def sniff(file: Path, dtype: str | None = None) -> Format:
         head = stream.read(_HEAD)
     suffix = Path(name).suffix.removeprefix(".")
     suffix = _SUFFIXES.get(suffix, suffix)
-    by_content = next((kind for magic, kind in _KNOWN.items() if head.startswith(magic)), "")
+    known = {} if _is_text(head) else _KNOWN  # a text may begin with PAR1
+    by_content = next((kind for magic, kind in known.items() if head.startswith(magic)), "")
     if head.startswith(b"PK\x03\x04") and (suffix in ("npz", "npy") or head[30:].split(b"PK")[0].find(b".npy") >= 0):
         by_content = "npz"
     kind = by_content or (suffix if suffix in (*TABLES, "npy", "npz") else "text")
@@ -209,6 +215,14 @@ def sniff(file: Path, dtype: str | None = None) -> Format:
     return Format(kind, packing)
 
 
+def _is_text(head: bytes) -> bool:
+    """Whether the first bytes of a file are UTF-8 without control characters, as those of no binary format are."""
+    try:
+        return _CONTROL.search(codecs.getincrementaldecoder("utf-8")().decode(head)) is None
+    except UnicodeDecodeError:
+        return False
+
+
 def _unreadable(kind: str) -> str:
     names = {"npy": "a readable .npy array", "npz": "a readable .npz file", "tokens": "a readable token file"}
     return f"not {names.get(kind, f'readable {kind}')}"
@@ -217,7 +231,7 @@ def _unreadable(kind: str) -> str:
 def _refuse_binary(file: Path, head: bytes, name: str) -> None:
     """Raise DataError if the first bytes are those of a binary format."""
     for magic, what in _REFUSED.items():
-        if head.startswith(magic):
+        if head.startswith(magic) and (magic == b"%PDF" or not _is_text(head)):
             raise DataError(f"{file}: is {what}")
     if head[257:262] == b"ustar":
         raise DataError(f"{file}: is a tar archive; unpack it and name the folder")
@@ -580,7 +594,8 @@ def _json_records(file: Path, form: Format, advance: Callable[[int], None] | Non
                 if text.strip():
                     yield f"line {number}", json.loads(text)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: line {number} is not UTF-8: {error.reason} at its byte {error.start}") from error
+        place = f"line {number} is not UTF-8: {error.reason} at its" if number else f"not UTF-8: {error.reason} at"
+        raise DataError(f"{file}: {place} byte {error.start}") from error
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
         place = f"line {number} is" if form.kind == "jsonl" or number else ""
@@ -589,8 +604,9 @@ def _json_records(file: Path, form: Format, advance: Callable[[int], None] | Non
 
 def _first_record(stream: BinaryIO) -> Any:
     """The JSON value on the first line of JSON lines; None if the file is one JSON text."""
-    lines = [line for line in (stream.readline(LONGEST_ROW), stream.readline(16)) if line.strip()]
+    filled = (line for line in iter(partial(stream.readline, LONGEST_ROW), b"") if line.strip())
     try:
+        lines = [*islice(filled, 2)]
         value = json.loads(lines[0].decode("utf-8-sig")) if len(lines) == 2 else None
     except (ValueError, RecursionError):
         return None
@@ -648,15 +664,15 @@ def _csv(file: Path, form: Format, column: str, advance: Callable[[int], None] |
             stream = io.TextIOWrapper(binary, "utf-8-sig", newline="")
             first = stream.readline(LONGEST_ROW)
             separator = _separator(first, "\t" if form.kind == "tsv" else ",", column)
-            rows = csv.reader(_chain(first, stream), delimiter=separator)
-            header = [name.strip() for name in next(rows, [])]
+            rows = _rows(chain([first] if first else [], stream), separator)
+            number, names = next(rows, (0, []))
+            header = [name.strip() for name in names]
             if header.count(column) != 1:
                 if column in header:
                     raise DataError(f"{file}: has {header.count(column)} columns '{column}'")
                 raise _no_column(file, column, header)
             index, width = header.index(column), len(header)
-            for row in rows:
-                number = rows.line_num
+            for number, row in rows:
                 if len(row) > width and any(cell.strip() for cell in row[width:]):
                     raise DataError(
                         f"{file}: line {number} has {len(row)} cells, the header {width}; "
@@ -667,16 +683,57 @@ def _csv(file: Path, form: Format, column: str, advance: Callable[[int], None] |
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 near line {number + 1}: {error.reason}") from error
     except csv.Error as error:
-        reason = f"a cell of more than {LONGEST_ROW // 2**20} MB" if "field limit" in str(error) else _one_line(error)
+        reason = _one_line(error)
+        for words, meaning in _CSV_ERRORS.items():
+            if words in reason:
+                reason = meaning
         raise DataError(f"{file}: not readable csv after line {number}: {reason}") from error
     finally:
         csv.field_size_limit(limit)
 
 
-def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
-    if first:
-        yield first
-    yield from rest
+_CSV_ERRORS = {
+    "field limit": f"a cell of more than {LONGEST_ROW // 2**20} MB",
+    "end of data": 'a quote mark (") opens a cell and none closes it; double those that are text',
+    "expected after": "text follows the quote mark that closes a cell; double those that are text",
+}
+
+
+def _rows(lines: Iterator[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, each with the number of its last line.
+
+    Between tabs, many files do not quote cells, and a quote mark is text. There it quotes a cell only if it is closed
+    as csv has it, and not if a line with as many cells as the header, and no quote mark, comes first.
+    """
+    if separator != "\t":
+        reader = csv.reader(lines, delimiter=separator, strict=True)
+        yield from ((reader.line_num, row) for row in reader)
+        return
+    ahead: deque[str] = deque()
+
+    def line(index: int) -> str:
+        """A line ahead; "" after the last one."""
+        while len(ahead) <= index:
+            ahead.append(next(lines, ""))
+        return ahead[index]
+
+    def inside(index: int) -> bool:
+        """Whether a line ahead can belong to the cell that the first one opens."""
+        return index == 0 or (line(index) != "" and ('"' in line(index) or line(index).count("\t") != width - 1))
+
+    number = width = 0
+    while text := line(0).rstrip("\r\n") or line(0):
+        row, used = text.split("\t") if text.strip("\r\n") else [], 1
+        if '"' in text:
+            reader = csv.reader(map(line, takewhile(inside, count())), delimiter="\t", strict=True)
+            with suppress(csv.Error):
+                row, used = next(reader), reader.line_num
+        if max(map(len, row), default=0) > LONGEST_ROW:
+            raise csv.Error("field limit")
+        for _ in range(used):
+            ahead.popleft()
+        number, width = number + used, width or len(row)
+        yield number, row
 
 
 def _separator(header: str, usual: str, column: str) -> str:
@@ -694,13 +751,14 @@ def _separator(header: str, usual: str, column: str) -> str:
 def _polars(file: Path, kind: str, path: str, advance: Callable[[int], None] | None) -> Iterator[Cells]:
     import polars as pl
 
+    path_alone = glob.escape(str(file))  # polars expands * ? [ in a path
     try:
         if kind == "parquet":
-            frame = pl.scan_parquet(file)
+            frame = pl.scan_parquet(path_alone)
         else:
             with file.open("rb") as stream:
                 as_file = stream.read(6) == b"ARROW1"
-            frame = pl.scan_ipc(file) if as_file else pl.read_ipc_stream(file).lazy()
+            frame = pl.scan_ipc(path_alone) if as_file else pl.read_ipc_stream(file).lazy()
         schema = frame.collect_schema()
         name = path if path in schema else path.partition(".")[0]
         if name not in schema:
@@ -753,7 +811,7 @@ def _reach(values: pl.Series, name: str, rest: str, file: Path) -> Cells:
     elif values.dtype == pl.Null:
         values = values.cast(pl.String)
     elif values.dtype == pl.Decimal:
-        values = values.cast(pl.Float64)
+        values = values.cast(pl.Float64 if getattr(values.dtype, "scale", 0) else pl.Int64)
     elif values.dtype.is_temporal() or values.dtype in (pl.Object, pl.Unknown):
         raise DataError(f"{file}: column '{name}': expected text or whole numbers, got {values.dtype}")
     return Cells(values, missing=missing)
@@ -768,7 +826,7 @@ def _arrays(
     """The labels of an array file, flat, in parts."""
     try:
         labels = _tokens(file, dtype) if kind == "tokens" else _numpy(file, kind, name)
-    except _BROKEN_ARRAY as error:
+    except BROKEN_ARRAY as error:
         raise DataError(f"{file}: {_unreadable(kind)}: {_one_line(error)}") from error
     if labels.dtype.kind not in "iubU":
         raise DataError(f"{file}: expected integer labels, got {labels.dtype}")
@@ -781,9 +839,9 @@ def _arrays(
 
 
 # Exceptions of numpy and zipfile on damaged files; numpy parses the header of an array as Python.
-_BROKEN_ARRAY = (
+BROKEN_ARRAY = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error),
-    *(NotImplementedError, MemoryError, OverflowError, RecursionError),
+    *(NotImplementedError, MemoryError, OverflowError, RuntimeError),  # RuntimeError: an encrypted archive
 )
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.errors import DataError, HeavyTailError, SpecError, StoreError
-from heavytail.files import check_shape, write_atomic
+from heavytail.files import check_shape, expanded, write_atomic
 
 if TYPE_CHECKING:
     from heavytail.monitor.monitor import Reading
@@ -61,7 +61,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         self._file = self.folder / "monitor.jsonl"
         self._before = _written_steps(self._file)
         try:
@@ -161,7 +161,7 @@ def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Arra
     Raises:
         DataError: there is no journal in the folder, or it is damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     file = folder / "monitor.jsonl"
     try:
         text = file.read_text(encoding="utf-8")

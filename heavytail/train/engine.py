@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import logging
 import math
 import tempfile
 import time
@@ -45,6 +46,7 @@ from heavytail.train.group import ALONE, Group, LostProcess
 DIVERGED_FACTOR = 100.0
 COMMIT_SECONDS = 30.0
 KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued later, only below this size
+_LOG = logging.getLogger("heavytail")
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CACHED_FEATURES = 2**31  # features of a frozen body are cached below this many bytes, not recomputed at every step
 
@@ -533,11 +535,16 @@ class _Run:
         return {"seconds": round(self.spent + now - self.began, 3), "steps_per_second": float(f"{rate:.4g}")}
 
     def _resume(self) -> None:
-        """Continue from the last commit, if there is one."""
+        """Continue from the last commit, if there is one and it is of the same data."""
         found = self.store.load_partial(self.spec)
         if found is None:
             return
-        history, self.start, arrays = found
+        history, step, arrays = found
+        counts = self.data.counts.numpy()
+        if not np.array_equal(history.arrays.get("samples", counts), counts):
+            _LOG.warning("%s: its first %d steps are of other data: training it anew", self.spec.describe(), step)
+            return
+        self.start = step
         checkpoint.unpack(self.start, arrays, self.model, self.optimizer, self.running)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.resumed = [*history.resumed, {"step": self.start, "at": now}]

@@ -31,8 +31,7 @@ def content_digest(root: Path, listings: Mapping[str, Mapping[str, Sequence[str]
         listings: the image files of each class of each split, as paths under the split's folder.
         cache: folder of the digests of earlier calls.
 
-    Raises:
-        DataError: an image cannot be read.
+    An image that cannot be read counts as such: a run need not use it, and once it can be read, it is another data set.
     """
     file = cache / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:20]}.json"
     known = _read(file)
@@ -64,13 +63,13 @@ def _read(file: Path) -> dict[str, list[str]]:
 
 
 def _state(paths: Sequence[Path]) -> tuple[str, bool]:
-    """A digest of names, sizes and times, which changes whenever a file does; whether one has changed just now."""
+    """A digest of names, sizes and times, which changes whenever a file does; whether it may change unseen."""
     digest, last = hashlib.sha256(), 0.0
     for path in paths:
         try:
             about = path.stat()
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        except OSError:
+            return "unreadable", True
         # The time of the last change of an inode cannot be set: it shows a replacement that kept the other time.
         entry = (os.fsencode(path.name).hex(), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
         digest.update(repr(entry).encode())
@@ -81,7 +80,14 @@ def _state(paths: Sequence[Path]) -> tuple[str, bool]:
 def _read_all(paths: Sequence[Path]) -> str:
     """The sha256 of the names and contents of the files of one class."""
     digest = hashlib.sha256()
+
+    def content_of(path: Path) -> str:
+        try:
+            return sha256(path)
+        except DataError:
+            return "unreadable"
+
     with ThreadPoolExecutor(THREADS) as pool:  # hashing releases the interpreter's lock
-        for path, content in zip(paths, pool.map(sha256, paths), strict=True):
+        for path, content in zip(paths, pool.map(content_of, paths), strict=True):
             digest.update(os.fsencode(path.name).hex().encode() + b":" + content.encode() + b"\n")
     return digest.hexdigest()

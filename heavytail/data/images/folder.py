@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,6 +38,7 @@ from heavytail.system import num_cores
 _LOG = logging.getLogger("heavytail")
 SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 UNREAD = (".heic", ".heif", ".avif", ".svg", ".jp2", ".dng", ".psd", ".npy", ".mp4", ".zip", ".tar")  # refused by name
+HELD_OUT = ("val", "test", "valid", "validation")  # of which the first is read
 # ILSVRC-2012: 1 000 classes, 895 of them with 1 300 images, and 1 281 167 images in total. The counts of the others are
 # approximate: only their sum is used.
 IMAGENET, IMAGENET_VALIDATION = [1300] * 895 + [1121] * 67 + [1120] * 38, 50_000
@@ -50,10 +51,10 @@ PIECE = 32  # images a worker decodes at a time: small enough to divide a mini-b
 class ImageFolder(ImageRecipe):
     """Any folder of class folders; its folders `train` and `val`, if it has them, are the splits, as in ImageNet.
 
-    Classes are the folders of the training split, in the order of their names. Hidden files and folders
-    (`readers.hidden`) are left out, and so are files without an image's suffix, whose number is in `info`; a folder
-    `test` is not read, with a warning. Pixels are read as stored: an orientation in the EXIF data is not applied, as in
-    torchvision.
+    Classes are the folders of the training split, in the order of their names; images in their subfolders belong to
+    them. Hidden files and folders (`readers.hidden`) are left out, and so are files without an image's suffix, whose
+    number is in `info`; a folder `test`, `valid` or `validation` is not read, with a warning. Pixels are read as
+    stored: an orientation in the EXIF data is not applied, as in torchvision.
 
     Attributes:
         path: absolute, or relative to the data directory.
@@ -79,7 +80,7 @@ class ImageFolder(ImageRecipe):
 
     def _pinned(self, root: Path, cache: Path) -> ImageFolder:
         """The recipe with the digest; as it is if the folder is missing or unreadable, which loading reports."""
-        if not self.sha256 and root.is_dir():
+        if not self.sha256 and os.path.isdir(root):
             with suppress(DataError):
                 return replace(self, sha256=_content(root, cache))
         return self
@@ -92,10 +93,11 @@ class ImageFolder(ImageRecipe):
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Return the data set; its images are decoded batch by batch."""
         root = data_dir / self.path
-        if self.sha256 and root.is_dir() and (got := _content(root, cache_folder(data_dir))) != self.sha256:
+        if self.sha256 and os.path.isdir(root) and (got := _content(root, cache_folder(data_dir))) != self.sha256:
             raise DataError(f"data.path: {self.path} has changed: expected sha256 {self.sha256}, got {got}")
-        train_root = root / "train" if (root / "train").is_dir() else root
-        train, ignored = _list_classes(train_root)
+        part, others = _parts(root)
+        train_root = root / part
+        train, ignored = _list_classes(train_root, () if part else others)
         if empty := [name for name, files in train.items() if not files]:
             raise DataError(f"{train_root / empty[0]}: expected images ({', '.join(SUFFIXES)}) in the class, got none")
         counts = [len(names) for names in train.values()]
@@ -110,11 +112,12 @@ class ImageFolder(ImageRecipe):
             chosen[name], skipped = sorted(good), skipped + bad
         info = {"source": self.path, "images": sum(map(len, chosen.values()))}
         info["digest"] = digest(name for files in chosen.values() for name in files)
-        if train_root != root and (root / "test").is_dir():
-            held_out_in = f"the test split is {root / 'val'}" if (root / "val").is_dir() else "there is no test split"
-            _LOG.warning("%s: not read; %s", root / "test", held_out_in)
         test = None
-        if (root / "val").is_dir():
+        held_out_in = f"the test split is {root / 'val'}" if "val" in others else "there is no test split"
+        for unread in others:
+            if unread != "val":
+                _LOG.warning("%s: not read; %s", root / unread, held_out_in)
+        if "val" in others:
             held_out, more = _list_classes(root / "val")
             ignored += more
             if extra := sorted(set(held_out) - set(train)):
@@ -284,33 +287,68 @@ def _decodes(path: Path) -> bool:
     return True
 
 
-def _list_classes(root: Path) -> tuple[dict[str, list[str]], int]:
+def _parts(root: Path) -> tuple[str, list[str]]:
+    """The folder of the training split, "" for the root itself, and the folders of the others.
+
+    Beside classes, a folder of such a name is a split if it has folders itself.
+    """
+    train = "train" if os.path.isdir(root / "train") else ""
+    others = [name for name in HELD_OUT if os.path.isdir(root / name) and (train or _has_folders(root / name))]
+    return train, others
+
+
+def _has_folders(folder: Path) -> bool:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(entry.is_dir() and not hidden(entry.name) for entry in entries)
+    return False
+
+
+def _list_classes(root: Path, left_out: Sequence[str] = ()) -> tuple[dict[str, list[str]], int]:
     """The image files of each class folder, as paths under `root`, sorted by name; the number of other files."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder; expected one folder of images per class in it")
     listing: dict[str, list[str]] = {}
     ignored = 0
     try:
         for folder in sorted(os.scandir(root), key=lambda entry: entry.name):
-            if hidden(folder.name) or not folder.is_dir():
+            if hidden(folder.name) or folder.name in left_out or not folder.is_dir():
                 continue
-            files = [file for file in os.listdir(folder) if not hidden(file)]
-            images = [f"{folder.name}/{file}" for file in files if file.lower().endswith(SUFFIXES)]
+            if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(folder)):
+                raise DataError(f"{root / folder.name}: expected images in the class, got a link to what contains it")
+            files = [f"{folder.name}/{file}" for file in _files(folder.path)]
+            images = [file for file in files if file.lower().endswith(SUFFIXES)]
             if odd := [file for file in files if file.lower().endswith(UNREAD)]:
-                raise DataError(f"{root / folder.name / odd[0]}: expected images ({', '.join(SUFFIXES)})")
-            ignored += sum((root / folder.name / file).is_file() for file in files) - len(images)
+                raise DataError(f"{root / odd[0]}: expected images ({', '.join(SUFFIXES)})")
+            ignored += len(files) - len(images)
             listing[folder.name] = sorted(images)
     except OSError as error:
         raise DataError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
     if not any(listing.values()):
         raise DataError(f"{root}: expected one folder of images ({', '.join(SUFFIXES)}) per class, got none")
-    return listing, max(ignored, 0)
+    return listing, ignored
+
+
+def _files(folder: str) -> Iterator[str]:
+    """The files of a class folder and of its subfolders, as paths under it; links are followed, to each folder once."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = {os.path.realpath(folder)}
+    for base, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        within = "" if base == folder else f"{os.path.relpath(base, folder).replace(os.sep, '/')}/"
+        yield from (f"{within}{file}" for file in files if not hidden(file))
+        places = {name: os.path.realpath(os.path.join(base, name)) for name in folders if not hidden(name)}
+        folders[:] = [name for name, place in places.items() if place not in seen]
+        seen.update(places.values())
 
 
 def _content(root: Path, cache: Path) -> str:
     """The digest of the names and contents of the images that `load` reads."""
-    parts = ("train", "val") if (root / "train").is_dir() else ("", "val")
-    listings = {part: _list_classes(root / part)[0] for part in parts if (root / part).is_dir()}
+    part, others = _parts(root)
+    listings = {part: _list_classes(root / part, () if part else others)[0]}
+    if "val" in others:
+        listings["val"] = _list_classes(root / "val")[0]
     return content_digest(root, listings, cache.with_name("digests"))
 
 

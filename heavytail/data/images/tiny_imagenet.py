@@ -7,6 +7,7 @@ decoded into memory, and the undecoded ones (80 MB) are cached for the next seed
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +72,9 @@ class TinyImageNet(ImageRecipe):
 
     def load(self, *, seed: int, data_dir: Path) -> Data:
         """Read the archives, choose the subset and decode it."""
-        files = _read(data_dir, self.pool)
+        # Archives are checked on every start; nothing shows that an extracted folder is still the same.
+        extracted = os.path.isdir(data_dir / FOLDER / "train")
+        files = (_read if extracted else _read_once)(data_dir, self.pool)
         sizes = subset_sizes([self.pool] * NUM_CLASSES, self.subset, per_class=self.per_class, largest=self.largest)
         generator = np.random.default_rng([seed, *b"image subset"])
         names, classes = [], []
@@ -107,7 +110,6 @@ class _Files:
     validation_names: dict[str, list[str]]
 
 
-@lru_cache(maxsize=1)
 def _read(data_dir: Path, pool: int) -> _Files:
     """Read the files of the data set in any of its forms; raise DataError if one is missing."""
 
@@ -130,18 +132,24 @@ def _read(data_dir: Path, pool: int) -> _Files:
         raise DataError(
             f"{folder}: expected wnids.txt and one of {', '.join(_LABELS)}, got {', '.join(tables) or 'none'}"
         )
-    wnids = tables["wnids.txt"].decode().split()
+    names = defaultdict(list)
+    try:
+        wnids = tables["wnids.txt"].decode().split()
+        for line in filter(str.strip, labels.decode().splitlines()):
+            file, wnid = line.split("\t")[:2]
+            names[wnid].append(file)
+    except ValueError as error:
+        raise DataError(f"{folder}: the tables of classes are damaged: {error}") from error
     if len(wnids) != NUM_CLASSES:
         raise DataError(f"{folder / 'wnids.txt'}: expected {NUM_CLASSES} classes, got {len(wnids)}")
-    names = defaultdict(list)
-    for line in labels.decode().splitlines():
-        file, wnid = line.split("\t")[:2]
-        names[wnid].append(file)
     absent = [f"{wnid}_{n}.JPEG" for wnid in wnids for n in range(pool) if f"{wnid}_{n}" not in train]
     absent += [file for wnid in wnids for file in names[wnid] if file not in validation]
     if absent:
         raise DataError(f"{folder}: {len(absent)} images are missing, the first is {absent[0]}")
     return _Files(wnids, train, validation, names)
+
+
+_read_once = lru_cache(maxsize=1)(_read)
 
 
 def _members(data_dir: Path, pool: int, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

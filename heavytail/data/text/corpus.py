@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from heavytail.data.text.tokenizer import Kind, Tokenizer
 from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError
 from heavytail.files import first_writer
+from heavytail.locks import locked
 
 FORMAT = 1  # part of every name: raise it when the tokenisation of a text changes
 PLAIN = readers.Format("text")
@@ -64,7 +66,7 @@ class Text:
     def digest(self) -> str:
         """Sha256 of the files' contents and of the positions."""
         digest = hashlib.sha256(f"{self.start}:{self.stop}".encode())
-        for path in self.paths:
+        for path, _ in zip(self.paths, self._states, strict=True):  # the states before the files are read
             try:
                 with path.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -78,13 +80,22 @@ class Text:
         """Yield the lines, each with its end, or the cells of column "text" of a table; long ones in parts.
 
         Raises:
-            DataError: a file cannot be read or is not UTF-8; names file and byte.
+            DataError: a file cannot be read, is not UTF-8 or has changed since its digest; names file and byte.
         """
+        states = self._states
         for position, line in self._positions():
             if self.stop is not None and position >= self.stop:
-                return
+                break
             if position >= self.start:
                 yield line
+        for path, state in zip(self.paths, states, strict=True):
+            if _state(path) != state:
+                raise DataError(f"{path}: has changed while it was read; run again when it is complete")
+
+    @cached_property
+    def _states(self) -> list[tuple[int, ...]]:
+        """What differs between two versions of each file: size, times and inode."""
+        return [_state(path) for path in self.paths]
 
     def _positions(self) -> Iterator[tuple[int, str]]:
         """All lines, each with its byte position over all files."""
@@ -103,6 +114,14 @@ class Text:
             else sum(len(piece.encode()) for _, piece in _pieces(path))
             for path in self.paths
         ]
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, str]]:
@@ -140,17 +159,19 @@ def tokenise(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stored = folder / "tokenizer.json"
-        content = _stored_tokenizer(stored)
-        if content is None:
-            learned = tokenizers.learn(kind, _shown(known, f"learning {kind} tokenizer"), size)
-            content = learned.to_json().encode()
-            with first_writer(stored) as stream:
-                stream.write(content)
-            content = stored.read_bytes()  # written by the first process
-            with first_writer(stored.with_suffix(".sha256")) as stream:
-                stream.write(hashlib.sha256(content).hexdigest().encode())
-        tokenizer, digest = tokenizers.load(stored), hashlib.sha256(content).hexdigest()
-        return tokenizer, [_tokens(text, tokenizer, digest, folder / text.digest[:20]) for text in texts]
+        # One process at a time fills a folder: what another one has half done would look damaged.
+        with locked(folder / ".lock") if os.access(folder, os.W_OK) else nullcontext():
+            content = _stored_tokenizer(stored)
+            if content is None:
+                learned = tokenizers.learn(kind, _shown(known, f"learning {kind} tokenizer"), size)
+                content = learned.to_json().encode()
+                with first_writer(stored) as stream:
+                    stream.write(content)
+                content = stored.read_bytes()  # written by the first process, where there are no locks
+                with first_writer(stored.with_suffix(".sha256")) as stream:
+                    stream.write(hashlib.sha256(content).hexdigest().encode())
+            tokenizer, digest = tokenizers.load(stored), hashlib.sha256(content).hexdigest()
+            return tokenizer, [_tokens(text, tokenizer, digest, folder / text.digest[:20]) for text in texts]
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
 
@@ -192,7 +213,7 @@ def tokenised_data(settings: TextSettings, source: str, train: Text, test: Text,
 
 def cache_folder(data_dir: Path) -> Path:
     """Return the folder of tokenised texts: in the data folder or, if that is read-only, in the user's cache folder."""
-    place = data_dir
+    place = data_dir / "tokenised"  # which may be another user's
     while not place.exists() and place != place.parent:
         place = place.parent
     if os.access(place, os.W_OK):

@@ -56,7 +56,7 @@ class PTB(_Treebank):
         return self._load("Penn Treebank", ("train", "valid"), data_dir)
 
     def nominal(self) -> Nominal:
-        """Return the sizes of the data set, without loading it; with "seen", an upper bound on the classes."""
+        """Return the sizes of the data set, without loading it; with "seen" words, an upper bound on the classes."""
         return self._nominal(TOKENS["train"], TOKENS["valid"], TYPES)
 
 
@@ -79,7 +79,7 @@ class TinyPTB(_Treebank):
         return self._load("TinyPTB", ("valid", "test"), data_dir)
 
     def nominal(self) -> Nominal:
-        """Return the sizes of the data set, without loading it; with "seen", an upper bound on the classes."""
+        """Return the sizes of the data set, without loading it; with "seen" words, an upper bound on the classes."""
         return self._nominal(TOKENS["valid"], TOKENS["test"], TYPES)
 
 

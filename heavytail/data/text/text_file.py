@@ -13,6 +13,7 @@ from heavytail.data import REGISTRY, Data, readers
 from heavytail.data.text.corpus import Text, tokenised_data
 from heavytail.data.text.vocabulary import TextSettings
 from heavytail.errors import DataError, SpecError
+from heavytail.files import expanded
 
 _TRAIN_SHARE = 0.9  # of the bytes, rounded to whole lines
 
@@ -57,6 +58,6 @@ class TextFile(TextSettings):
         return tokenised_data(self, Path(self.path).name, train, test, data_dir, known=train)
 
     def _text(self) -> Text:
-        files = readers.list_files(Path(self.path).expanduser()).files
+        files = readers.list_files(expanded(self.path)).files
         readers.require_one_kind(Path(self.path), files)
         return Text(tuple(files))

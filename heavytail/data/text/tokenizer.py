@@ -21,11 +21,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from heavytail.data.text.vocabulary import UNKNOWN, basic_english, vocabulary_of
+from heavytail.data.text.vocabulary import LEARNED_SIZE, UNKNOWN, basic_english, vocabulary_of
 from heavytail.errors import DataError
 
 Kind: TypeAlias = Literal["word", "bpe", "unigram"]
-LEARNED_SIZE = 4_000  # default number of classes of a learned tokenizer, that of figure 9
 
 
 class Tokenizer(Protocol):
@@ -98,8 +97,15 @@ class LearnedTokenizer:
         return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, lines: Sequence[str]) -> NDArray[np.int64]:
-        """Return the class numbers [T] of all lines, without special tokens such as [CLS], on all cores."""
-        encoded = self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
+        """Return the class numbers [T] of all lines, without special tokens such as [CLS], on all cores.
+
+        Raises:
+            DataError: the tokenizer has no token for a piece of text and none for unknown ones.
+        """
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
+        except Exception as error:  # the library raises nothing more specific
+            raise DataError(f"the tokenizer cannot encode this text: {_one_line(error)}") from error
         return np.concatenate([np.empty(0, np.int64), *(np.array(line.ids, np.int64) for line in encoded)])
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -154,7 +160,8 @@ def learn(kind: Kind, lines: Iterable[str], size: int | None) -> Tokenizer:
     except DataError:
         raise
     except Exception as error:  # the library raises nothing more specific
-        raise DataError(f"data.tokenizer: cannot learn {size} {kind} pieces from this text: {error}") from error
+        reason = _one_line(error)
+        raise DataError(f"data.tokenizer: cannot learn {size} {kind} pieces from this text: {reason}") from error
     return LearnedTokenizer(tokenizer)
 
 
@@ -179,6 +186,8 @@ def load(path: Path) -> Tokenizer:
     if words is not None:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
             raise DataError(f"{path}: not a readable tokenizer: expected a list of words")
+        if words[0] != UNKNOWN:
+            raise DataError(f"{path}: not a readable tokenizer: expected {UNKNOWN} as the first word, got '{words[0]}'")
         return WordTokenizer({word: number for number, word in reversed([*enumerate(words)])})
     if table and all(isinstance(value, int) for value in table.values()):
         raise DataError(f"{path}: not a readable tokenizer: a vocabulary without its model; {_SAVE}")
@@ -189,7 +198,11 @@ def load(path: Path) -> Tokenizer:
     except BaseException as error:  # the library raises Exception, and PanicException, a BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise DataError(f"{path}: not a readable tokenizer: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"{path}: not a readable tokenizer: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 _SAVE = "save it as tokenizer.json (AutoTokenizer.from_pretrained(...).save_pretrained(...))"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 UNKNOWN = "<unk>"
+LEARNED_SIZE = 4_000  # default number of classes of a learned tokenizer, that of figure 9
+LEAST_LEARNED = 257  # 256 bytes and <unk>
 
 _MARKS = "'.,()!?"
 # White space of `str.split` that `bytes.split` does not know.
@@ -125,15 +127,21 @@ class TextSettings:
             raise SpecError(f"data.max_tokens: expected more than data.length = {self.length}, got {self.max_tokens}")
         if self.max_vocab is not None and self.max_vocab < 2:
             raise SpecError(f"data.max_vocab: expected at least 2 (<unk> is one), got {self.max_vocab}")
-        if self.tokenizer != "word" and self.max_vocab is not None and self.max_vocab < 257:
-            raise SpecError(f"data.max_vocab: expected at least 257 (256 bytes and <unk>), got {self.max_vocab}")
+        if self.tokenizer != "word" and self.max_vocab is not None and self.max_vocab < LEAST_LEARNED:
+            raise SpecError(
+                f"data.max_vocab: expected at least {LEAST_LEARNED} (256 bytes and <unk>), got {self.max_vocab}"
+            )
 
     def _nominal(self, train: int, test: int, types: int) -> Nominal:
-        """Return the sizes of a data set, without loading it, from the numbers of tokens and types."""
+        """Return the sizes of a data set, without loading it, from the numbers of words and of their types.
+
+        A learned tokenizer makes more tokens than there are words, and as many classes as it is asked for.
+        """
         import torch
 
         tokens = torch.zeros(1, self.length, dtype=torch.int64)
-        data = Data(Split(tokens, tokens), None, min(self.max_vocab or types, types))
+        classes = min(self.max_vocab or types, types) if self.tokenizer == "word" else self.max_vocab or LEARNED_SIZE
+        data = Data(Split(tokens, tokens), None, classes)
         samples = ((min(self.max_tokens or n, n) - 1) // self.length for n in (train, test))
         return Nominal(data, *samples)
 
@@ -148,6 +156,7 @@ class TextSettings:
                 raise DataError(
                     f"{source}: the {part} split has {len(stream)} tokens, and a sequence of data.length = "
                     f"{self.length} needs {self.length + 1}; use more text or a smaller data.length"
+                    f"{'' if len(stream) else ' (a text is divided between lines)'}"
                 )
         info: dict[str, Any] = {
             "source": source,

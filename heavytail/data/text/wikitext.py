@@ -36,7 +36,7 @@ class WikiText2(TextSettings):
         return _load(self, "WikiText-2", "wikitext-2/train.txt", "wikitext-2/valid.txt", data_dir)
 
     def nominal(self) -> Nominal:
-        """Return the sizes of the data set, without loading it: exact for words, a lower bound for pieces."""
+        """Return the sizes of the data set, without loading it: exact for words, fewer tokens than pieces."""
         return self._nominal(2_049_990, 214_417, 28_782)
 
 
