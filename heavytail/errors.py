@@ -45,6 +45,18 @@ class DamagedError(UnreadableError):
     """A damaged file: the checksum or shape of its content differs from the one written."""
 
 
+def reason(error: object, line: int = 0) -> str:
+    """Return the first (or another) line of a message, the name of the exception's type if it has none.
+
+    >>> reason(ValueError(" too large\\nsee the manual")), reason(KeyError()), reason("", -1)
+    ('too large', 'KeyError', 'no reason given')
+    """
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[line].strip()
+    return type(error).__name__ if isinstance(error, BaseException) else "no reason given"
+
+
 _LISTED = 12  # longer lists of names are not printed
 
 

@@ -204,6 +204,40 @@ def test_sweep_on_an_own_problem(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert (tmp_path / "out" / label / "seed1" / "groups.parquet").is_file()
 
 
+def test_a_wrong_probe_is_named_before_training(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the runs at the selected step size have probes, and the search would end in the error."""
+    optim = 'name = "gd"\nlr = { decades = [-2, 1], refine = 1 }'
+    (tmp_path / "mine.toml").write_text(tiny_preset(10, 'probes = ["head-blcks"]', optim))
+    assert main(["sweep", str(tmp_path / "mine.toml")]) == 2
+    assert "unknown probe 'head-blcks'" in capsys.readouterr().err
+    assert not (root / "runs").exists()
+
+
+def test_a_dry_run_reads_the_options_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parts of a search sum to its runs, several workers share recorded times, and wrong options are refused."""
+    optim = 'name = "gd"\nlr = { decades = [-2, 1], refine = 1 }'
+    (tmp_path / "mine.toml").write_text(tiny_preset(10, "", optim))
+    command = ["sweep", str(tmp_path / "mine.toml"), "--dry-run"]
+
+    def counted(*more: str) -> int:
+        assert main([*command, *more]) == 0
+        found = re.search(r"^(\d+) runs that are not stored", capsys.readouterr().out, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+    assert counted() == sum(counted("--shard", f"{part}/3") for part in (1, 2, 3)) > counted("--shard", "1/3")
+    for wrong in (["--shard", "4/3"], ["--executor", "lokal"], ["--jobs", "0"]):
+        assert main([*command, *wrong]) == 2
+        assert wrong[0] in capsys.readouterr().err or wrong[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "cancel"])
+def test_a_scale_without_a_sweep_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be ignored, and `cancel` would cancel the jobs of every scale."""
+    assert main([command, "--scale", "small"]) == 2
+    assert "--scale: expected a sweep with it, got 'small' alone" in capsys.readouterr().err
+
+
 def test_status_lists_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`heavytail status` shows what is stored."""
     run(out=tmp_path / "out")

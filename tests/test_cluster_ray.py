@@ -28,7 +28,7 @@ from tests.test_runner import Log, work
 pytestmark = pytest.mark.cluster
 pytest.importorskip("ray")
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500}
-SPECS = [tiny(seed=seed, steps=600) for seed in range(4)]
+SPECS = [tiny(seed=seed, steps=4000, eval_every=500) for seed in range(4)]  # seconds: they report every half one
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,41 @@ def test_a_node_killed_in_the_middle_of_a_sweep_loses_nothing(cluster: Any, tmp_
         assert len(one.resumed) <= 1
         for name, value in two.arrays.items():
             np.testing.assert_array_equal(one.arrays[name], value, err_msg=name)
+
+
+def kill_all(cluster: Any, nodes: list[Any]) -> None:
+    while nodes:
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+
+class Joining(Log):
+    """Kills the nodes at the first report of a run; one joins after it has been submitted again."""
+
+    def __init__(self, cluster: Any, nodes: list[Any], joins: list[Any]) -> None:
+        super().__init__(lambda spec: kill_all(cluster, nodes))
+        self._cluster, self._nodes, self._joins = cluster, nodes, joins
+
+    def started(self, spec: RunSpec) -> None:
+        super().started(spec)
+        if not self._nodes:
+            self._joins.append(self._cluster.add_node(num_cpus=2))
+
+
+def test_a_command_waits_for_a_node_when_all_have_died(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run continues on a node that joins; without one, the command ends with the reason."""
+    spec = tiny(steps=10_000, eval_every=1000)
+    joined: list[Any] = []
+    log = Joining(cluster, [cluster.add_node(num_cpus=2)], joined)
+    store, failures = work_on_ray([spec], tmp_path / "joined", log, settings={"cpus": 2})
+    assert failures == []
+    assert [event for _, event in log.events] == ["started", "interrupted", "started", "done"]
+    assert store.status(spec) == "done"
+    monkeypatch.setattr(ray_executor, "ROOM_SECONDS", 2.0)
+    kill = Log(lambda spec: kill_all(cluster, joined))
+    with pytest.raises(HeavyTailError, match="no node has had 2 CPUs for 0 minutes; the same command continues"):
+        work_on_ray([spec], tmp_path / "alone", kill, settings={"cpus": 2})
 
 
 class SlowDesk(Desk):

@@ -32,11 +32,13 @@ from heavytail.compare.comparison import (
 from heavytail.compare.picture import draw
 from heavytail.compare.search import FARTHEST, search
 from heavytail.compare.statistics import closed, paired_p
+from heavytail.errors import DataError
 from heavytail.experiment.registry import Component
 from heavytail.experiment.search import Grid
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
+from heavytail.train import engine
 from heavytail.train.engine import price
 from heavytail.train.options import Options
 from tests import outside
@@ -258,6 +260,21 @@ def test_a_dry_run_counts_and_trains_nothing(small: list[str], capsys: pytest.Ca
     capsys.readouterr()
     assert cli.main([*command, "--dry-run"]) == 0
     assert "\n0 runs that are not stored" in capsys.readouterr().out
+
+
+def test_a_stored_comparison_needs_no_data(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with the store and without the data the verdicts are written; steps are not timed there."""
+    command = ["compare", "sign", "--problems", "linear", *small]
+    assert cli.main(command) == 0
+    before = rows(small)
+
+    def absent(*_: object) -> None:
+        raise DataError("ptb.train.txt not found")
+
+    monkeypatch.setattr(engine, "price", absent)
+    assert cli.main(command) == 0
+    timed = ("seconds_per_step", "state_bytes", "machine")
+    assert rows(small) == [{**row, **dict.fromkeys(timed)} for row in before]
 
 
 def test_a_failing_optimizer_does_not_hide_the_others(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:

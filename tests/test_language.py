@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from dataclasses import replace
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from heavytail import cli
+from heavytail.cli import reproduce
 from heavytail.data import Data, Split
-from heavytail.experiment.registry import Component
+from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
 from heavytail.experiment.sweep import Sweep
@@ -223,6 +226,18 @@ def test_dry_run_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "data not available" in printed
     assert "on one h100: about" in printed
     assert not (tmp_path / "root").exists()
+
+
+def test_dry_run_knows_the_runs_of_a_relative_image_folder(tmp_path: Path) -> None:
+    """Their keys cover the images, as those of the training do: a stored run is not counted as missing."""
+    image = tmp_path / "imagenet" / "train" / "n0" / "0.png"
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(image)
+    args = argparse.Namespace(root=tmp_path / "root", data_dir=tmp_path, scale="paper")
+    specs = [spec for _, _, waves in reproduce._searches([figure("fig03")], args) for wave in waves for spec in wave]
+    recipes = [registry("data").make(spec.data) for spec in specs if spec.data.name == "image-folder"]
+    assert recipes
+    assert all(recipe.sha256 for recipe in recipes)
 
 
 def test_dry_run_counts_every_figure_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

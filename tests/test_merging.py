@@ -122,6 +122,37 @@ def test_a_longer_unfinished_run_is_kept_beside_a_finished_one(
     assert content(b, short) == kept
 
 
+STATES = [(None, 5), (None, 25), (10, None), (10, 15), (10, 25), (20, None), (20, 25)]  # finished at, unfinished at
+
+
+@pytest.mark.parametrize("mine", STATES)
+@pytest.mark.parametrize("theirs", STATES)
+def test_the_farthest_steps_of_both_are_kept(
+    mine: tuple[int | None, int | None], theirs: tuple[int | None, int | None], stores: tuple[RunStore, RunStore]
+) -> None:
+    """A longer run continues from the farthest commit of both, and no attempt that a finished run passed stays."""
+    for store, (finished, unfinished) in zip(stores, (theirs, mine), strict=True):
+        if finished is not None:
+            store.save(rising(tiny(steps=finished)), step=finished, checkpoint={"x": np.full(1, finished)})
+        if unfinished is not None:
+            history = rising(tiny(steps=40), "interrupted", end=unfinished)
+            store.save(history, step=unfinished, checkpoint={"x": np.full(1, unfinished)})
+    a, b = stores
+    before, [what] = content(b, tiny()), merged(a, b)
+    found = b.load_partial(tiny(steps=40))
+    assert found is not None
+    farthest = max(filter(None, (*mine, *theirs)))
+    assert (found[1], found[2]["x"].tolist()) == (farthest, [farthest])
+    ends = [finished for finished, _ in (mine, theirs) if finished is not None]
+    assert b.status(tiny(steps=max(ends, default=40))) == ("done" if ends else "interrupted")
+    attempt = b.committed(tiny().key, attempt=True)
+    assert attempt is None or attempt.record["step"] > max(ends)
+    kept = content(b, tiny())
+    assert (kept == before) == (what == "same")
+    assert merged(a, b) == ["same"]
+    assert content(b, tiny()) == kept
+
+
 def test_finished_runs_join_their_measurements(stores: tuple[RunStore, RunStore]) -> None:
     """A longer run and a probe of a shorter one end up in one run, whichever way they are merged."""
     a, b = stores

@@ -180,7 +180,11 @@ def test_no_stable_step_size_selects_nothing() -> None:
 )
 def test_a_choice_at_the_edge_warns(optimum: float, side: str | None) -> None:
     """Selecting the outermost of all step sizes that were run asks for a wider grid; an inner one does not."""
-    search = sweep(Grid((-3.0, -2.0, -1.0, 0.0), 1), (0,))
+    for grid in (Grid((-3.0, -2.0, -1.0, 0.0), 1), Grid((-3.5, -3.0, -1.5, 0.0, 0.5), None)):  # refined, or a list
+        check_edge(sweep(grid, (0,)), optimum, side)
+
+
+def check_edge(search: Sweep, optimum: float, side: str | None) -> None:
     best = search.best("gd", lambda spec: outcome(1 + abs(exponent(spec) - optimum), 1.0))
     assert best is not None
     assert best.chosen is not None
@@ -589,7 +593,12 @@ def test_a_reason_is_true() -> None:
 
 @pytest.mark.parametrize(
     ("optim", "message"),
-    [("[]", "at least one"), ("3", "expected an array of tables, got 3"), ("['gd']", "expected a table, got 'gd'")],
+    [
+        ("[]", "at least one"),
+        ("[{name = 'gd', momentum = []}]", "gd.momentum: expected at least one"),
+        ("3", "expected an array of tables, got 3"),
+        ("['gd']", "expected a table, got 'gd'"),
+    ],
 )
 def test_a_sweep_needs_optimizers(preset: Path, optim: str, message: str) -> None:
     """A list of optimizers that is none is refused."""

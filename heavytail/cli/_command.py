@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from heavytail.train.options import Options
 
 LAB = ("scipy", "matplotlib", "polars", "rich", "jinja2", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
-SCALES = ("paper", "small", "quick")
+SCALES = ("paper", "small", QUICK := "quick")
 ROLES = ("head", "embedding", "norm", "hidden")  # of heavytail.optim.roles, which imports torch
 
 
@@ -75,9 +75,9 @@ class Parser(argparse.ArgumentParser):
         return namespace, rest
 
 
-def scale_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --scale."""
-    parser.add_argument("--scale", choices=SCALES, default="quick", help="quick (default), small or paper")
+def scale_argument(parser: argparse.ArgumentParser, default: str | None = QUICK) -> None:
+    """Add --scale; None tells whether it was given."""
+    parser.add_argument("--scale", choices=SCALES, default=default, help="quick (default), small or paper")
 
 
 def store_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,19 +119,24 @@ def sweep_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -
     text = "a TOML file, or the name of a preset" + ("" if required else " (default: all runs)")
     file = parser.add_argument("file", nargs=None if required else "?", metavar="FILE.toml", help=text)
     completes(file, "presets")
-    scale_argument(parser)
+    scale_argument(parser, QUICK if required else None)
     parser.add_argument("--variant", default="", help="variant of the preset")
 
 
 def load_sweep(args: argparse.Namespace) -> Sweep | None:
     """Return the sweep of the command line, None if none is given."""
+    from heavytail.experiment.registry import registry
     from heavytail.experiment.sweep import Sweep
 
     if args.file is None:
-        if args.variant:
-            raise SpecError(f"--variant: expected a sweep with it, got '{args.variant}' alone")
+        for setting in ("variant", "scale"):
+            if value := getattr(args, setting):
+                raise SpecError(f"--{setting}: expected a sweep with it, got '{value}' alone")
         return None
-    return Sweep.load(args.file, scale=args.scale, variant=args.variant).pinned(data_dir(args))
+    sweep = Sweep.load(args.file, scale=args.scale or QUICK, variant=args.variant).pinned(data_dir(args))
+    for probe in sweep.probes:  # which only the runs at the selected step sizes have
+        registry("probe").make(probe)
+    return sweep
 
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:

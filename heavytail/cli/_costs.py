@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from heavytail.cli._command import data_dir, run_store
+from heavytail.cli._command import data_dir, options, run_store
 
 if TYPE_CHECKING:
     from heavytail.experiment.search import Lookup
@@ -42,6 +42,8 @@ def print_costs(found: Iterable[tuple[str, str, Waves]], args: argparse.Namespac
     from heavytail.errors import DataError
     from heavytail.train import cost
 
+    chosen = options(args)
+    workers = chosen.num_workers()
     speed = cost.speed()
     costs = cost.Costs(data_dir(args), cost.recorded_seconds(run_store(args)))
     runs = 0
@@ -52,7 +54,7 @@ def print_costs(found: Iterable[tuple[str, str, Waves]], args: argparse.Namespac
     )
     for problem, optimizer, waves in found:
         try:
-            row = costs.row(waves)
+            row = costs.row([chosen.shard.of(wave) for wave in waves])
         except DataError as error:
             print(f"{problem:40} {optimizer:24} not counted: {error}")
             continue
@@ -61,15 +63,15 @@ def print_costs(found: Iterable[tuple[str, str, Waves]], args: argparse.Namespac
         print(
             f"{problem:40} {optimizer:24} {row.runs:4} {' + '.join(map(str, row.waves)):12} {row.spec.steps:6} "
             f"{row.cost.parameters:11,} {row.operations:10.2g} {row.cost.memory / 2**30:5.1f} GB "
-            f"{_hours(row.hours(speed.idle)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
+            f"{_hours(row.hours(speed.idle, workers)):>10} {_hours(row.gpu_hours(args.gpu)):>10}"
             + ("  (data not available)" if row.cost.nominal else "")
             + ("  (as recorded)" if row.recorded is not None else ""),
             flush=True,
         )
         runs += row.runs
         total += row.operations
-        idle += row.hours(speed.idle)
-        now += row.hours(speed.now)
+        idle += row.hours(speed.idle, workers)
+        now += row.hours(speed.now, workers)
         hours += row.gpu_hours(args.gpu)
     share = f"{cost.UTILISATION:.0%}"
     print(f"{runs} runs that are not stored, if no step size diverges early: {total:.3g} floating-point operations")

@@ -32,7 +32,7 @@ from heavytail.cli._command import (
 )
 from heavytail.cli._complete import completes
 from heavytail.cli._costs import costs_arguments, print_costs
-from heavytail.errors import HeavyTailError, SpecError, unknown
+from heavytail.errors import DataError, HeavyTailError, SpecError, unknown
 
 if TYPE_CHECKING:
     from heavytail.compare.comparison import Comparison
@@ -171,7 +171,7 @@ def _prices(
     comparison: Comparison, rows: Sequence[dict[str, Any]], chosen: Options, *, measured: bool
 ) -> list[dict[str, Any]]:
     """Seconds of a step and bytes of state at the selected step sizes; null without one, unless measured, and where
-    this machine has no GPU though a cluster has trained on some.
+    this machine has no GPU though a cluster has trained on some, or not the data.
 
     The time is the smallest of three, for which the optimizers of a problem take turns (decision 7).
     """
@@ -191,7 +191,10 @@ def _prices(
             for trial, row, best in zip(comparison.trials, rows, prices, strict=True):
                 if trial.problem == problem and row["lr"] is not None:
                     spec = trial.sweep.spec(trial.arm, math.log10(row["lr"]), trial.sweep.verdict_seeds[0])
-                    seconds, state = price(spec, chosen.data_dir, device)
+                    try:
+                        seconds, state = price(spec, chosen.data_dir, device)
+                    except DataError:  # runs stored by another machine, whose data are not here
+                        continue
                     least = min(seconds, best["seconds_per_step"] or seconds)
                     best |= {"seconds_per_step": least, "state_bytes": state, "machine": machine}
     return prices

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from heavytail.cli._command import (
     browse,
+    data_dir,
     device_arguments,
     executor_arguments,
     options,
@@ -94,7 +95,7 @@ def _searches(figures: Sequence[Figure], args: argparse.Namespace) -> Iterator[t
     from heavytail.train.runner import remember
 
     store = run_store(args)
-    results, lookup, guesses = Results(store, args.scale), remember(store), dict[str, float]()
+    results, lookup, guesses = Results(store, args.scale, data_dir=data_dir(args)), remember(store), dict[str, float]()
     refs = dict.fromkeys(ref for figure in figures for ref in figure.sweeps)
     for ref in sorted(refs, key=lambda ref: not ref.probed):
         name = " ".join(filter(None, [ref.preset, ref.variant]))

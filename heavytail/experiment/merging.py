@@ -78,16 +78,25 @@ def _take(source: RunStore, destination: RunStore, key: str, theirs: Commit, att
     taken = best is not mine
     rest = mine if best is theirs else theirs
     if attempt is not None and not (best is theirs or _same(best, theirs)):
-        attempt = None
+        attempt = attempt if _farther(attempt, best) and agree(attempt, best) else None
     if rest is not None and _farther(rest, best):
-        attempt = max(filter(None, (rest, attempt)), key=lambda commit: commit.record["step"])
-    if attempt is not None and other is None:  # first, so that an interruption leaves what `best` replaces
+        attempt = max(filter(None, (rest, attempt)), key=_step)
+    further = attempt is not None and (other is None or (_step(attempt) > _step(other) and agree(other, attempt)))
+    if attempt is not None and further:  # first, so that an interruption leaves what `best` replaces
         destination.adopt(key, attempt, attempt=True)
     if taken:
         destination.adopt(key, best)
+        if not further and not (other is not None and _farther(other, best)):
+            destination.drop_attempt(key)
     if taken and best is theirs:
         _keep_time(source, destination, key)
-    return Merged(key, label, "advanced" if damage or (taken and mine is not None) else "copied" if taken else "same")
+    if damage or (mine is not None and (taken or further)):
+        return Merged(key, label, "advanced")
+    return Merged(key, label, "copied" if taken else "same")
+
+
+def _step(commit: Commit) -> int:
+    return int(commit.record["step"])
 
 
 def _best(mine: Commit, theirs: Commit) -> Commit:
@@ -102,7 +111,7 @@ def _best(mine: Commit, theirs: Commit) -> Commit:
 def _farther(commit: Commit, finished: Commit) -> bool:
     """Whether an unfinished run has passed the last step of a finished one, which a longer run continues from there."""
     statuses = [one.record["status"] in FINISHED for one in (commit, finished)]
-    return statuses == [False, True] and bool(commit.record["step"] > finished.record["step"])
+    return statuses == [False, True] and _step(commit) > _step(finished)
 
 
 def _same(a: Commit, b: Commit) -> bool:

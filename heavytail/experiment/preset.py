@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from heavytail.errors import DataError, SpecError, unknown
+from heavytail.errors import DataError, SpecError, reason, unknown
 
 SCALES = ("paper", "small", "quick")
 # Reduced scales search on one seed and judge claims on fresh ones; the paper's scale uses the preset's seeds for both.
@@ -151,7 +151,7 @@ def read_preset(preset: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise SpecError(f"preset {preset}: expected UTF-8 text, got byte {content[error.start]:#04x}") from error
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"preset {preset}: {str(error).splitlines()[0]}") from error
+        raise SpecError(f"preset {preset}: {reason(error)}") from error
     base = table.pop("extends", None)
     if base is None:
         return table

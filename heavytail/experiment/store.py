@@ -432,7 +432,7 @@ class RunStore:
                     new = merged(Commit(stored, _read_history(folder, stored)), new)
         self._commit(folder, new)
         if history.status in FINISHED:
-            shutil.rmtree(folder / ATTEMPT, ignore_errors=True)
+            self.drop_attempt(history.spec.key)
 
     def adopt(self, key: str, commit: Commit, *, attempt: bool = False) -> None:
         """Write the commit of another store, atomically, in place of the one stored here; the caller holds the lock.
@@ -441,6 +441,10 @@ class RunStore:
             StoreError: the folder cannot be written; the previous commit stays.
         """
         self._commit(self._place(key, attempt), commit)
+
+    def drop_attempt(self, key: str) -> None:
+        """Delete the new attempt at a finished run, if there is one; the caller holds the lock."""
+        shutil.rmtree(self._place(key, attempt=True), ignore_errors=True)
 
     def mark_failed(self, spec: RunSpec, error: str) -> None:
         """Record why a run failed, and keep its last commit; do nothing if the store cannot be written."""

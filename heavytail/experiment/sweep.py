@@ -176,7 +176,7 @@ class Sweep:
             return (None, [*map(self._probed, todo)]) if todo else (fixed(arm.label, only), [])
         if grid.refine is None:
             judged, todo = self._settled(arm, grid.exponents, self.seeds, lookup)
-            return (None, todo) if todo else _complete(select(arm.label, judged), lookup)
+            return (None, todo) if todo else _complete(warn_at_edge(select(arm.label, judged), grid), lookup)
         sparse, todo = self._settled(arm, grid.exponents, self.seeds[:1], lookup)
         if todo:
             return None, todo
@@ -267,6 +267,8 @@ def _arms(tables: object, shared: object) -> tuple[Arm, ...]:
         if rate is None:
             raise SpecError(f"sweep.optim {table.get('name', '?')}: expected lr, got none")
         # A list of numbers is one value of an imported optimizer (betas), and several of a recipe.
+        if empty := [k for k, v in table.items() if v == []]:
+            raise SpecError(f"sweep.optim {name or '?'}.{empty[0]}: expected at least one value, got []")
         several = [k for k, v in table.items() if isinstance(v, list) and not (path and _takes_list(path, k, v))]
         settings = {k: v if k in several else [v] for k, v in table.items() if k not in ("lr", "label")}
         for values in itertools.product(*settings.values()):

@@ -123,7 +123,7 @@ def _recipe(cls: type[Optimizer]) -> type[Imported]:
         raise SpecError(f"optim: expected an optimizer with the setting lr, got {path} with the settings: {others}")
     fields = [_field(name, default) for name, default in settings.items() if name != "lr"]
     made: Any = dataclasses.make_dataclass(cls.__name__, fields, bases=(Imported,), frozen=True, kw_only=True)
-    made.__doc__ = (cls.__doc__ or path).strip().splitlines()[0]
+    made.__doc__ = ((cls.__doc__ or "").strip() or path).splitlines()[0]
     made.optimizer_class, made.path = cls, path
     imported: type[Imported] = made
     return imported

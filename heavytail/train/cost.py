@@ -111,9 +111,9 @@ class Row:
         peak = GPUS[gpu][{"tf32": 1, "bf16": 2}.get(self.spec.precision, 0)]
         return _hours(self.operations, peak)
 
-    def hours(self, speed: float) -> float:
-        """Return the hours of all runs: as recorded, or on a machine of `speed` operations per second."""
-        return _hours(self.operations, speed) if self.recorded is None else self.seconds / 3600
+    def hours(self, speed: float, workers: int = 1) -> float:
+        """Return the hours of all runs: on a machine of `speed` operations per second, or as recorded by `workers`."""
+        return _hours(self.operations, speed) if self.recorded is None else self.seconds / workers / 3600
 
 
 def problem(spec: RunSpec) -> str:

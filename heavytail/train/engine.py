@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from heavytail.data import Batch, Data, Split
-from heavytail.errors import HeavyTailError, RefusedError, SpecError, StoreError
+from heavytail.errors import HeavyTailError, RefusedError, SpecError, StoreError, reason
 from heavytail.experiment.registry import registry
 from heavytail.experiment.spec import RunSpec, derive_seed
 from heavytail.experiment.store import UNSTABLE, Array, History, RunStore, Status
@@ -592,8 +592,8 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     except HeavyTailError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RefusedError(f"optim '{spec.optim.name}' cannot train {_refused(recipe, named)}: {reason}") from error
+        refused = f"optim '{spec.optim.name}' cannot train {_refused(recipe, named)}"
+        raise RefusedError(f"{refused}: {reason(error)}") from error
     return optimizer
 
 

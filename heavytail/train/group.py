@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heavytail.errors import HeavyTailError
+from heavytail.errors import HeavyTailError, reason
 
 T = TypeVar("T")
 
@@ -92,5 +92,5 @@ def exchange(operation: Callable[[], object]) -> None:
         operation()
     except RuntimeError as error:
         raise LostProcess(
-            f"another process of this run has ended; the same command continues it ({str(error).splitlines()[0]})"
+            f"another process of this run has ended; the same command continues it ({reason(error)})"
         ) from error

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heavytail.errors import HeavyTailError, install
+from heavytail.errors import HeavyTailError, install, reason
 from heavytail.system import num_cores
 from heavytail.train.executors import CPUS, Event, Executor, Handle, attempt
 
@@ -34,6 +34,7 @@ SETTINGS = (CPUS,)
 NODE_LOSSES = 3  # a run whose node dies more often than this may be the cause
 VISIBLE_SECONDS = 90.0  # until a commit on another node must be visible here: NFS caches folders for up to a minute
 REPORT_SECONDS = 0.5
+ROOM_SECONDS = 300.0  # without a node, until the command gives up
 _LOG = logging.getLogger("heavytail")
 
 
@@ -58,8 +59,7 @@ def connect(store: RunStore, options: Options, should_stop: Callable[[], bool]) 
             with _own_sigterm():
                 ray.init(address, **quiet)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise HeavyTailError(f"RAY_ADDRESS: cannot connect to {address}: {reason}") from error
+            raise HeavyTailError(f"RAY_ADDRESS: cannot connect to {address}: {reason(error)}") from error
     cluster = Cluster(store, options, ours)
     if cluster.room() == 0:
         cluster.close()
@@ -100,6 +100,7 @@ class Cluster:
         self._hidden: dict[str, tuple[Event, str, float]] = {}
         self._node_losses: Counter[str] = Counter()
         self._asked = False
+        self._room_at = time.monotonic()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._desk = ray.remote(Desk).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
         # A task is not retried by Ray itself, which would hide what happened.
@@ -122,15 +123,25 @@ class Cluster:
         return fit
 
     def start(self, specs: Sequence[RunSpec]) -> Sequence[RunSpec]:
-        """Submit as many runs as there is room for."""
-        started = specs[: max(0, self.room() - len(self._tasks) - len(self._hidden))]
+        """Submit as many runs as there is room for; one if all nodes have died, which waits for a new one."""
+        active = len(self._tasks) + len(self._hidden)
+        started = specs[: max(0 if active else 1, self.room() - active)]
         for spec in started:
             train = self._train.options(name=spec.describe(), **self._reserved)
             self._tasks[train.remote(self._desk, spec, self._root, self._options, self._cpus)] = spec
         return started
 
     def poll(self, handle: Handle, timeout: float) -> None:
-        """Collect the tasks that have ended, and the latest step of the others."""
+        """Collect the tasks that have ended, and the latest step of the others.
+
+        Raises:
+            HeavyTailError: no node has had room for a run for ROOM_SECONDS.
+        """
+        now = time.monotonic()
+        self._room_at = now if self.room() else self._room_at
+        if self._tasks and now - self._room_at > ROOM_SECONDS:
+            minutes = f"{ROOM_SECONDS / 60:.0f} minutes"
+            raise HeavyTailError(f"no node has had {self.needs} for {minutes}; the same command continues")
         if self._tasks:
             ended, _ = self._ray.wait([*self._tasks], num_returns=len(self._tasks), timeout=timeout)
         else:
@@ -190,10 +201,10 @@ class Cluster:
             _LOG.warning("%s: its node died; starting it again on another one", spec.describe())
             return Event(spec, "returned"), ""
         except errors.RayTaskError as error:  # `_train` itself raises nothing: the task could not be unpacked there
-            reason = str(error.cause or error).strip().splitlines()[-1]
-            return Event(spec, "fatal", f"a Ray worker cannot start the run: {reason}; install heavytail there"), ""
+            why = reason(error.cause or error, -1)
+            return Event(spec, "fatal", f"a Ray worker cannot start the run: {why}; install heavytail there"), ""
         except errors.RayError as error:  # a dead worker process, one killed for its memory
-            return Event(spec, "lost", str(error).strip().splitlines()[0]), ""
+            return Event(spec, "lost", reason(error)), ""
 
     def _ask(self, method: str, default: Any) -> Any:
         """Call a method of the desk; the default if it does not answer in time."""

@@ -31,7 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heavytail.errors import HeavyTailError, SpecError, UnreadableError, install
+from heavytail.errors import HeavyTailError, SpecError, UnreadableError, install, reason
 from heavytail.train.executors import CPUS, Event, Executor, Handle, Setting, attempt
 
 if TYPE_CHECKING:  # `--help` imports every executor for its settings
@@ -355,11 +355,11 @@ class Queue:
                 jobs = [executor.submit(_Run(spec, self._root, folder, self._options)) for spec in specs]
         except submitit.core.utils.FailedJobError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            reason = str(error).strip().splitlines()[-1].removeprefix("sbatch: error: ")
+            refusal = reason(error, -1).removeprefix("sbatch: error: ")
             if waiting or self._watched:
-                self._warn(f"sbatch refuses more jobs: {reason}")
+                self._warn(f"sbatch refuses more jobs: {refusal}")
                 return None
-            raise HeavyTailError(f"--executor slurm: sbatch refuses the jobs: {reason}") from error
+            raise HeavyTailError(f"--executor slurm: sbatch refuses the jobs: {refusal}") from error
         table = {spec.key: job.job_id for spec, job in zip(specs, jobs, strict=True)}
         submission = _Submission(folder, table, min(room, len(specs)))
         _write_json(folder / "jobs.json", {"jobs": table, "throttle": submission.throttle})
@@ -408,7 +408,7 @@ def _call(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         return done.stdout
     except (subprocess.SubprocessError, OSError) as error:
-        text = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
+        text = reason((getattr(error, "stderr", None) or "").strip() or error)
         raise HeavyTailError(f"Slurm does not answer: {command[0]}: {text.partition('error: ')[2] or text}") from error
 
 
