@@ -28,7 +28,7 @@ from tests.test_runner import Log, work
 pytestmark = pytest.mark.cluster
 pytest.importorskip("ray")
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500}
-SPECS = [tiny(seed=seed, steps=4000, eval_every=500) for seed in range(4)]  # seconds: they report every half one
+SPECS = [tiny(seed=seed, steps=3000, eval_every=500) for seed in range(4)]  # seconds: they report every half one
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_command_waits_for_a_node_when_all_have_died(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run continues on a node that joins; without one, the command ends with the reason."""
-    spec = tiny(steps=10_000, eval_every=1000)
+    spec = tiny(steps=5000, eval_every=1000)
     joined: list[Any] = []
     log = Joining(cluster, [cluster.add_node(num_cpus=2)], joined)
     store, failures = work_on_ray([spec], tmp_path / "joined", log, settings={"cpus": 2})
@@ -134,7 +134,7 @@ def test_sigterm_commits_and_the_same_command_continues(
     """
     monkeypatch.setattr(ray_executor, "Desk", SlowDesk)
     # Many times the seconds that the request takes: from the task to the desk, to the driver, and back.
-    specs = [tiny(seed=seed, steps=10_000, eval_every=1000) for seed in range(2)]
+    specs = [tiny(seed=seed, steps=7000, eval_every=1000) for seed in range(2)]
     once = iter([signal.SIGTERM])
     with pytest.raises(Interrupted):
         work_on_ray(specs, tmp_path, Log(lambda spec: [*map(signal.raise_signal, once)]), workers=2)
