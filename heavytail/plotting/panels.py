@@ -70,7 +70,8 @@ def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
     counts, groups = counts[order], group[order]
     rank = np.arange(1, len(counts) + 1)
     seen = counts > 0
-    floor = counts[seen].min() / 2
+    # Over a decade for equal counts: an axis of less has crowded labels.
+    floor, top = (counts[seen].min() / 10, counts.max() * 2) if balanced(counts) else (counts[seen].min() / 2, None)
     # half a rank on each side makes a single class visible
     edges = np.append(rank[seen] - 0.5, rank[seen][-1] + 0.5)
     for g, colour in enumerate(shades(counts, int(groups.max()) + 1)):
@@ -80,7 +81,7 @@ def rank_histogram(panel: Panel, counts: Array, group: Array) -> None:
             heights = np.append(counts[mine], counts[mine][-1])
             panel.axes.fill_between(sides, floor, heights, step="post", color=colour, linewidth=0)
     panel.steps(edges, counts[seen], "samples per class", color="black", linewidth=0.8)
-    panel.axes.set(xscale="log", yscale="log", ylim=(floor, None), xlim=(0.5, rank[seen].max() + 0.5))
+    panel.axes.set(xscale="log", yscale="log", ylim=(floor, top), xlim=(0.5, rank[seen].max() + 0.5))
 
 
 def overall_loss(
