@@ -6,6 +6,7 @@ figures in turn, those of few runs first: what other figures have not explained 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,15 @@ def _searches(figures: dict[str, dict[str, float]], scale: str) -> dict[str, flo
             for ref in figure.sweeps:
                 for label, waves in expected(results.sweep(ref), lambda spec: None, guesses).items():
                     runs.setdefault(figure.id, {}).setdefault(search_name(ref, label), set()).update(keys(waves))
+    # Sums that do not depend on the order of a set, which changes from one process to the next.
     of_figure = {name: set[str]().union(*mine.values()) for name, mine in runs.items() if name in figures}
     seconds: dict[str, float] = {}
     for name in sorted(of_figure, key=lambda name: (len(of_figure[name]), name)):
         known, other = of_figure[name] & seconds.keys(), of_figure[name] - seconds.keys()
-        left = figures[name]["runs"] - sum(seconds[key] for key in known)
+        left = figures[name]["runs"] - math.fsum(seconds[key] for key in known)
         seconds |= dict.fromkeys(other, max(left, 0.0) / max(len(other), 1))
     searches: dict[str, float] = {}
     for name in of_figure:
         for search, mine in runs[name].items():
-            searches[search] = round(sum(seconds[key] for key in sorted(mine)) / len(mine), 2)
+            searches[search] = round(math.fsum(seconds[key] for key in mine) / len(mine), 2)
     return dict(sorted(searches.items()))
