@@ -11,7 +11,6 @@ import pytest
 
 from heavytail import system
 from heavytail.errors import SpecError
-from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import RunStore
 from heavytail.train.engine import train
 from tests.problems import ROOT, tiny, tiny_preset
@@ -137,7 +136,11 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_float64_is_refused_on_mps(tmp_path: Path) -> None:
-    """A run in float64 on mps, which has no such type, is refused before the model is built."""
-    spec = RunSpec.from_dict({**tiny().to_dict(), "precision": "float64"})
-    with pytest.raises(SpecError, match="precision: expected float32 or bf16 on mps"):
-        train(spec, RunStore(tmp_path), data_dir=tmp_path, device="mps")
+    """A run in float64, or with probes, which sum in it, is refused on mps before the model is built."""
+    wrong = {
+        "precision": ("float64", "precision: expected float32 or bf16"),
+        "probes": (["head-blocks"], "probes: expected none"),
+    }
+    for name, (value, message) in wrong.items():
+        with pytest.raises(SpecError, match=f"{message} on mps"):
+            train(tiny(**{name: value}), RunStore(tmp_path), data_dir=tmp_path, device="mps")

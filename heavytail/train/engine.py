@@ -199,6 +199,8 @@ class _Run:
         spec, samples = self.spec, len(self.data.train)
         if spec.precision == "float64" and self.device.type == "mps":
             raise SpecError("precision: expected float32 or bf16 on mps, which has no float64, got 'float64'")
+        if spec.probes and self.device.type == "mps":
+            raise SpecError("probes: expected none on mps, which has no float64, in which they sum; use --device cpu")
         if spec.batch_size is not None and spec.batch_size > samples:
             raise SpecError(f"batch_size: expected at most {samples} samples, got {spec.batch_size}")
         if spec.test_every and self.data.test is None:
