@@ -345,6 +345,15 @@ def test_many_start_on_one_text(tmp_path: Path) -> None:
             assert all(torch.equal(some, tokens[0]) for some in tokens)
 
 
+def test_a_link_to_a_text_is_no_change(tmp_path: Path) -> None:
+    """A backup by hard links, or another mode, while a text is read does not end the reading."""
+    text = write(tmp_path / "text", "one two\n")
+    assert text.digest
+    os.link(tmp_path / "text", tmp_path / "backup")
+    (tmp_path / "text").chmod(0o600)
+    assert list(text.lines()) == ["one two\n"]
+
+
 @pytest.mark.parametrize("when", ["learning", "tokenising"])
 def test_a_text_that_changes_while_it_is_read_is_not_cached(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -386,6 +386,21 @@ def test_the_key_follows_the_images_beside_one_that_cannot_be_read(folder: Path)
     assert registry("data").pin(images, folder) != before
 
 
+def test_a_failure_to_read_is_not_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An image that could not be read for a moment is hashed again, though its times are the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(content, "YOUNG", 0.0)
+    images = Component("image-folder", {"path": "set", "size": 8})
+    with monkeypatch.context() as patch:
+
+        def failing(path: Path) -> str:
+            raise DataError(f"cannot read {path}: Input/output error")
+
+        patch.setattr(content, "sha256", failing)
+        failed = registry("data").pin(images, folder)
+    assert registry("data").pin(images, folder) != failed
+
+
 def test_a_missing_folder_has_a_key(tmp_path: Path) -> None:
     """Plans of runs on images that are not here, or damaged, name no content; loading them names the problem."""
     images = Component("image-folder", {"path": "set"})
@@ -534,6 +549,8 @@ def test_images_in_subfolders_belong_to_the_class(folder: Path) -> None:
         noise(1).save(root / place / "9.png")
     (root / "images" / "notes.txt").write_text("x")
     (root / "images" / "back").symlink_to(root)
+    (root / "same").symlink_to(root / "images")
+    (root / "up").symlink_to(folder / "set")
     data = load("image-folder", folder, path="set", size=8)
     assert data.counts.tolist() == [9, 6, 6]
     assert data.info["ignored"] == 1

@@ -153,6 +153,20 @@ def test_the_farthest_steps_of_both_are_kept(
     assert content(b, tiny()) == kept
 
 
+def test_what_lies_beside_a_damaged_run_is_kept(stores: tuple[RunStore, RunStore]) -> None:
+    """The destination's finished run is damaged, and replaced; the unfinished one that went on from it stays."""
+    a, b = stores
+    for store in stores:
+        store.save(rising(tiny(steps=10)), step=10, checkpoint={"x": np.ones(1)})
+    b.save(rising(tiny(steps=40), "interrupted", end=25), step=25, checkpoint={"x": np.full(1, 25)})
+    for file in b.folder(tiny()).glob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    merged(a, b)
+    found = b.load_partial(tiny(steps=40))
+    assert found is not None
+    assert (b.status(tiny()), found[1]) == ("done", 25)
+
+
 def test_finished_runs_join_their_measurements(stores: tuple[RunStore, RunStore]) -> None:
     """A longer run and a probe of a shorter one end up in one run, whichever way they are merged."""
     a, b = stores

@@ -55,6 +55,20 @@ def files(store: RunStore, spec: RunSpec) -> set[str]:
 # -- committing and reading back ---------------------------------------------------------------------------------------
 
 
+def test_measurements_of_other_data_are_not_joined(tmp_path: Path) -> None:
+    """A finished run whose data have other class counts is replaced, and none of its rows stays."""
+    store = RunStore(tmp_path)
+    often, rarely = tiny(eval_every=1), tiny(eval_every=5)
+    for spec, counts in ((often, [3, 1]), (rarely, [2, 2])):
+        history = made_up(spec)
+        history.arrays["samples"] = np.array(counts)
+        store.save(history, step=10)
+    found = store.load(rarely)
+    assert found is not None
+    assert found.arrays["train/step"].tolist() == [0, 5, 10]
+    assert store.status(often) == "missing"
+
+
 def test_what_is_saved_is_loaded(store: RunStore) -> None:
     """Arrays, their types and shapes - 0-dimensional ones included -, status and environment come back."""
     spec = tiny()

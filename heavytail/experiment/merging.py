@@ -86,7 +86,8 @@ def _take(source: RunStore, destination: RunStore, key: str, theirs: Commit, att
         destination.adopt(key, attempt, attempt=True)
     if taken:
         destination.adopt(key, best)
-        if not further and not (other is not None and _farther(other, best)):
+        # What lies beside a damaged record may be the farthest there is, and stays.
+        if not damage and not further and not (other is not None and _farther(other, best)):
             destination.drop_attempt(key)
     if taken and best is theirs:
         _keep_time(source, destination, key)

@@ -113,7 +113,9 @@ class Row:
 
     def hours(self, speed: float, workers: int = 1) -> float:
         """Return the hours of all runs: on a machine of `speed` operations per second, or as recorded by `workers`."""
-        return _hours(self.operations, speed) if self.recorded is None else self.seconds / workers / 3600
+        if self.recorded is None:
+            return _hours(self.operations, speed)
+        return self.recorded * sum(number / min(workers, number) for number in self.waves) / 3600
 
 
 def problem(spec: RunSpec) -> str:

@@ -42,8 +42,12 @@ def content_digest(root: Path, listings: Mapping[str, Mapping[str, Sequence[str]
             where = f"{split}/{name}"
             paths = [root / split / path for path in files]
             state, young = _state(paths)
-            digest = known[where][1] if known.get(where, [""])[0] == state else _read_all(paths)
-            if not young:
+            whole_class = True
+            if known.get(where, [""])[0] == state:
+                digest = known[where][1]
+            else:
+                digest, whole_class = _read_all(paths)
+            if whole_class and not young:  # what cannot be read now may be readable later, with no other time
                 fresh[where] = [state, digest]
             whole.update(f"{len(os.fsencode(where))}:".encode() + os.fsencode(where) + digest.encode())
     if fresh != known:
@@ -77,17 +81,21 @@ def _state(paths: Sequence[Path]) -> tuple[str, bool]:
     return digest.hexdigest(), last > time.time() - YOUNG
 
 
-def _read_all(paths: Sequence[Path]) -> str:
-    """The sha256 of the names and contents of the files of one class."""
+def _read_all(paths: Sequence[Path]) -> tuple[str, bool]:
+    """The sha256 of the names and contents of the files of one class, and whether all could be read."""
     digest = hashlib.sha256()
 
+    readable = True
+
     def content_of(path: Path) -> str:
+        nonlocal readable
         try:
             return sha256(path)
         except DataError:
+            readable = False
             return "unreadable"
 
     with ThreadPoolExecutor(THREADS) as pool:  # hashing releases the interpreter's lock
         for path, content in zip(paths, pool.map(content_of, paths), strict=True):
             digest.update(os.fsencode(path.name).hex().encode() + b":" + content.encode() + b"\n")
-    return digest.hexdigest()
+    return digest.hexdigest(), readable

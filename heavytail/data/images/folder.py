@@ -329,18 +329,22 @@ def _list_classes(root: Path, left_out: Sequence[str] = ()) -> tuple[dict[str, l
 
 
 def _files(folder: str) -> Iterator[str]:
-    """The files of a class folder and of its subfolders, as paths under it; links are followed, to each folder once."""
+    """The files of a class folder and of its subfolders, as paths under it; a folder is read once, and none above."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    seen = {os.path.realpath(folder)}
+    top = os.path.realpath(folder)
+    seen = {top}
     for base, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         within = "" if base == folder else f"{os.path.relpath(base, folder).replace(os.sep, '/')}/"
         yield from (f"{within}{file}" for file in files if not hidden(file))
-        places = {name: os.path.realpath(os.path.join(base, name)) for name in folders if not hidden(name)}
-        folders[:] = [name for name, place in places.items() if place not in seen]
-        seen.update(places.values())
+        found, folders[:] = sorted(folders), []
+        for name in found:
+            place = os.path.realpath(os.path.join(base, name))
+            if not hidden(name) and place not in seen and not Path(top).is_relative_to(place):
+                folders.append(name)
+                seen.add(place)
 
 
 def _content(root: Path, cache: Path) -> str:

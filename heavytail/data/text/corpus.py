@@ -94,7 +94,7 @@ class Text:
 
     @cached_property
     def _states(self) -> list[tuple[int, ...]]:
-        """What differs between two versions of each file: size, times and inode."""
+        """What differs between two versions of each file: size, time and inode; a link or a mode is no version."""
         return [_state(path) for path in self.paths]
 
     def _positions(self) -> Iterator[tuple[int, str]]:
@@ -121,7 +121,7 @@ def _state(path: Path) -> tuple[int, ...]:
         about = path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+    return about.st_size, about.st_mtime_ns, about.st_ino
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, str]]:

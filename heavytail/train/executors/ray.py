@@ -125,6 +125,8 @@ class Cluster:
     def start(self, specs: Sequence[RunSpec]) -> Sequence[RunSpec]:
         """Submit as many runs as there is room for; one if all nodes have died, which waits for a new one."""
         active = len(self._tasks) + len(self._hidden)
+        if not active:
+            self._room_at = time.monotonic()
         started = specs[: max(0 if active else 1, self.room() - active)]
         for spec in started:
             train = self._train.options(name=spec.describe(), **self._reserved)
