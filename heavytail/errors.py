@@ -48,13 +48,20 @@ class DamagedError(UnreadableError):
 def reason(error: object, line: int = 0) -> str:
     """Return the first (or another) line of a message, the name of the exception's type if it has none.
 
-    >>> reason(ValueError(" too large\\nsee the manual")), reason(KeyError()), reason("", -1)
-    ('too large', 'KeyError', 'no reason given')
+    >>> reason(ValueError(" too large\\nsee the manual")), reason(KeyError())
+    ('too large', 'KeyError')
     """
     lines = str(error).strip().splitlines()
-    if lines:
-        return lines[line].strip()
-    return type(error).__name__ if isinstance(error, BaseException) else "no reason given"
+    return lines[line].strip() if lines else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """Return a message as one line of at most 200 characters, the name of the exception's type if it has none.
+
+    >>> one_line(ValueError("too large:\\n  3"))
+    'too large: 3'
+    """
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 _LISTED = 12  # longer lists of names are not printed

@@ -1,9 +1,9 @@
 """Measure class imbalance in a corpus and predict its effect on gradient descent, before training.
 
-Classes (tokens, or labels) are counted. The audit reports Zipf's exponent and its
-goodness of fit, the entropy, the share of the data in rare classes, the frequency groups of the paper's loss plots, and
-the training time of each group by Theorem 3: in the simple imbalanced setting the loss of class k after time t of
-gradient flow is Theta(1/(pi_k t)), so that rarer groups take longer. Sign descent takes equally long on all groups.
+Classes (tokens, or labels) are counted. The audit reports Zipf's exponent and its goodness of fit, the entropy, the
+share of the data in rare classes, the frequency groups of the paper's loss plots, and the training time of each group
+by Theorem 3: in the simple imbalanced setting the loss of class k after time t of gradient flow is Theta(1/(pi_k t)),
+so that rarer groups take longer. Sign descent takes equally long on all groups.
 
 Shapes: C classes that occur, G groups.
 """
@@ -221,10 +221,7 @@ def audit(
         SpecError: a setting is unknown or out of range.
     """
     _check_groups(num_groups)
-    try:
-        place = expanded(path)
-    except RuntimeError as error:
-        raise DataError(f"{path}: {error}") from error
+    place = expanded(path)
     found = count(place, tokenizer=tokenizer, vocab=vocab, column=column, labels=labels, dtype=dtype, jobs=jobs)
     if not found.by_name:
         empty = f", only {found.missing} empty cells" if found.missing else ""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from heavytail.train.options import Options
 
 LAB = ("scipy", "matplotlib", "polars", "rich", "jinja2", "safetensors", "pooch", "tokenizers", "sklearn", "PIL")
-SCALES = ("paper", "small", QUICK := "quick")
+QUICK = "quick"
+SCALES = ("paper", "small", QUICK)
 ROLES = ("head", "embedding", "norm", "hidden")  # of heavytail.optim.roles, which imports torch
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from heavytail.data import REGISTRY, Data, Split
 from heavytail.data.readers import BROKEN_ARRAY, sha256
-from heavytail.errors import DataError, SpecError
+from heavytail.errors import DataError, SpecError, reason
 from heavytail.files import expanded
 
 _MOST_CLASSES = 2**24  # larger labels are identifiers, not class numbers
@@ -92,8 +92,7 @@ def _read(path: Path) -> tuple[dict[str, NDArray[np.generic]], str]:
     except OSError as error:
         raise DataError(f"data.path: cannot read {path}: {error.strerror or error}") from error
     except BROKEN_ARRAY as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path}: not a readable .npz file of plain arrays: {reason}") from error
+        raise DataError(f"{path}: not a readable .npz file of plain arrays: {reason(error)}") from error
 
 
 def _split(arrays: dict[str, NDArray[np.generic]], x: str, y: str, path: str) -> Split:

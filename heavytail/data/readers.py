@@ -24,7 +24,7 @@ import sys
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from heavytail.errors import DataError, SpecError
+from heavytail.errors import DataError, SpecError, one_line
 
 if TYPE_CHECKING:
     import polars as pl
@@ -189,7 +189,7 @@ def sniff(file: Path, dtype: str | None = None) -> Format:
             head = stream.read(512)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    packing = "" if _is_text(head) else next((name for magic, name in _PACKED.items() if head.startswith(magic)), "")
+    packing = _by_magic(head, _PACKED)
     name = file.name.lower()
     packed_name = next((end for end in _PACKED_SUFFIXES if name.endswith(end)), "")
     if packed_name:
@@ -200,8 +200,7 @@ def sniff(file: Path, dtype: str | None = None) -> Format:
         head = stream.read(_HEAD)
     suffix = Path(name).suffix.removeprefix(".")
     suffix = _SUFFIXES.get(suffix, suffix)
-    known = {} if _is_text(head) else _KNOWN  # a text may begin with PAR1
-    by_content = next((kind for magic, kind in known.items() if head.startswith(magic)), "")
+    by_content = _by_magic(head, _KNOWN)
     if head.startswith(b"PK\x03\x04") and (suffix in ("npz", "npy") or head[30:].split(b"PK")[0].find(b".npy") >= 0):
         by_content = "npz"
     kind = by_content or (suffix if suffix in (*TABLES, "npy", "npz") else "text")
@@ -213,6 +212,12 @@ def sniff(file: Path, dtype: str | None = None) -> Format:
         return Format(kind)
     _refuse_binary(file, head, name)
     return Format(kind, packing)
+
+
+def _by_magic(head: bytes, formats: Mapping[bytes, str]) -> str:
+    """The format whose files begin as this one does, "" for none: a text may begin with PAR1 or BZh."""
+    found = next((name for magic, name in formats.items() if head.startswith(magic)), "")
+    return "" if found and _is_text(head) and not head.startswith(b"%PDF") else found
 
 
 def _is_text(head: bytes) -> bool:
@@ -230,9 +235,8 @@ def _unreadable(kind: str) -> str:
 
 def _refuse_binary(file: Path, head: bytes, name: str) -> None:
     """Raise DataError if the first bytes are those of a binary format."""
-    for magic, what in _REFUSED.items():
-        if head.startswith(magic) and (magic == b"%PDF" or not _is_text(head)):
-            raise DataError(f"{file}: is {what}")
+    if what := _by_magic(head, _REFUSED):
+        raise DataError(f"{file}: is {what}")
     if head[257:262] == b"ustar":
         raise DataError(f"{file}: is a tar archive; unpack it and name the folder")
     zeros = head.count(0)
@@ -597,7 +601,7 @@ def _json_records(file: Path, form: Format, advance: Callable[[int], None] | Non
         place = f"line {number} is not UTF-8: {error.reason} at its" if number else f"not UTF-8: {error.reason} at"
         raise DataError(f"{file}: {place} byte {error.start}") from error
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
+        reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         place = f"line {number} is" if form.kind == "jsonl" or number else ""
         raise DataError(f"{file}: {place or ''} not JSON: {reason}".replace(":  ", ": ")) from error
 
@@ -683,7 +687,7 @@ def _csv(file: Path, form: Format, column: str, advance: Callable[[int], None] |
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 near line {number + 1}: {error.reason}") from error
     except csv.Error as error:
-        reason = _one_line(error)
+        reason = one_line(error)
         for words, meaning in _CSV_ERRORS.items():
             if words in reason:
                 reason = meaning
@@ -722,8 +726,9 @@ def _rows(lines: Iterator[str], separator: str) -> Iterator[tuple[int, list[str]
         return index == 0 or (line(index) != "" and ('"' in line(index) or line(index).count("\t") != width - 1))
 
     number = width = 0
-    while text := line(0).rstrip("\r\n") or line(0):
-        row, used = text.split("\t") if text.strip("\r\n") else [], 1
+    while line(0):
+        text = line(0).rstrip("\r\n")
+        row, used = text.split("\t") if text else [], 1
         if '"' in text:
             reader = csv.reader(map(line, takewhile(inside, count())), delimiter="\t", strict=True)
             with suppress(csv.Error):
@@ -772,9 +777,9 @@ def _polars(file: Path, kind: str, path: str, advance: Callable[[int], None] | N
             if advance:
                 advance(size * len(part) // total)
     except pl.exceptions.PanicException as error:  # derives from BaseException
-        raise DataError(f"{file}: {_unreadable(kind)}: {_one_line(error)}") from error
+        raise DataError(f"{file}: {_unreadable(kind)}: {one_line(error)}") from error
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{file}: {_unreadable(kind)}: {_one_line(error)}") from error
+        raise DataError(f"{file}: {_unreadable(kind)}: {one_line(error)}") from error
 
 
 def _reach(values: pl.Series, name: str, rest: str, file: Path) -> Cells:
@@ -827,7 +832,7 @@ def _arrays(
     try:
         labels = _tokens(file, dtype) if kind == "tokens" else _numpy(file, kind, name)
     except BROKEN_ARRAY as error:
-        raise DataError(f"{file}: {_unreadable(kind)}: {_one_line(error)}") from error
+        raise DataError(f"{file}: {_unreadable(kind)}: {one_line(error)}") from error
     if labels.dtype.kind not in "iubU":
         raise DataError(f"{file}: expected integer labels, got {labels.dtype}")
     flat = labels.reshape(-1)
@@ -866,7 +871,3 @@ def _tokens(file: Path, dtype: str | None) -> NDArray[Any]:
     if size == skip:
         return np.empty(0, kind)
     return np.memmap(file, kind, mode="r", offset=skip)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -30,7 +30,7 @@ class Commit:
 def merged(old: Commit, new: Commit) -> Commit:
     """Return the longer of two finished attempts at one trajectory, with the measurements that only the other one has.
 
-    Attempts that contradict each other on divergence are not merged: the new one replaces the old.
+    Attempts that contradict each other are not merged: the new one replaces the old.
     """
     if _contradict(old, new):
         return new
@@ -74,7 +74,13 @@ def agree(a: Commit, b: Commit) -> bool:
 
 
 def _contradict(a: Commit, b: Commit) -> bool:
-    """Whether one attempt has reached or passed the step at which only the other one diverged."""
+    """Whether their data differ, or one has reached or passed the step at which only the other one diverged.
+
+    The class counts of one key differ where a tokenizer has been learned again.
+    """
+    samples = [commit.arrays["samples"] for commit in (a, b) if "samples" in commit.arrays]
+    if len(samples) == 2 and not np.array_equal(samples[0], samples[1]):
+        return True
     ends = [(commit.record["status"], commit.record["step"]) for commit in (a, b)]
     return any(one[0] == "diverged" and other[1] >= one[1] and one != other for one, other in (ends, ends[::-1]))
 

@@ -429,8 +429,7 @@ class RunStore:
                 folder = folder / ATTEMPT
             else:
                 with contextlib.suppress(UnreadableError):  # a damaged one is replaced
-                    old = Commit(stored, _read_history(folder, stored))
-                    new = merged(old, new) if _same_data(old, new) else new
+                    new = merged(Commit(stored, _read_history(folder, stored)), new)
         self._commit(folder, new)
         if history.status in FINISHED:
             self.drop_attempt(history.spec.key)
@@ -618,12 +617,6 @@ def _first_unstable(history: History) -> tuple[int, float] | None:
 def _next_step(status: str, step: int) -> int | None:
     """The first step without probe measurements; None after divergence, which has no later step."""
     return None if status == "diverged" else step + 1 if status == "done" else step
-
-
-def _same_data(one: Commit, other: Commit) -> bool:
-    """Whether two runs of one key have the same class counts: a learned tokenizer may have been learned again."""
-    samples = [commit.arrays.get("samples") for commit in (one, other)]
-    return samples[0] is None or samples[1] is None or np.array_equal(samples[0], samples[1])
 
 
 def _diverged(record: Mapping[str, Any], spec: RunSpec) -> bool:

@@ -266,9 +266,9 @@ def _arms(tables: object, shared: object) -> tuple[Arm, ...]:
         rate = table.get("lr", IMPORTED_GRID if path and shared is None else shared)
         if rate is None:
             raise SpecError(f"sweep.optim {table.get('name', '?')}: expected lr, got none")
-        # A list of numbers is one value of an imported optimizer (betas), and several of a recipe.
         if empty := [k for k, v in table.items() if v == []]:
             raise SpecError(f"sweep.optim {name or '?'}.{empty[0]}: expected at least one value, got []")
+        # A list of numbers is one value of an imported optimizer (betas), and several of a recipe.
         several = [k for k, v in table.items() if isinstance(v, list) and not (path and _takes_list(path, k, v))]
         settings = {k: v if k in several else [v] for k, v in table.items() if k not in ("lr", "label")}
         for values in itertools.product(*settings.values()):

@@ -46,9 +46,9 @@ from heavytail.train.group import ALONE, Group, LostProcess
 DIVERGED_FACTOR = 100.0
 COMMIT_SECONDS = 30.0
 KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued later, only below this size
-_LOG = logging.getLogger("heavytail")
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CACHED_FEATURES = 2**31  # features of a frozen body are cached below this many bytes, not recomputed at every step
+_LOG = logging.getLogger("heavytail")
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,11 @@ def content_digest(root: Path, listings: Mapping[str, Mapping[str, Sequence[str]
             where = f"{split}/{name}"
             paths = [root / split / path for path in files]
             state, young = _state(paths)
-            whole_class = True
-            if known.get(where, [""])[0] == state:
-                digest = known[where][1]
-            else:
-                digest, whole_class = _read_all(paths)
-            if whole_class and not young:  # what cannot be read now may be readable later, with no other time
+            before, digest = known.get(where, ("", ""))
+            readable = True
+            if before != state:
+                digest, readable = _read_all(paths)
+            if readable and not young:  # what cannot be read now may be readable later, with no other time
                 fresh[where] = [state, digest]
             whole.update(f"{len(os.fsencode(where))}:".encode() + os.fsencode(where) + digest.encode())
     if fresh != known:

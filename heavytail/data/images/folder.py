@@ -308,12 +308,12 @@ def _list_classes(root: Path, left_out: Sequence[str] = ()) -> tuple[dict[str, l
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder; expected one folder of images per class in it")
     listing: dict[str, list[str]] = {}
-    ignored = 0
+    ignored, top = 0, Path(os.path.realpath(root))
     try:
         for folder in sorted(os.scandir(root), key=lambda entry: entry.name):
             if hidden(folder.name) or folder.name in left_out or not folder.is_dir():
                 continue
-            if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(folder)):
+            if top.is_relative_to(os.path.realpath(folder)):
                 raise DataError(f"{root / folder.name}: expected images in the class, got a link to what contains it")
             files = [f"{folder.name}/{file}" for file in _files(folder.path)]
             images = [file for file in files if file.lower().endswith(SUFFIXES)]

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heavytail.data.text.vocabulary import LEARNED_SIZE, UNKNOWN, basic_english, vocabulary_of
-from heavytail.errors import DataError
+from heavytail.errors import DataError, one_line
 
 Kind: TypeAlias = Literal["word", "bpe", "unigram"]
 
@@ -105,7 +105,7 @@ class LearnedTokenizer:
         try:
             encoded = self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
         except Exception as error:  # the library raises nothing more specific
-            raise DataError(f"the tokenizer cannot encode this text: {_one_line(error)}") from error
+            raise DataError(f"the tokenizer cannot encode this text: {one_line(error)}") from error
         return np.concatenate([np.empty(0, np.int64), *(np.array(line.ids, np.int64) for line in encoded)])
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -160,7 +160,7 @@ def learn(kind: Kind, lines: Iterable[str], size: int | None) -> Tokenizer:
     except DataError:
         raise
     except Exception as error:  # the library raises nothing more specific
-        reason = _one_line(error)
+        reason = one_line(error)
         raise DataError(f"data.tokenizer: cannot learn {size} {kind} pieces from this text: {reason}") from error
     return LearnedTokenizer(tokenizer)
 
@@ -198,11 +198,7 @@ def load(path: Path) -> Tokenizer:
     except BaseException as error:  # the library raises Exception, and PanicException, a BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise DataError(f"{path}: not a readable tokenizer: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a readable tokenizer: {one_line(error)}") from error
 
 
 _SAVE = "save it as tokenizer.json (AutoTokenizer.from_pretrained(...).save_pretrained(...))"
