@@ -276,6 +276,8 @@ def test_the_page_stops_reloading_when_it_is_interrupted(moment: str, mine: Figu
         reproduce(figures, RunStore(tmp_path / "root"), out, scale="quick", options=options, display=shown)
     page = (out / "report.html").read_text()
     assert "fig97" in page
+    assert "1 of 2 drawn" in page  # and the page says which is not
+    assert "fig99" in page
     assert 'http-equiv="refresh"' not in page
     assert not json.loads((out / "timing.json").read_text())[0]["finished"]
 

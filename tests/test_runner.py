@@ -198,6 +198,20 @@ def test_a_wrong_setting_ends_the_work(tmp_path: Path, workers: int) -> None:
         work([tiny(batch_size=99, seed=seed) for seed in range(3)], tmp_path, workers)
 
 
+@pytest.mark.parametrize("finer", [{"steps": 8}, {"eval_every": 1}, {"probes": ["head-blocks"]}], ids=str)
+def test_a_finished_run_does_not_answer_for_one_that_records_more(finer: dict[str, Any], tmp_path: Path) -> None:
+    """Runs that differ only in what they record have one key; the one that records more is still to be trained."""
+    coarse = {"steps": 4, "eval_every": 2}
+    store, more = RunStore(tmp_path), tiny(**{**coarse, **finer})
+    work([tiny(**coarse)], tmp_path, 1)
+    lookup = remember(store)
+    assert lookup(tiny(**coarse)) is not None
+    assert more.key == tiny(**coarse).key
+    assert lookup(more) is None
+    work([more], tmp_path, 1)
+    assert lookup(more) is not None
+
+
 def test_nothing_to_do_starts_nothing(tmp_path: Path) -> None:
     """An empty proposal trains nothing; an unknown component is an error before anything is trained."""
     assert work([], tmp_path, 2) == (RunStore(tmp_path), []) or not list(tmp_path.iterdir())

@@ -271,15 +271,25 @@ def _alt(record: Row) -> str:
     return f"{record['title']}. " + "; ".join(panels[:12])
 
 
-def write_report(out: Path, *, title: str = "heavytail: figures and claims", reload: int | None = None) -> Path:
+def write_report(
+    out: Path,
+    *,
+    title: str = "heavytail: figures and claims",
+    pending: Sequence[str] = (),
+    reload: int | None = None,
+) -> Path:
     """Write OUT/report.html from the other files under OUT, and return its path; leave a page that is up to date.
 
-    With `reload`, an open page reloads after that many seconds.
+    Args:
+        out: folder of the results.
+        title: heading of the page.
+        pending: ids of figures that are still to be drawn; the page names those that have no picture yet.
+        reload: seconds after which an open page reloads; None for never.
 
     Raises:
         StoreError: a file under OUT is damaged.
     """
-    path, made_of = out / "report.html", _made_of(out, title, reload)
+    path, made_of = out / "report.html", _made_of(out, title, *pending, reload)
     if _is_page_of(path, made_of):
         return path
     claims, figures = read_claims(out), read_figures(out)
@@ -301,16 +311,16 @@ def write_report(out: Path, *, title: str = "heavytail: figures and claims", rel
     )
     out.mkdir(parents=True, exist_ok=True)
     sections = [*drawn.values(), *rest, *every, *_environments(figures)]
-    facts = facts_of(claims, figures)
+    facts = facts_of(claims, figures, [name for name in pending if name not in drawn])
     page = render(title, sections, note=note, facts=facts, tally=tally_of(claims), reload=reload)
     write_atomic(path, page + _seal(made_of, page))
     return path
 
 
-def _made_of(out: Path, title: str, reload: int | None) -> str:
+def _made_of(out: Path, *arguments: object) -> str:
     """A checksum of everything that the report is made of."""
     files = [out / "claims.json", *sorted((out / "figures").glob("*.*"))]
-    parts = [code(), title, repr(reload), *(f"{file.name} {checksum(file)}" for file in files)]
+    parts = [code(), repr(arguments), *(f"{file.name} {checksum(file)}" for file in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -343,8 +353,14 @@ def tally_of(claims: Sequence[Row]) -> dict[str, int]:
     return {verdict: counts[verdict] for verdict in (*VERDICTS, *exact)}
 
 
-def facts_of(claims: Sequence[Row], figures: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return what identifies a reproduction: scale, number of figures, versions, machine; names and values."""
+def facts_of(claims: Sequence[Row], figures: Sequence[Row], waiting: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return what identifies a reproduction: scale, number of figures, versions, machine; names and values.
+
+    Args:
+        claims: rows of claims.json.
+        figures: the records of the figures.
+        waiting: ids of the figures that have none yet.
+    """
     environments = [table for figure in figures for table in figure["environments"]]
 
     def values(key: str) -> str:
@@ -352,7 +368,9 @@ def facts_of(claims: Sequence[Row], figures: Sequence[Row]) -> list[tuple[str, s
 
     scale = ", ".join(sorted({row["scale"] for row in [*figures, *claims]})) or "none"
     drawn = sum(figure["missing"] is None for figure in figures)
-    facts = [("scale", scale), ("figures", f"{drawn} of {len(figures)} drawn")]
+    facts = [("scale", scale), ("figures", f"{drawn} of {len(figures) + len(waiting)} drawn")]
+    if waiting:
+        facts.append(("not yet", ", ".join(waiting)))
     names = ("heavytail", "commit", "torch", "processor", "device", "threads", "platform")
     return facts + [(name, values(name)) for name in names if values(name)]
 

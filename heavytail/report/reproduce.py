@@ -77,7 +77,7 @@ def reproduce(
         return sorted(work.claims, key=lambda claim: claim.figure)
     except (Interrupted, KeyboardInterrupt) as error:  # the latter while figures are drawn, and after a second Ctrl-C
         if work.shown:
-            write_report(out)  # an open page stops reloading itself
+            work.write_page(reload=None)  # an open page stops reloading itself
         missing = ", ".join(figure.id for figure in work.pending)
         done = f"{len(figures) - len(work.pending)} of {len(figures)} figures are in {out}"
         stopped = str(error) or "stopped; the same command continues"
@@ -245,9 +245,9 @@ class _Work:
             write_claims(self.out, made.claims)
             self._done(task.figure, *made)
             if time.monotonic() - self.page_clock > SECONDS:
-                self._write_page()
+                self.write_page()
         if missing:
-            self._write_page()
+            self.write_page()
 
     def _done(self, figure: Figure, claims: list[Claim], seconds: float) -> None:
         """Announce a figure whose files are written, with its claims."""
@@ -256,8 +256,10 @@ class _Work:
         self.claims += claims
         self.display.drawn(figure.id, len(self.figures) - len(self.pending), len(self.figures), claims)
 
-    def _write_page(self) -> None:
-        page = write_report(self.out, reload=SECONDS if self.pending else None)
+    def write_page(self, reload: int | None = SECONDS) -> None:
+        """Write report.html; while figures are pending, an open one reloads after `reload` seconds."""
+        pending = sorted(figure.id for figure in self.pending)
+        page = write_report(self.out, pending=pending, reload=reload if pending else None)
         self.page_clock = time.monotonic()
         if not self.shown:
             self.shown = True

@@ -132,10 +132,11 @@ def remember(store: RunStore) -> Lookup:
 
     A run that cannot be read counts as not finished, so that the search proposes it and training reports the error.
     """
-    known: dict[tuple[str, int, str, bool], Outcome] = {}
+    known: dict[tuple[object, ...], Outcome] = {}
 
     def lookup(spec: RunSpec) -> Outcome | None:
-        name = (spec.key, spec.steps, repr(spec.probes), spec.may_end)
+        observed = spec.steps, spec.eval_every, spec.test_every, repr(spec.probes)  # what the key leaves out
+        name = (spec.key, *observed, spec.may_end)
         if name not in known:
             try:
                 outcome = store.outcome(spec)
