@@ -1,7 +1,7 @@
 """README and the quick start: every command and every block of Python runs, and prints what the page shows.
 
 Commands run in a copy of the clone, in the order of the page. Only what trains, installs or tests for minutes is
-shortened: `reproduce` makes figure 6, pip installs nothing, and `make test` runs one file.
+shortened: `reproduce` makes figure 6, `compare` counts its runs, pip installs nothing, and `make test` runs one file.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ DATA = os.environ.get("HEAVYTAIL_DATA")
 PAGES = ("README.md", "docs/index.md", "docs/guide/quickstart.md")
 
 HEAVYTAIL = """#!/bin/sh
-# `reproduce` trains for minutes: figure 6 takes seconds. Its --dry-run trains nothing and stays as it is.
+# `reproduce` trains for minutes: figure 6 takes seconds. A --dry-run trains nothing, and stands for `compare`.
 case " $* " in
     *" --dry-run "*) ;;
     " reproduce "*" --scale small "*) set -- reproduce fig06 --scale small ;;
     " reproduce "*" --out "*) shift; set -- reproduce fig06 "$@" ;;
     " reproduce "*) set -- reproduce fig06 ;;
+    " compare "*) set -- "$@" --dry-run ;;
 esac
 exec {python} -m heavytail "$@"
 """

@@ -263,4 +263,5 @@ def tests(rows: Sequence[Mapping[str, Any]]) -> str:
     judged = [row for row in rows if row["p_value"] is not None]
     different = sum(row["verdict"] in (BETTER, WORSE) for row in judged)
     chance = LEVEL * len(judged)
-    return f"{len(judged)} tests at p < {LEVEL}: {different} differences found, {chance:.2g} expected by chance"
+    tested, found = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((len(judged), "test"), (different, "difference")))
+    return f"{tested} at p < {LEVEL}: {found} found, {chance:.2g} expected by chance"
