@@ -38,6 +38,7 @@ from heavytail.experiment.search import Grid
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
+from heavytail.plotting.style import OTHERS
 from heavytail.train import engine
 from heavytail.train.engine import price
 from heavytail.train.options import Options
@@ -338,6 +339,24 @@ def test_the_key_has_every_optimizer_of_any_problem(small: list[str]) -> None:
     first = [{**row, "problem": "memory", "group_losses": None, "closed_rarest": None} for row in made]
     picture = draw([*first, *made], "quick")
     assert [text.get_text() for text in picture.figure.legends[0].get_texts()] == ["GD", "Adam", "sign"]
+
+
+def test_of_many_optimizers_those_that_help_have_a_colour() -> None:
+    """More lines than colours cannot be told apart: all but the baselines and the better ones are grey."""
+
+    def row(name: str, verdict: str) -> dict[str, Any]:
+        shares = {"closed_rarest": 1.0, "closed_rarest_interval": [0.9, 1.1]}
+        return {"optimizer": name, "problem": "linear", "group_losses": [1.0, 2.0], "verdict": verdict, **shares}
+
+    made = [row("GD", BASELINE), row("Adam", BASELINE), row("a.b:Good", BETTER)]
+    made += [row(f"plain{k}", SAME) for k in range(len(OTHERS))]
+    picture = draw(made, "quick")
+    assert [text.get_text() for text in picture.figure.legends[0].get_texts()] == ["GD", "Adam", "Good", "others"]
+    for panel in picture.panels.values():
+        colours = {line.get_label(): line.get_color() for line in panel.axes.get_lines()}
+        assert len({colour for name, colour in colours.items() if name.startswith("plain")}) == 1
+    few = draw(made[:-1], "quick").figure.legends[0]
+    assert len(few.get_texts()) == len(made) - 1
 
 
 @pytest.mark.parametrize(

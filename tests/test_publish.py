@@ -143,9 +143,9 @@ def test_large_matrices_are_left_to_the_picture() -> None:
 
 
 def test_pictures_are_small(out: Path) -> None:
-    """A picture is at most 900 pixels wide, keeps its shape, and has a palette."""
+    """A picture is at most 1 500 pixels wide, keeps its shape, and has a palette."""
     made = Image.open(BytesIO(small_picture(out / "figures" / "fig04.png")))
-    assert made.size == (900, 27)
+    assert made.size == (1500, 45)
     assert made.mode == "P"
 
 

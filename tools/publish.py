@@ -26,7 +26,7 @@ from heavytail.report.files import check_folder
 
 SCALES = ("quick", "small", "paper")
 LIMIT = 10_000_000  # total bytes of all scales
-WIDTH, COLOURS = 900, 128  # limits of a picture
+WIDTH, COLOURS = 1_500, 128  # limits of a picture
 POINTS = 101  # limit of a series
 CELLS = 4_096  # limit of a matrix
 ORDER: dict[str, Callable[[Row], Any]] = {  # of the rows of each table

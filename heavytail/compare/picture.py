@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from heavytail.compare.comparison import BASELINES
-from heavytail.plotting.style import Picture, applied, forget_colours, optimizer_colour
+from heavytail.compare.comparison import BASELINES, BETTER
+from heavytail.plotting.style import OTHERS, Picture, applied, forget_colours, optimizer_colour
 
 _COLOURS = dict(zip(BASELINES.values(), ("gd", "adam"), strict=True))
 _LEAST, _MOST = -0.5, 1.5  # of the shares drawn: GD is 0 and Adam 1, and others may be far outside
 _FLOOR = 1e-4  # nats; the losses of solved groups are drawn at it
 _MARKERS = "osD^vP*Xphd<>"
+_GREY = "0.6"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
     """Draw the rows of compare.json in the common style.
+
+    Of more optimizers than there are colours, those that are better than Adam on the tail of some problem have one.
 
     Args:
         rows: of one or more problems.
@@ -33,19 +36,25 @@ def _draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     optimizers = list(dict.fromkeys(row["optimizer"] for row in rows))
     others = [name for name in optimizers if name not in BASELINES.values()]
+    better = {row["optimizer"] for row in rows if row["verdict"] == BETTER}
+    grey = [name for name in others if name not in better] if len(others) > len(OTHERS) else []
+    vivid = [name for name in optimizers if name not in grey]
+    colours = dict.fromkeys(grey, _GREY) | {name: optimizer_colour(_COLOURS.get(name, name)) for name in vivid}
     height = max(2.25, 0.9 + 0.16 * len(others))
     picture = Picture(2, len(problems), width=3.0, height=height)
     for column, problem in enumerate(problems):
         mine = {row["optimizer"]: row for row in rows if row["problem"] == problem}
         label = "" if column else "final loss (nats)"
         panel = picture.panel(0, column, f"{problem} ({scale})", "frequency group, rarest last", label)
-        for place, name in enumerate(optimizers):
+        for name in [*grey, *vivid]:  # the grey ones below
             if losses := mine[name]["group_losses"]:
-                style: dict[str, Any] = {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 3}
+                style: dict[str, Any] = {"linewidth": 0.7}
+                if name in vivid:
+                    style = {"marker": _MARKERS[vivid.index(name) % len(_MARKERS)], "markersize": 3}
                 if name in BASELINES.values():
                     style |= {"linewidth": 2, "linestyle": "--"}
                 values = [np.nan if loss is None else max(loss, _FLOOR) for loss in losses]
-                panel.line(np.arange(1, len(values) + 1), values, name, color=_colour(name), **style)
+                panel.line(np.arange(1, len(values) + 1), values, name, color=colours[name], **style)
         panel.axes.set_yscale("log")
         panel.axes.xaxis.get_major_locator().set_params(integer=True)
         share = picture.panel(1, column, "", "gap closed, rarest group", "")
@@ -57,19 +66,15 @@ def _draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
         for place, name in enumerate(others):
             value, interval = (mine[name][key] for key in ("closed_rarest", "closed_rarest_interval"))
             if value is not None:
-                dot: dict[str, Any] = {"color": _colour(name), "marker": "o", "markersize": 4}
+                dot: dict[str, Any] = {"color": colours[name], "marker": "o", "markersize": 4}
                 share.points(np.clip([value], _LEAST, _MOST), [place], name, **dot)
-                share.line(np.clip(interval, _LEAST, _MOST), [place, place], f"{name}, 95 %", color=_colour(name))
+                share.line(np.clip(interval, _LEAST, _MOST), [place, place], f"{name}, 95 %", color=colours[name])
     panels = [picture.panels[0, column] for column in range(len(problems))]
-    names = {name: _short(name) for name in optimizers}
-    picture.legend(panels, names, loc="outside upper center", ncols=3 * len(problems), fontsize=6)
+    names = {name: _short(name) for name in vivid} | dict.fromkeys(grey[:1], "others")
+    picture.legend(panels, names, loc="outside upper center", ncols=3 * len(problems))
     return picture
 
 
 def _short(name: str) -> str:
     """The name of an optimizer without the modules of its path."""
     return re.sub(r"[\w.]+[.:](?=\w)", "", name)
-
-
-def _colour(name: str) -> str:
-    return optimizer_colour(_COLOURS.get(name, name))
