@@ -68,8 +68,8 @@ def arguments(run: RunSpec, root: Path) -> list[str]:
 
 
 # The command line, with a commit twice a second instead of twice a minute.
-OFTEN = "import sys; from heavytail import cli; from heavytail.train import engine; engine.COMMIT_SECONDS = 0.5; "
-OFTEN += "raise SystemExit(cli.main(sys.argv[1:]))"
+OFTEN = "import sys; from heavytail import cli; from heavytail.train import engine; "
+OFTEN += "engine.COMMIT_SECONDS = engine.COMMIT_LIMIT = 0.5; raise SystemExit(cli.main(sys.argv[1:]))"
 
 
 def start(run: RunSpec, root: Path, rank: int, port: int, program: str = "") -> subprocess.Popen[str]:

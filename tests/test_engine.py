@@ -449,6 +449,7 @@ def test_commits_on_the_way_are_where_a_killed_run_resumes(
     spec, stores = tiny(**MINI), (fresh(), fresh())
     whole = run(spec, stores[0])
     monkeypatch.setattr(engine, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "COMMIT_LIMIT", 0.0)
     steps = itertools.count()
 
     def die() -> bool:

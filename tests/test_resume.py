@@ -145,23 +145,29 @@ def test_steps_before_a_commit_are_judged_after_it(tmp_path: Path) -> None:
     assert found[1]["step"] == 2
 
 
-def test_a_slow_commit_is_not_repeated_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where writing takes longer than the time between commits, the time is counted from its end."""
-    now, commits = itertools.count(), []
-    late = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: next(now) + late[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(engine, "time", clock)
+@pytest.mark.parametrize(("seconds", "pause"), [(1.0, 30), (10.0, 200), (300.0, 600)])
+def test_commits_of_a_large_state_are_farther_apart(
+    seconds: float, pause: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing takes at most a twentieth of the time, unless that were less than one commit in ten minutes."""
+    clock, commits = [0.0], []
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter))
     save = RunStore.save
 
     def slow(self: RunStore, *args: Any, **kwargs: Any) -> None:
-        late[0] += 10 * engine.COMMIT_SECONDS
-        commits.append(kwargs["step"])
+        begun, clock[0] = clock[0], clock[0] + seconds
+        commits.append((begun, clock[0]))
         save(self, *args, **kwargs)
 
+    def tick() -> bool:
+        clock[0] += 10.0  # a step
+        return False
+
     monkeypatch.setattr(RunStore, "save", slow)
-    train(spec("linear", "gd", steps=200), RunStore(tmp_path), data_dir=tmp_path)
-    assert 2 < len(commits) < 50
-    assert commits[-1] == 200
+    train(spec("linear", "gd", steps=200), RunStore(tmp_path), data_dir=tmp_path, should_stop=tick)
+    gaps = [begun - ended for (_, ended), (begun, _) in itertools.pairwise(commits[:-1])]
+    assert gaps
+    assert {pause < gap <= pause + 10 for gap in gaps} == {True}
 
 
 @pytest.mark.parametrize("model", ["linear", "cnn"])

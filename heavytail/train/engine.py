@@ -45,6 +45,8 @@ from heavytail.train.group import ALONE, Group, LostProcess
 # initial loss is the recorded loss of the whole split at step 0, or log C if that is larger.
 DIVERGED_FACTOR = 100.0
 COMMIT_SECONDS = 30.0
+COMMIT_SHARE = 0.05  # of the time, at most, is spent on commits: those of a large state are farther apart,
+COMMIT_LIMIT = 600.0  # up to this many seconds
 KEEP_BYTES = 16 * 2**20  # a finished run keeps its checkpoint, to be continued later, only below this size
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CACHED_FEATURES = 2**31  # features of a frozen body are cached below this many bytes, not recomputed at every step
@@ -257,12 +259,15 @@ class _Run:
         tested = set(spec.recorded_steps(spec.test_every)) - set(self._steps("test"))
         check_every = 1 if self.device.type == "cpu" else 20  # reading a loss synchronizes the device
         committed = reported = now = self.looping = time.monotonic()
+        pause = COMMIT_SECONDS
         for step in range(self.start, spec.steps + 1):
             self.step = step
             last = step == spec.steps
-            if self.group.any(now - committed > COMMIT_SECONDS):
+            if self.group.any(self.group.rank == 0 and now - committed > pause):  # the others write nothing
+                begun = time.monotonic()
                 self._commit("running", step, self._state())
-                committed = time.monotonic()  # writing a large state may take longer than the time between commits
+                committed = time.monotonic()
+                pause = max(COMMIT_SECONDS, min((committed - begun) / COMMIT_SHARE, COMMIT_LIMIT))
             if self.group.any(should_stop()):
                 return self._commit("interrupted", step, self._state())
             if spec.may_end and (ended := self._unstable(recorded)) is not None:
