@@ -119,7 +119,8 @@ def _totals(claims: Claims, made: Sequence[str]) -> Iterator[str]:
     for scale in made:
         if earlier := {row["figure"] for row in _earlier(claims[scale])}:
             yield ""
-            yield f"{len(earlier)} figures of `{scale}` are still those of the first edition of the claims."
+            are = "figure is still that" if len(earlier) == 1 else "figures are still those"
+            yield f"At `{scale}` scale {len(earlier)} {are} of the first edition of the claims."
 
 
 def _earlier(rows: Sequence[Row]) -> list[Row]:
