@@ -227,6 +227,17 @@ def test_a_damaged_note_is_written_again(note: bytes, tmp_path: Path) -> None:
     assert json.loads(file.with_suffix(".json").read_text()).keys() == {"sha256", "tokenizer"}
 
 
+def test_a_cache_that_cannot_be_locked_is_an_error_of_the_data(tmp_path: Path) -> None:
+    """Every fault of the cache is a DataError, so that runs on other data go on."""
+    text = write(tmp_path / "t.txt", CACHED)
+    tokenise(text, [text], "word", None, tmp_path / "cache")
+    (lock,) = (tmp_path / "cache").rglob(".lock")
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(DataError, match="cannot write"):
+        tokenise(text, [text], "word", None, tmp_path / "cache")
+
+
 def test_caches_of_earlier_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A note without the tokenizer's digest, beside a tokenizer without a checksum, is trusted as it was."""
     text = write(tmp_path / "t.txt", CACHED)

@@ -26,7 +26,7 @@ from heavytail.data import Data, readers
 from heavytail.data.text import tokenizer as tokenizers
 from heavytail.data.text.tokenizer import Kind, Tokenizer
 from heavytail.data.text.vocabulary import TextSettings
-from heavytail.errors import DataError
+from heavytail.errors import DataError, StoreError
 from heavytail.files import first_writer
 from heavytail.locks import locked
 
@@ -174,6 +174,8 @@ def tokenise(
             return tokenizer, [_tokens(text, tokenizer, digest, folder / text.digest[:20]) for text in texts]
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+    except StoreError as error:  # of the lock
+        raise DataError(str(error)) from error
 
 
 def _stored_tokenizer(stored: Path) -> bytes | None:
