@@ -355,6 +355,8 @@ def test_of_many_optimizers_those_that_help_have_a_colour() -> None:
     for panel in picture.panels.values():
         colours = {line.get_label(): line.get_color() for line in panel.axes.get_lines()}
         assert len({colour for name, colour in colours.items() if name.startswith("plain")}) == 1
+    undrawn = [*made[:3], {**made[3], "group_losses": None}, *made[4:]]  # the key has the others all the same
+    assert draw(undrawn, "quick").figure.legends[0].get_texts()[-1].get_text() == "others"
     few = draw(made[:-1], "quick").figure.legends[0]
     assert len(few.get_texts()) == len(made) - 1
 

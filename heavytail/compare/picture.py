@@ -70,7 +70,8 @@ def _draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
                 share.points(np.clip([value], _LEAST, _MOST), [place], name, **dot)
                 share.line(np.clip(interval, _LEAST, _MOST), [place, place], f"{name}, 95 %", color=colours[name])
     panels = [picture.panels[0, column] for column in range(len(problems))]
-    names = {name: _short(name) for name in vivid} | dict.fromkeys(grey[:1], "others")
+    drawn = [name for name in grey if any(row["group_losses"] for row in rows if row["optimizer"] == name)]
+    names = {name: _short(name) for name in vivid} | dict.fromkeys(drawn[:1], "others")
     picture.legend(panels, names, loc="outside upper center", ncols=3 * len(problems))
     return picture
 

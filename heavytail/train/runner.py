@@ -17,7 +17,7 @@ from typing import Protocol
 
 from heavytail.errors import HeavyTailError, UnreadableError
 from heavytail.experiment.search import Lookup
-from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.spec import OBSERVATION, RunSpec
 from heavytail.experiment.store import Outcome, RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.train.executors import Event, Executor, executor
@@ -135,8 +135,7 @@ def remember(store: RunStore) -> Lookup:
     known: dict[tuple[object, ...], Outcome] = {}
 
     def lookup(spec: RunSpec) -> Outcome | None:
-        observed = spec.steps, spec.eval_every, spec.test_every, repr(spec.probes)  # what the key leaves out
-        name = (spec.key, *observed, spec.may_end)
+        name = (spec.key, spec.may_end, *(repr(getattr(spec, field)) for field in OBSERVATION))  # not in the key
         if name not in known:
             try:
                 outcome = store.outcome(spec)
