@@ -34,13 +34,15 @@ def direction_figure(name: str, title: str, paper: str, problem: SweepRef) -> Fi
         for row, (m, words) in enumerate(MOMENTA.items()):
             runs = [results.selected(ref, f"{base}{m}") for base in DIRECTIONS]
             losses.append(picture.panel(row, 0, f"overall, {words}", "step", loss_label("train")))
-            overall_loss(losses[-1], runs)
+            overall_loss(losses[-1], runs, legend=False)
             for column, run in enumerate(runs, 1):
                 title = optimizer_name(run.label, stochastic=run.stochastic, momentum=True)
                 losses.append(picture.panel(row, column, title, "step", ""))
                 group_losses(losses[-1], run)
         picture.share_y(losses, 2 * runs[0].initial_loss)
         picture.group_bar(losses, runs[0].num_groups)
+        names = [optimizer_name(run.label, stochastic=run.stochastic) for run in runs]
+        picture.legend([picture.panels[row, 0] for row in range(len(MOMENTA))], dict(zip(names, names, strict=True)))
         return picture
 
     return Figure(name, title, paper, ABOUT, (ref,), direction_rules(ref), plot)
