@@ -325,11 +325,19 @@ def test_the_readme_has_totals_and_highlights(out: Path, tmp_path: Path, readme:
     """The README has the number of claims of each verdict, exact ones apart, and measured numbers."""
     rows = [claim("fig04", "reproduced") | {"claim": "rare-gap"}, claim("fig04", "undecided")]
     rows += [claim("fig04", "reproduced") | {"kind": "exact"}, claim("fig16", "not run")]
+    rows += [claim("decay", "not reproduced")]
     (out / "claims.json").write_bytes(strict_json(rows))
     assert main([str(out), "--to", str(tmp_path / "docs/results"), "--readme", str(readme)]) == 0
     text = readme.read_text()
-    assert "| scale | claims | reproduced | not reproduced | undecided | not run | exact claims reproduced |" in text
-    assert "| `quick` | 3 | 1 | 0 | 1 | 1 | 1 of 1 |" in text
+    head = (
+        "| scale | of | measured claims | reproduced | not reproduced | undecided | not run | exact claims reproduced |"
+    )
+    assert head in text
+    assert "| `quick` | the paper | 3 | 1 | 0 | 1 | 1 | 1 of 1 |" in text
+    assert "| `quick` | later work | 1 | 0 | 1 | 0 | 0 | — |" in text
+    every = (tmp_path / "docs/results/claims.md").read_text()
+    assert "| fig04 | rare-gap | a ratio | <= 0.9 | 0.123 ✓ |" in every
+    assert "| fig16 | cnot run | a ratio | <= 0.9 | — not run |" in every
     (highlight,) = [line for line in text.splitlines() if line.startswith("| [fig")]
     assert highlight.startswith("| [fig04](docs/results/quick/figures/fig04.png) | softmax regression")
     assert highlight.endswith("a ratio | <= 0.9 | 0.123 ✓ |")
@@ -373,7 +381,7 @@ def test_a_comparison_is_published(tmp_path: Path, readme: Path) -> None:
     assert "| optimizer | linear | cnn | time a step | state |" in page
     assert "| x | 123 % ▲ | = | 1.00 | 0 |" in page
     assert "| y | 50 % ▼ | — | 1.00 | 0 |" in page
-    assert "3 tests at p < 0.01: 2 differences found" in page
+    assert "3 tests at p < 0.01: better than Adam in 1, worse in 1, no difference found in the others" in page
     line = "2 problems at quick scale: better on the rarest group on some of them: x (1);"
     assert line in readme.read_text()
     assert main(["--check", *command[1:]]) == 0

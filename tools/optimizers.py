@@ -56,11 +56,15 @@ def page(published: Path) -> list[str]:
     lines = [
         "# Optimizers",
         "",
-        "Does an optimizer help the tail? By the rule of [compare.md](../../compare.md), fixed before any run. A cell",
-        "has the share of the gap between GD and Adam in the final loss of the rarest group that the optimizer closes,",
-        f"0 for GD and 100 % for Adam, and the verdict on that group: {SIGNS[BETTER]} better than Adam,",
+        "Does an optimizer help the tail? By the rule of [compare.md](../../compare.md), fixed before this comparison.",
+        "A cell has the share of the gap between GD and Adam in the final loss of the rarest group that the optimizer",
+        f"closes, 0 for GD and 100 % for Adam, and the verdict on that group: {SIGNS[BETTER]} better than Adam,",
         f"{SIGNS[WORSE]} worse, {SIGNS[SAME]} no difference found. Where Adam is not ahead of GD, there is no share.",
         "Time and state are relative to Adam's: geometric means over the problems.",
+        "",
+        "A small difference can be a sure one: the verdict is about its sign, the share about its size. On `memory`",
+        "every optimizer can reach a loss of 0, so that it separates none. `row-clipped-gd` has a bound that a full",
+        "batch's gradients rarely reach, and is then gradient descent.",
     ]
     for scale, rows in read(published).items():
         problems = list(dict.fromkeys(row["problem"] for row in rows))

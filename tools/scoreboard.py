@@ -2,6 +2,7 @@
 
 README.md                          between two comments: claims by scale and kind, highlights, times and machines
 docs/results/README.md             the whole file: claims reproduced per figure and scale, linked to the pictures
+docs/results/claims.md             the whole file: the measured number and the verdict of every claim at every scale
 docs/results/optimizers/README.md  the whole file: what `heavytail compare` found (tools.optimizers)
 heavytail/report/times.json        the whole file: seconds of figures and runs, for estimates (tools.times)
 """
@@ -64,7 +65,7 @@ def pages(readme: Path, published: Path) -> dict[Path, str]:
         "",
         "Claims reproduced of claims made; exact ones (identities that only a bug can break) are",
     ]
-    table += ["counted apart. [Every claim](../claims.md).", "", *_table(claims, published), ""]
+    table += ["counted apart. [Every claim with its number](claims.md).", "", *_table(claims, published), ""]
     if any(_earlier(rows) for rows in claims.values()):
         table += [
             f"{EARLIER} Claims of the first edition, on seeds that were known when the second one was written.",
@@ -74,6 +75,7 @@ def pages(readme: Path, published: Path) -> dict[Path, str]:
     return {
         readme: "\n".join([text[: text.index(BEGIN)] + BEGIN, "", *lines, text[text.index(END) :]]),
         published / "README.md": _whole(table),
+        **({published / "claims.md": _whole([*_every(claims, made)])} if made else {}),
         readme.parent / TIMES: times.text(published),
         **({published / "optimizers" / "README.md": _whole(optimizers.page(published))} if compared else {}),
     }
@@ -108,14 +110,18 @@ def _totals(claims: Claims, made: Sequence[str]) -> Iterator[str]:
     """The number of claims of each kind and verdict, by scale."""
     if not made:
         return
-    yield f"| scale | claims | {' | '.join(VERDICTS)} | exact claims reproduced |"
-    yield "|---|---|" + "---|" * (len(VERDICTS) + 1)
+    yield f"| scale | of | measured claims | {' | '.join(VERDICTS)} | exact claims reproduced |"
+    yield "|---|---|---|" + "---|" * (len(VERDICTS) + 1)
+    later = {figure.id for figure in all_figures() if figure.later}
     for scale in made:
-        measured = [row["verdict"] for row in claims[scale] if row.get("kind") != "exact"]
-        exact = [row["verdict"] for row in claims[scale] if row.get("kind") == "exact"]
-        counts = [str(len(measured)), *(str(measured.count(verdict)) for verdict in VERDICTS)]
-        share = f"{exact.count('reproduced')} of {len(exact)}" if exact else NOTHING
-        yield f"| `{scale}` | {' | '.join(counts)} | {share} |"
+        for source in ("the paper", "later work"):
+            rows = [row for row in claims[scale] if (row["figure"] in later) == (source == "later work")]
+            measured = [row["verdict"] for row in rows if row.get("kind") != "exact"]
+            exact = [row["verdict"] for row in rows if row.get("kind") == "exact"]
+            counts = [str(len(measured)), *(str(measured.count(verdict)) for verdict in VERDICTS)]
+            share = f"{exact.count('reproduced')} of {len(exact)}" if exact else NOTHING
+            if rows:
+                yield f"| `{scale}` | {source} | {' | '.join(counts)} | {share} |"
     for scale in made:
         if earlier := {row["figure"] for row in _earlier(claims[scale])}:
             yield ""
@@ -144,6 +150,31 @@ def _highlights(claims: Claims, made: Sequence[str], link: str) -> Iterator[str]
         yield f"| figure | measured | threshold | {' | '.join(made)} |"
         yield "|---|---|---|" + "---|" * len(made)
         yield from lines
+
+
+def _every(claims: Claims, made: Sequence[str]) -> Iterator[str]:
+    """Every claim of the published figures, with its measured number and verdict at each scale."""
+    yield from (
+        "# Every claim",
+        "",
+        "The measured number (below the paper's scale the median over seeds) and the verdict:",
+    )
+    yield "✓ reproduced, ✗ not reproduced, ? undecided. E marks exact claims, identities that only a bug can break."
+    yield from ("[The paper's words, and the first edition's verdicts](../claims.md).", "")
+    yield f"| figure | claim | | threshold | {' | '.join(made)} |"
+    yield "|---|---|---|---|" + "---|" * len(made)
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for scale in made:
+        for row in claims[scale]:
+            found.setdefault((row["figure"], row["claim"]), {})[scale] = row
+    for (figure, claim), mine in sorted(found.items(), key=lambda item: item[0][0]):
+        row = next(iter(mine.values()))
+        low_high = row["threshold"] if isinstance(row["threshold"], list) else [row["threshold"]]
+        threshold = f"{row['comparison']} {', '.join(f'{x:g}' for x in low_high)}"
+        exact = " E" if row.get("kind") == "exact" else ""
+        cells = [_measured(mine[scale]) if scale in mine else NOTHING for scale in made]
+        statement = row["statement"].replace("|", "&#124;")
+        yield f"| {figure} | {claim}{exact} | {statement} | {threshold} | {' | '.join(cells)} |"
 
 
 def _measured(row: Row) -> str:
@@ -182,7 +213,12 @@ def _spent(scale: str, folder: Path) -> Iterator[str]:
     machines: list[Row] = read_json(folder / "environment.json", [])
     on = dict.fromkeys(_machine(table) for table in machines)
     trained, seconds = (sum(row[key] for row in timing) for key in ("trained", "seconds"))
-    yield f"- {scale}: {trained} runs trained, {_duration(seconds)} in all" + (f"; {', '.join(on)}" if on else "")
+    stored = max(row["reused"] for row in timing)
+    # Times of drawing say nothing about a scale whose runs were trained before.
+    words = (
+        f"{trained} runs trained, {_duration(seconds)} in all" if trained >= stored else f"{stored} stored runs drawn"
+    )
+    yield f"- {scale}: {words}" + (f"; {', '.join(on)}" if on else "")
 
 
 def _machine(environment: Row) -> str:

@@ -28,12 +28,12 @@ class Picture(Protocol):
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the paper.
+    """One figure, of the paper or of later work.
 
     Attributes:
         id: "fig04".
         title: short title.
-        paper: its place in the paper, "Figure 4, section 3.1".
+        paper: its place in the paper, "Figure 4, section 3.1", or the later work that it is from, "arXiv 2505.19227".
         about: one or two sentences on the effect to look for; the caption begins with it.
         sweeps: references to the sweeps that it reads.
         rules: the claims that it checks.
@@ -47,6 +47,11 @@ class Figure:
     sweeps: tuple[SweepRef, ...]
     rules: tuple[ClaimRule, ...]
     plot: Callable[[Results], Picture]
+
+    @property
+    def later(self) -> bool:
+        """Whether it shows later work, not the paper's."""
+        return "arXiv" in self.paper
 
     def claims(self, results: Results, missing: str | None = None) -> list[Claim]:
         """Return every claim, "not run" if its runs are missing; `missing` is the reason, if known."""
