@@ -20,7 +20,7 @@ SCALES = ("paper", "small", "quick")
 # Reduced scales search on one seed and judge claims on fresh ones; the paper's scale uses the preset's seeds for both.
 PROTOCOL: Mapping[str, Mapping[str, Any]] = {
     "small": {"sweep": {"seeds": [0], "verdict_seeds": [11, 12, 13]}},
-    "quick": {"sweep": {"seeds": [0], "verdict_seeds": [11]}},
+    "quick": {"sweep": {"seeds": [0], "verdict_seeds": [14]}},
 }
 _TABLES = ("name", "title", "paper", "run", "sweep", "variant", "scale")
 
