@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -105,6 +106,108 @@ class Ascends(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 p += p.grad.sign()
+
+
+class Unkept(torch.optim.Optimizer):
+    """Steps with a momentum kept where a checkpoint cannot hold it: `kind` says where."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1, kind: str = "parameter") -> None:
+        super().__init__(params, {"lr": lr})
+        self.kind = kind
+        self.parameters = [p for group in self.param_groups for p in group["params"]]
+        self.by_parameter: dict[Tensor, Tensor] = {}
+        self.by_id: dict[int, Tensor] = {}
+        self.recent: Any = deque([0.0], maxlen=3) if kind == "deque" else None
+        self.counts: Any = Counter() if kind == "counter" else None
+        self.generator = torch.Generator().manual_seed(3) if kind == "generator" else None
+        self.inner = torch.optim.Adam(self.parameters, lr=lr) if kind == "inner" else None
+        self.views = [p.detach() for p in self.parameters] if kind == "views" else None
+        self.word = {"scale": 1.0}  # is kept
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        lr = self.param_groups[0]["lr"]
+        if self.inner is not None:
+            self.inner.step()
+            return
+        for k, p in enumerate(self.parameters):
+            table: Any = {"parameter": self.by_parameter, "id": self.by_id}.get(self.kind, self.state)
+            name: Any = {"parameter": p, "id": id(p), "named": f"m{k}", "id of state": id(p)}.get(self.kind)
+            m = table.setdefault(name, torch.zeros_like(p)) if name is not None else torch.zeros_like(p)
+            m.mul_(0.9).add_(p.grad)
+            if self.recent is not None:
+                self.recent.append(sum(self.recent) * 0.5 + 1)
+                m *= sum(self.recent)
+            if self.counts is not None:
+                self.counts[k] += 1
+                m *= self.counts[k]
+            if self.generator is not None:
+                m += torch.rand(p.shape, generator=self.generator)
+            (p if self.views is None else self.views[k]).sub_(lr * m)
+
+
+class NeedsClosure(torch.optim.Optimizer):
+    """Does nothing without a closure."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            raise NotImplementedError
+
+
+class Averages(torch.optim.SGD):
+    """Schedule-free as others write it: it starts in the mode of evaluation, and its average needs state."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1, overflow: bool = False) -> None:
+        super().__init__(params, lr=lr)
+        self.train_mode, self.overflow = False, overflow
+
+    def train(self) -> None:
+        self.train_mode = True
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        self.train_mode = False
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.copy_(self.state[p]["mean"])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert self.train_mode, "not in train mode"
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", p.clone())
+                mean.lerp_(p, 0.5)
+                if self.overflow and p.numel() > 4:
+                    mean.fill_(torch.inf)
+
+
+def _made(momentum: float) -> type[torch.optim.Optimizer]:
+    class Made(torch.optim.SGD):
+        """Has no import path of its own."""
+
+        def __init__(self, params: Iterable[Tensor], lr: float = 0.1) -> None:
+            super().__init__(params, lr=lr, momentum=momentum)
+
+    return Made
+
+
+Heavy, Light = _made(0.9), _made(0.0)
+
+
+class Names(torch.optim.SGD):
+    """Has settings by the names of what heavytail stores."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.1, name: str = "n", version: int = 3, build: Any = None,
+        revision: str = "main", versions: int = 1, path: str = "p",
+    ) -> None:  # fmt: skip
+        assert (name, version, build, revision, versions, path) == ("n", 3, None, "main", 1, "p")
+        super().__init__(params, lr=lr)
 
 
 class Interrupts(torch.optim.SGD):

@@ -98,9 +98,9 @@ def test_there_is_no_share_without_a_gap() -> None:
 
 
 def test_the_sentence_says_who_is_ahead() -> None:
-    """Where Adam is behind GD there is no gap to close, which is not to say that they do not differ."""
+    """Where Adam is behind GD, or no difference is found, there is no gap to close."""
     row = judge(losses([1.5, 1.6, 1.4]), gd=losses([1.0, 1.1, 0.9]), adam=losses([2.0, 2.1, 1.9]))
-    assert row["sentence"].startswith("Adam is not ahead of GD on the rarest group; better than Adam on it")
+    assert row["sentence"].startswith("no gap from GD to Adam on the rarest group; better than Adam on it")
     assert row["closed_rarest"] is None
 
 
@@ -318,6 +318,38 @@ def test_an_optimizer_without_a_stable_step_size_is_unstable(small: list[str]) -
     assert (row["verdict"], row["lr"], row["p_value"]) == (UNSTABLE, None, None)
 
 
+def test_an_optimizer_that_needs_a_closure_is_not_judged(small: list[str]) -> None:
+    """Its loss is the same at every step size, which is no verdict on it; the grid is not continued for it."""
+    assert cli.main(["compare", "tests.outside:NeedsClosure", "--problems", "linear", *small]) == 0
+    row = rows(small)[-1]
+    assert (row["verdict"], row["lr"]) == (NOT_JUDGED, None)
+    assert "closure" in row["sentence"]
+
+
+def test_an_average_that_overflows_is_unstable(small: list[str]) -> None:
+    """Losses that are not finite end a run, and no comparison."""
+    assert (
+        cli.main(["compare", "tests.outside:Averages", "--set", "overflow=true", "--problems", "linear", *small]) == 0
+    )
+    assert [row["verdict"] for row in rows(small)] == [BASELINE, BASELINE, UNSTABLE]
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 0)])
+def test_verdicts_are_written_before_the_timing(
+    error: type[BaseException], code: int, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted or failing timing costs the prices alone."""
+
+    def fails(*_: object) -> tuple[float, int]:
+        raise error
+
+    monkeypatch.setattr("heavytail.train.engine.price", fails)
+    assert cli.main(["compare", "sign", "--problems", "linear", *small]) == code
+    made = rows(small)[-1]
+    assert made["verdict"] in (SAME, BETTER, WORSE)
+    assert made["seconds_per_step"] is None
+
+
 def test_an_unstable_baseline_is_named(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where GD diverges nobody is judged, and the reason is its own; the picture's key has whoever has losses."""
     read = Losses.read
@@ -371,6 +403,15 @@ def test_of_many_optimizers_those_that_help_have_a_colour() -> None:
         (["adam", "--set", "beta3=0.5"], "unknown setting of the optimizers 'beta3'; did you mean"),
         (["adam", "--set", "beta1"], "--set: expected KEY=VALUE, got 'beta1'"),
         (["adam", "--on", "hiden=gd"], "--on: expected ROLE=OPT"),
+        (["lion", "--on", "rest=adam"], "--on: expected one optimizer for rest, got 'lion' and 'adam'"),
+        (
+            ["adam", "--on", "head=gd", "--on", "head=sign"],
+            "--on: expected one optimizer for head, got 'gd' and 'sign'",
+        ),
+        (["adam", "--set", "eps=False"], "--set eps: expected a TOML value, got False; write false"),
+        (["adam", "--set", "eps=.5"], "--set eps: expected a TOML value, got .5; write 0.5"),
+        (["adam", "--set", "eps=None"], "--set eps: expected a TOML value, got None"),
+        (["adam", "--set", "eps=inf"], "optim.eps: expected float, got inf"),
         (["torch.optim.Adm"], "did you mean 'Adam'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -396,6 +437,11 @@ def test_roles_and_settings_of_parts() -> None:
         "gd, hidden=torch.optim.Muon": "gd",
     }
     assert all(c.params["hidden"] == {"name": "torch.optim.Muon", "momentum": 0.5} for c in made.values())
+    rest = candidates(["adam", "gd"], ["head=sign"], ["momentum=0.5", "rest.beta2=0.9"])
+    assert [c.params["rest"] for c in rest.values()] == [
+        {"name": "adam", "beta2": 0.9},
+        {"name": "gd", "momentum": 0.5},
+    ]
     plain = candidates(["adam", "gd"], [], ["momentum=0.5"])
     assert plain["gd"].params == {"momentum": 0.5}
     assert plain["adam"].params == {}
@@ -424,6 +470,6 @@ def test_prices_are_not_measured_where_there_is_no_gpu(monkeypatch: pytest.Monke
     """On the login node of a cluster that has trained on GPUs, the times and sizes are null; nothing is an error."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     made = Comparison.of({"sign": Component("sign")}, ["linear"], scale="quick", num_seeds=3, data_dir=Path())
-    rows = [{"lr": 0.1} for _ in made.trials]
-    prices = command._prices(made, rows, Options(Path(), "cuda", executor="slurm"), measured=True)
-    assert {value for price in prices for value in price.values()} == {None}
+    rows = [{"lr": 0.1, **command.UNPRICED} for _ in made.trials]
+    command._measure_prices(made, rows, Options(Path(), "cuda", executor="slurm"))
+    assert {row[key] for row in rows for key in command.UNPRICED} == {None}

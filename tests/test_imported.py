@@ -19,9 +19,11 @@ from heavytail.experiment.store import RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.optim import REGISTRY
 from heavytail.optim.by_role import Joined
+from heavytail.optim.imported import recipe
 from heavytail.train import engine
 from heavytail.train.engine import build_optimizer, train
-from tests.problems import tiny, tiny_preset
+from tests import outside
+from tests.problems import output, tiny, tiny_preset
 from tests.test_engine import TwoRanks
 from tests.test_model_contract import small_model
 from tests.test_resume import assert_equal, spec, stopped_everywhere
@@ -125,6 +127,99 @@ def test_interrupted_and_resumed_is_uninterrupted(model: str, optim: object, tmp
     whole = train(run, RunStore(tmp_path / "whole"), data_dir=tmp_path)
     assert whole.status == "done"
     assert_equal(stopped_everywhere(run, RunStore(tmp_path / "stopped")), whole)
+
+
+UNKEPT = ("parameter", "id", "named", "id of state", "deque", "counter", "generator", "inner", "views")
+
+
+@pytest.mark.parametrize("kind", UNKEPT)
+def test_a_run_that_cannot_be_continued_starts_anew(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """State that a checkpoint cannot hold costs the steps before an interruption, with a warning, and no number."""
+    run = spec("linear", "gd", optim={"name": "tests.outside:Unkept", "kind": kind})
+    whole = train(run, RunStore(tmp_path / "whole"), data_dir=tmp_path)
+    assert whole.status == "done"
+    assert float(whole.loss[-1]) != float(whole.loss[0])
+    stopped = stopped_everywhere(run, RunStore(tmp_path / "stopped"))
+    assert_equal(stopped, whole)
+    assert not stopped.resumed
+    assert "it will start anew if it is interrupted: Unkept: expected state of" in caplog.text
+
+
+def test_an_edited_optimizer_is_another_run(tmp_path: Path) -> None:
+    """The key covers the source of a class and of its base classes that are not installed, and of nothing else."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from tests.problems import tiny;"
+        "print(tiny(optim='edited:Mine').key, tiny(optim={'name': 'by-role', 'head': 'edited:Mine'}).key)"
+    )
+    (tmp_path / "base.py").write_text("import torch\nclass Base(torch.optim.SGD):\n    pass\n")
+    text = "import base\nclass Mine(base.Base):\n    pass\n"
+    (tmp_path / "edited.py").write_text(text)
+    keys = [output(code, tmp_path), output(code, tmp_path)]
+    assert keys[0] == keys[1]
+    (tmp_path / "edited.py").write_text(f"{text}# edited\n")
+    keys.append(output(code, tmp_path))
+    (tmp_path / "base.py").write_text("import torch\nclass Base(torch.optim.Adam):\n    pass\n")
+    keys.append(output(code, tmp_path))
+    assert len({k for pair in keys for k in pair.split()}) == 2 * 3
+    assert recipe("torch.optim.SGD").revision == recipe("pytorch_optimizer:Prodigy").revision == 0
+
+
+@pytest.mark.parametrize("name", ["Heavy", "Light"])
+def test_a_class_without_a_path_of_its_own_keeps_the_one_given(name: str) -> None:
+    """A class that a function makes is found by the name that its module gives it."""
+    run = tiny(optim=f"tests.outside.{name}")
+    stored = RunSpec.from_dict(run.resolved.to_dict())
+    assert stored.optim.name == f"tests.outside:{name}"
+    assert recipe(stored.optim.name).optimizer_class is getattr(outside, name)
+    assert key("tests.outside:Heavy") != key("tests.outside:Light")
+
+
+def test_settings_by_names_that_are_taken_stay_at_their_defaults(tmp_path: Path) -> None:
+    """They would hide the path of the class, its version or its methods."""
+    run = tiny(optim="tests.outside:Names")
+    assert run.resolved.to_dict()["optim"]["name"] == "tests.outside:Names"
+    assert train(run, RunStore(tmp_path), data_dir=tmp_path).status == "done"
+    assert "unknown setting of optimizer" in message({"name": "tests.outside:Names", "version": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("import argparse; argparse.ArgumentParser().parse_args(['--x'])", "SystemExit: 2"),
+        ("def __getattr__(name): raise ImportError('not built')", "ImportError: not built"),
+    ],
+)
+def test_a_module_that_ends_or_fails_late_is_one_line(
+    text: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training script that parses its command line does not end the command."""
+    name = f"late_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert expected in message(f"{name}:Mine")
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_an_average_is_read_in_the_mode_of_evaluation(overflow: bool, tmp_path: Path) -> None:
+    """One that starts in that mode, or has no state before its first step, trains; one that overflows has diverged."""
+    run = spec("linear", "gd", optim={"name": "tests.outside:Averages", "overflow": overflow})
+    made = train(run, RunStore(tmp_path / "whole"), data_dir=tmp_path)
+    assert made.status == ("diverged" if overflow else "done")
+    if not overflow:
+        assert_equal(stopped_everywhere(run, RunStore(tmp_path / "stopped")), made)
+    seconds, _ = engine.price(run, tmp_path, steps=2)
+    assert seconds > 0
+
+
+def test_what_rest_refuses_is_adams() -> None:
+    """An optimizer for matrices trains the other matrices; the vectors of those layers are Adam's."""
+    model, _ = small_model("transformer")
+    made = parts({"name": "by-role", "head": "gd", "rest": MUON}, model)
+    assert {kind for kind, _ in made.values()} == {"HeavyBall", "Muon", "Adam"}
+    assert made["head.bias"][0] == "HeavyBall"
 
 
 @pytest.mark.parametrize("optim", [*OPTIMIZERS.values(), *REGISTRY.names()], ids=[*OPTIMIZERS, *REGISTRY.names()])

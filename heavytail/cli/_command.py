@@ -175,6 +175,9 @@ def optimizer(name: str | None, on: Sequence[str]) -> dict[str, Any]:
         role, _, part = assignment.partition("=")
         if role not in (*ROLES, "rest") or not part:
             raise SpecError(f"--on: expected ROLE=OPT with ROLE {', '.join(ROLES)} or rest, got '{assignment}'")
+        if role in table:
+            given = table[role]["name"]
+            raise SpecError(f"--on: expected one optimizer for {role}, got '{given}' and '{part}'")
         table[role] = {"name": part}
     return table
 
@@ -187,9 +190,21 @@ def assignment(setting: str) -> tuple[str, Any]:
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
     except ValueError:
+        _check_text(key, text)
         return key, text
     except RecursionError as error:
         raise SpecError(f"--set {key}: nested too deeply") from error
+
+
+def _check_text(key: str, text: str) -> None:
+    """Raise SpecError for what is a text in TOML, but meant as something else: False, None, .5."""
+    spelled = {"True": "true", "False": "false"}.get(text, "")
+    if text == "None":
+        raise SpecError(f"--set {key}: expected a TOML value, got None; leave the setting out, or write '\"None\"'")
+    with contextlib.suppress(ValueError):
+        spelled = spelled or repr(float(text))
+    if spelled:
+        raise SpecError(f"--set {key}: expected a TOML value, got {text}; write {spelled}, or '\"{text}\"' for a text")
 
 
 def root(args: argparse.Namespace) -> Path:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from heavytail.cli._command import (
 )
 from heavytail.cli._complete import completes
 from heavytail.cli._costs import costs_arguments, print_costs
-from heavytail.errors import DataError, HeavyTailError, SpecError, unknown
+from heavytail.errors import DataError, HeavyTailError, SpecError, reason, unknown
 
 if TYPE_CHECKING:
     from heavytail.compare.comparison import Comparison
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = "heavytail compare sign --problems bigram --seeds 3 --out out"
 DURATION = "57 runs, 90 seconds on two CPU cores"
+UNPRICED = {"seconds_per_step": None, "state_bytes": None, "machine": None}
 _ROUNDS = 3  # of timing
+_LOG = logging.getLogger("heavytail")
 NAMES = ("linear", "memory", "bigram", "transformer", "cnn")  # PROBLEMS of heavytail.compare
 
 
@@ -107,10 +110,12 @@ def run(args: argparse.Namespace) -> int:
             interrupted = error
     if not chosen.first:
         return 0
-    rows = comparison.rows(lookup, store, lambda spec: _reason(spec, failures))
-    for row, price in zip(rows, _prices(comparison, rows, chosen, measured=not interrupted), strict=True):
-        row |= price
-    paths = write(rows, out, scale=args.scale, command="heavytail " + shlex.join(sys.argv[1:]))
+    rows = [row | UNPRICED for row in comparison.rows(lookup, store, lambda spec: _reason(spec, failures))]
+    command = "heavytail " + shlex.join(sys.argv[1:])
+    paths = write(rows, out, scale=args.scale, command=command)  # before the timing, which may be interrupted
+    if not interrupted:
+        _measure_prices(comparison, rows, chosen)
+        paths = write(rows, out, scale=args.scale, command=command)
     _print(rows)
     print("\n".join(map(str, paths)))
     if interrupted is not None:
@@ -142,14 +147,29 @@ def candidates(names: Sequence[str], on: Sequence[str], settings: Sequence[str])
     tables = {", ".join([*([name] if name else []), *on]): optimizer(name, on) for name in each}
     for setting in settings:
         path, value = assignment(setting)
-        key, _, inner = path.partition(".")
-        having = [name for name, table in tables.items() if key in _settings(table["name"])]
-        if not having:
+        places = {name: _place(table, path) for name, table in tables.items()}
+        if not any(places.values()):
             known = sorted({k for table in tables.values() for k in _settings(table["name"])})
-            raise unknown("setting of the optimizers", key, known)
-        for name in having:
-            tables[name] = overlay(tables[name], {key: {inner: value} if inner else value})
+            raise unknown("setting of the optimizers", path, known)
+        for name, place in places.items():
+            if place:
+                key, _, inner = place.partition(".")
+                tables[name] = overlay(tables[name], {key: {inner: value} if inner else value})
     return {name: Component.parse(table, "optim") for name, table in tables.items()}
+
+
+def _place(table: Mapping[str, Any], path: str) -> str:
+    """Where `--set PATH=VALUE` goes in the table of an optimizer, "" if the optimizer has no such setting.
+
+    Beside --on the settings of the optimizer compared are those of its part, `rest`.
+    """
+    key, _, inner = path.partition(".")
+    compared = table.get("rest", {}).get("name")
+    if compared is not None and not inner and key in _settings(compared):
+        return f"rest.{key}"
+    if key == "rest" and inner and compared is not None:
+        return path if inner == "lr_scale" or inner in _settings(compared) else ""
+    return path if key in _settings(table["name"]) else ""
 
 
 def _settings(name: str) -> list[str]:
@@ -167,13 +187,11 @@ def _reason(spec: RunSpec, failures: Sequence[Failure]) -> str | None:
     return None
 
 
-def _prices(
-    comparison: Comparison, rows: Sequence[dict[str, Any]], chosen: Options, *, measured: bool
-) -> list[dict[str, Any]]:
-    """Seconds of a step and bytes of state at the selected step sizes; null without one, unless measured, and where
-    this machine has no GPU though a cluster has trained on some, or not the data.
+def _measure_prices(comparison: Comparison, rows: Sequence[dict[str, Any]], chosen: Options) -> None:
+    """Set the seconds of a step and the bytes of state at the selected step sizes.
 
-    The time is the smallest of three, for which the optimizers of a problem take turns (decision 7).
+    They stay null where this machine has not the data, or no GPU though a cluster has trained on some. The time is the
+    smallest of three, for which the optimizers of a problem take turns (decision 7).
     """
     import torch
 
@@ -181,23 +199,24 @@ def _prices(
     from heavytail.train.environment import environment
 
     device = chosen.device_of(0)
-    prices: list[dict[str, Any]] = [{"seconds_per_step": None, "state_bytes": None, "machine": None} for _ in rows]
-    if not measured or (device.startswith("cuda") and not torch.cuda.is_available()):
-        return prices
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return
     about = environment(device)
     machine = f"{about['processor']}, {about['device']}, {about['threads']} threads"
     for problem in dict.fromkeys(trial.problem for trial in comparison.trials):
         for _ in range(_ROUNDS):
-            for trial, row, best in zip(comparison.trials, rows, prices, strict=True):
+            for trial, row in zip(comparison.trials, rows, strict=True):
                 if trial.problem == problem and row["lr"] is not None:
                     spec = trial.sweep.spec(trial.arm, math.log10(row["lr"]), trial.sweep.verdict_seeds[0])
                     try:
                         seconds, state = price(spec, chosen.data_dir, device)
                     except DataError:  # runs stored by another machine, whose data are not here
                         continue
-                    least = min(seconds, best["seconds_per_step"] or seconds)
-                    best |= {"seconds_per_step": least, "state_bytes": state, "machine": machine}
-    return prices
+                    except Exception as error:  # a price less, not a comparison
+                        _LOG.warning("%s on %s: not timed: %s", trial.optimizer, problem, reason(error))
+                        continue
+                    least = min(seconds, row["seconds_per_step"] or seconds)
+                    row |= {"seconds_per_step": least, "state_bytes": state, "machine": machine}
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

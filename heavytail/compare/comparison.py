@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from heavytail.compare.search import SPARSE, Found, search
-from heavytail.compare.statistics import LEVEL, Array, Share, closed, differs, paired_p
+from heavytail.compare.search import SPARSE, Found, search, unmoved
+from heavytail.compare.statistics import LEVEL, RESOLUTION, Array, Share, closed, differs, paired_p
 from heavytail.errors import SpecError, StoreError, unknown
 from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.search import Candidate, Grid, Lookup
@@ -89,7 +89,7 @@ class Losses:
     def read(cls, trial: Trial, chosen: Candidate, store: RunStore) -> Losses | None:
         """Read the runs of the verdict seeds; None if one of them diverged."""
         histories = [_history(store, spec) for spec in trial.verdict(chosen)]
-        if any(h.status == "diverged" for h in histories):
+        if any(h.status == "diverged" or not np.isfinite(h.loss).all() for h in histories):
             return None
         overall = np.stack([h.loss for h in histories])
         return cls(histories[0].step, overall, np.stack([h.group_loss()[-1] for h in histories]))
@@ -174,6 +174,8 @@ class Comparison:
             )
             if todo:
                 row |= _verdict(NOT_JUDGED, next(filter(None, map(reason, todo)), "runs are missing"))
+            elif chosen is None and unmoved(trial.sweep, trial.arm, lookup):
+                row |= _verdict(NOT_JUDGED, "step() changes no parameter; does it need a closure?")
             elif losses is None:
                 row |= _verdict(
                     UNSTABLE, "no step size is stable" if chosen is None else "a run with a verdict seed diverged"
@@ -226,7 +228,7 @@ def judge(losses: Losses, gd: Losses, adam: Losses) -> dict[str, Any]:
         verdict = BETTER if difference.mean() > 0 else WORSE
     overall = closed(gd.overall[:, -1], adam.overall[:, -1], losses.overall[:, -1])
     rarest = closed(gd.rarest, adam.rarest, losses.rarest)
-    reached = np.median(losses.overall, axis=0) <= np.median(adam.overall[:, -1])
+    reached = np.median(losses.overall, axis=0) <= np.median(adam.overall[:, -1]) + RESOLUTION
     return {
         "closed_overall": overall and overall.value,
         "closed_overall_interval": overall and [overall.low, overall.high],
@@ -242,10 +244,10 @@ def sentence(verdict: str, p: float, seeds: int, overall: Share | None, rarest: 
     """Return the verdict in words, made from the measures alone.
 
     >>> sentence(SAME, 0.2, 5, Share(0.9, 0.8, 1.0), None)
-    'Adam is not ahead of GD on the rarest group, closes 90 % overall; no difference from Adam found (p = 0.2, 5 seeds)'
+    'no gap from GD to Adam on the rarest group, closes 90 % overall; no difference from Adam found (p = 0.2, 5 seeds)'
     """
     if rarest is None:
-        share, closes = "Adam is not ahead of GD on the rarest group", "closes "
+        share, closes = "no gap from GD to Adam on the rarest group", "closes "
     else:
         value, low, high = (f"{100 * x:.0f}" for x in (rarest.value, rarest.low, rarest.high))
         share, closes = f"closes {value} % [{low}, {high}] of the gap on the rarest group", ""
@@ -259,9 +261,9 @@ def _verdict(verdict: str, text: str) -> dict[str, Any]:
 
 
 def tests(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the number of tests, and of the differences that they found, in words."""
-    judged = [row for row in rows if row["p_value"] is not None]
-    different = sum(row["verdict"] in (BETTER, WORSE) for row in judged)
-    chance = LEVEL * len(judged)
-    tested, found = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((len(judged), "test"), (different, "difference")))
-    return f"{tested} at p < {LEVEL}: {found} found, {chance:.2g} expected by chance"
+    """Return the number of tests, and how many found an optimizer better or worse than Adam, in words."""
+    verdicts = [row["verdict"] for row in rows if row["p_value"] is not None]
+    better, worse = verdicts.count(BETTER), verdicts.count(WORSE)
+    tested = f"{len(verdicts)} test{'s' * (len(verdicts) != 1)} at p < {LEVEL}"
+    chance = f"(differences expected by chance: {LEVEL * len(verdicts):.2g})"
+    return f"{tested}: better than Adam in {better}, worse in {worse}, no difference found in the others {chance}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,8 +41,8 @@ def _draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
     grey = [name for name in others if name not in better] if len(others) > len(OTHERS) else []
     vivid = [name for name in optimizers if name not in grey]
     colours = dict.fromkeys(grey, _GREY) | {name: optimizer_colour(_COLOURS.get(name, name)) for name in vivid}
-    height = max(2.25, 0.9 + 0.16 * len(others))
-    picture = Picture(2, len(problems), width=3.0, height=height)
+    short = _short(optimizers)
+    picture = Picture(2, len(problems), width=3.0, height=(2.6, 0.6 + 0.16 * len(others)))
     for column, problem in enumerate(problems):
         mine = {row["optimizer"]: row for row in rows if row["problem"] == problem}
         label = "" if column else "final loss (nats)"
@@ -58,7 +59,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
         panel.axes.set_yscale("log")
         panel.axes.xaxis.get_major_locator().set_params(integer=True)
         share = picture.panel(1, column, "", "gap closed, rarest group", "")
-        share.axes.set_yticks(range(len(others)), [""] * len(others) if column else [_short(name) for name in others])
+        share.axes.set_yticks(range(len(others)), [""] * len(others) if column else [short[name] for name in others])
         share.axes.set_ylim(len(others) - 0.5, -0.5)
         for x in (0, 1):
             share.axes.axvline(x, color="0.7", linewidth=0.8, zorder=0)
@@ -71,11 +72,13 @@ def _draw(rows: Sequence[Mapping[str, Any]], scale: str) -> Picture:
                 share.line(np.clip(interval, _LEAST, _MOST), [place, place], f"{name}, 95 %", color=colours[name])
     panels = [picture.panels[0, column] for column in range(len(problems))]
     drawn = [name for name in grey if any(row["group_losses"] for row in rows if row["optimizer"] == name)]
-    names = {name: _short(name) for name in vivid} | dict.fromkeys(drawn[:1], "others")
+    names = {name: short[name] for name in vivid} | dict.fromkeys(drawn[:1], "others")
     picture.legend(panels, names, loc="outside upper center", ncols=3 * len(problems))
     return picture
 
 
-def _short(name: str) -> str:
-    """The name of an optimizer without the modules of its path."""
-    return re.sub(r"[\w.]+[.:](?=\w)", "", name)
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """Names of optimizers without the modules of their paths, as far as they differ without."""
+    short = {name: re.sub(r"[\w.]+[.:](?=\w)", "", name) for name in names}
+    taken = Counter(short.values())
+    return {name: short[name] if taken[short[name]] == 1 else name for name in names}

@@ -26,6 +26,8 @@ def search(sweep: Sweep, arm: Arm, lookup: Lookup) -> Found:
         judged, todo = sweep.judge(arm, exponents, seeds, lookup, may_end=True)
         if todo:
             return None, todo
+        if exponents == [*SPARSE] and _same(judged):
+            return None, []
         best = _best(judged)
         if best is None and (step == 1.0 or exponents[0] <= SPARSE[0]):
             return None, []
@@ -40,6 +42,16 @@ def search(sweep: Sweep, arm: Arm, lookup: Lookup) -> Found:
             exponents = [e for e in (place - step, place, place + step) if abs(e) <= FARTHEST]
         else:
             return best, []
+
+
+def unmoved(sweep: Sweep, arm: Arm, lookup: Lookup) -> bool:
+    """Whether the loss is the same at all powers of ten: the optimizer does nothing without a closure."""
+    judged, todo = sweep.judge(arm, [*SPARSE], sweep.seeds[:1], lookup, may_end=True)
+    return not todo and _same(judged)
+
+
+def _same(judged: Sequence[Candidate]) -> bool:
+    return all(c.stable and c.loss == judged[0].loss for c in judged)
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate | None:

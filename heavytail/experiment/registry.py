@@ -8,6 +8,7 @@ imports every module of its package when a name is first looked up.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pkgutil
 import types
 import typing
@@ -215,7 +216,7 @@ def check_type(value: object, hint: Any, field: str) -> Any:
             item = typing.get_args(hint)[0]
             return tuple(check_type(v, item, field) for v in value)
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):

@@ -135,8 +135,8 @@ def divide(params: Iterable[Any], accepts: Callable[[Parameter], bool]) -> tuple
 def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) -> Optimizer:
     """Return the optimizer of a model whose roles are trained by different parts.
 
-    A part leaves the parameters of its roles that it does not accept (vectors, for Muon) to `rest`. Equal parts are one
-    optimizer.
+    A part leaves the parameters of its roles that it does not accept (vectors, for Muon) to `rest`, and that to Adam.
+    Equal parts are one optimizer.
 
     Args:
         model: has a head (see `roles`).
@@ -154,7 +154,7 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
         if role in parts and not any(accepted):
             raise RefusedError(f"optim.{role}: the model has no parameters with this role that the optimizer trains")
         for p, own in zip(parameters, accepted, strict=True):
-            shares.setdefault(part if own else rest, []).append(p)
+            shares.setdefault(part if own else rest if rest.accepts(p) else adam(), []).append(p)
     return join([part.build(parameters, lr) for part, parameters in shares.items()])
 
 

@@ -1,22 +1,25 @@
 """Any torch Optimizer by its import path, without a recipe: `torch.optim.Muon`, `package.module:Class`.
 
 The settings are the parameters of its constructor, by name, except the parameters to train and `lr`. A run's key covers
-the path and every setting, defaults included, but not the code behind the path; a run's record has the version of its
-distribution.
+the path, every setting, defaults included, and the source of a class that is not installed; for one that is, a run's
+record has the version of its distribution.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import math
 import os
 import sys
+import sysconfig
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -39,10 +42,13 @@ class Imported:
     Attributes:
         optimizer_class: the optimizer.
         path: its import path, the same however it was spelled.
+        revision: a number of the source files of the class and its base classes, part of a run's key; 0 if all of them
+            belong to installed packages.
     """
 
     optimizer_class: ClassVar[type[Optimizer]]
     path: ClassVar[str]
+    revision: ClassVar[int]
 
     def __post_init__(self) -> None:
         _try(self, (2, 2))
@@ -57,6 +63,9 @@ class Imported:
             lr=lr,  # type: ignore[call-arg]
             **{name: value for name, (value, default) in values.items() if value != default},
         )
+        modes: Any = optimizer
+        if callable(getattr(modes, "train", None)) and callable(getattr(modes, "eval", None)):
+            modes.train()  # some schedule-free optimizers start in the mode of evaluation, and cannot step in it
         return check_groups(optimizer)
 
     def build_for(self, model: nn.Module, lr: float) -> Optimizer:
@@ -89,12 +98,32 @@ class Imported:
         return {name: metadata.version(name) for name in sorted(set(_distributions().get(package, ())))}
 
 
+def _revision(cls: type[Optimizer]) -> int:
+    content = hashlib.sha256()
+    own = False
+    for owner in cls.__mro__:
+        file = getattr(sys.modules.get(owner.__module__), "__file__", None)
+        if file is not None and not _installed(Path(file)):
+            content.update(Path(file).read_bytes())
+            own = True
+    return int(content.hexdigest()[:12], 16) if own else 0
+
+
+def _installed(file: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package; one installed in place (editable) does not."""
+    if {"site-packages", "dist-packages"} & set(file.parts):
+        return True
+    return any(file.is_relative_to(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
+
+
 @functools.cache
 def _distributions() -> Any:
     return metadata.packages_distributions()
 
 
-_RECIPES: dict[type[Optimizer], type[Imported]] = {}
+_RECIPES: dict[tuple[type[Optimizer], str], type[Imported]] = {}
+# Settings by these names would hide what a recipe has, or be taken for another part of a component's table.
+_TAKEN = {"name", "version", "lr_scale", *Imported.__annotations__, *(n for n in dir(Imported) if n[0] != "_")}
 
 
 def recipe(path: str) -> type[Imported]:
@@ -106,32 +135,51 @@ def recipe(path: str) -> type[Imported]:
         SpecError: there is no such module or class, it is not an Optimizer, or it has no `lr`.
     """
     cls = _class(path)
-    if cls not in _RECIPES:
-        _RECIPES[cls] = _recipe(cls)
-    return _RECIPES[cls]
+    path = _canonical(cls, path)
+    if (cls, path) not in _RECIPES:
+        _RECIPES[cls, path] = _recipe(cls, path)
+    return _RECIPES[cls, path]
 
 
-def _recipe(cls: type[Optimizer]) -> type[Imported]:
-    path = f"{cls.__module__}:{cls.__qualname__}"
-    for short in ("torch.optim", cls.__module__.partition(".")[0]):  # the public place, if it is re-exported there
+def _canonical(cls: type[Optimizer], path: str) -> str:
+    """The same path for every spelling: the public place of a class, or where it is defined, if it is found there."""
+    for short in ("torch.optim", cls.__module__.partition(".")[0]):
         if getattr(sys.modules.get(short), cls.__name__, None) is cls:
-            path = f"{short}:{cls.__name__}"
-            break
+            return f"{short}:{cls.__name__}"
+    defined: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        defined = getattr(defined, part, None)
+    # Neither a class made by a function nor one whose name was given to another class since is found by its name.
+    return f"{cls.__module__}:{cls.__qualname__}" if defined is cls else ":".join(_split(path))
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The module and the name of an import path."""
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    return module, name
+
+
+def _recipe(cls: type[Optimizer], path: str) -> type[Imported]:
     settings = _settings(cls)
+    if taken := _TAKEN & {name for name, default in settings.items() if default is inspect.Parameter.empty}:
+        raise SpecError(
+            f"optim: {path} needs the setting {min(taken)}, a name that heavytail uses; rename it or give it a default"
+        )
+    settings = {name: default for name, default in settings.items() if name not in _TAKEN}
     if "lr" not in settings:
         others = ", ".join(settings) or "none"
         raise SpecError(f"optim: expected an optimizer with the setting lr, got {path} with the settings: {others}")
     fields = [_field(name, default) for name, default in settings.items() if name != "lr"]
     made: Any = dataclasses.make_dataclass(cls.__name__, fields, bases=(Imported,), frozen=True, kw_only=True)
     made.__doc__ = ((cls.__doc__ or "").strip() or path).splitlines()[0]
-    made.optimizer_class, made.path = cls, path
+    made.optimizer_class, made.path, made.revision = cls, path, _revision(cls)
     imported: type[Imported] = made
     return imported
 
 
 def _class(path: str) -> type[Optimizer]:
     """The class at an import path."""
-    module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    module_name, name = _split(path)
     if not (module_name and name) or not all(
         part.isidentifier() for part in [*module_name.split("."), *name.split(".")]
     ):
@@ -143,13 +191,16 @@ def _class(path: str) -> type[Optimizer]:
     except ModuleNotFoundError as error:
         missing = f"no module named '{error.name}'"
         raise SpecError(f"optim: cannot import '{path}': {missing}; install it, or start in its folder") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a training script may parse the command line when it is imported
         raise SpecError(f"optim: cannot import '{path}': {_line(error)}") from error
     known = [n for n, v in vars(value).items() if _is_optimizer(v) and v is not Optimizer]
     for part in name.split("."):
-        if not hasattr(value, part):
-            raise unknown(f"optimizer of module {module_name}", name, known)
-        value = getattr(value, part)
+        try:
+            value = getattr(value, part)
+        except AttributeError as error:
+            raise unknown(f"optimizer of module {module_name}", name, known) from error
+        except Exception as error:  # a module may import its parts when they are asked for
+            raise SpecError(f"optim: cannot import '{path}': {_line(error)}") from error
     if not _is_optimizer(value):
         raise SpecError(f"optim: expected a subclass of torch.optim.Optimizer, got '{path}', {_described(value)}")
     cls: type[Optimizer] = value
@@ -221,6 +272,6 @@ def _try(recipe: Imported, shape: tuple[int, ...]) -> None:
         raise SpecError(f"optim: {recipe.path} cannot train a {list(shape)} parameter: {_line(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -249,14 +249,15 @@ class Picture:
 
     Args:
         rows, columns: of the grid.
-        width, height: of one panel, in inches.
+        width, height: of one panel, in inches; `height` may be one for each row.
     """
 
-    def __init__(self, rows: int, columns: int, *, width: float = 2.5, height: float = 2.25) -> None:
+    def __init__(self, rows: int, columns: int, *, width: float = 2.5, height: float | Sequence[float] = 2.25) -> None:
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-        self._grid = self.figure.add_gridspec(rows, columns)
+        heights = [height] * rows if isinstance(height, float | int) else [*height]
+        self.figure = Figure(figsize=(columns * width, sum(heights)), layout="constrained")
+        self._grid = self.figure.add_gridspec(rows, columns, height_ratios=heights)
         self.panels: dict[tuple[int, ...], Panel] = {}
         self._laid_out = False
 

@@ -9,7 +9,10 @@ parameter's layout, and the order of the axes of state with another layout (eige
 
 from __future__ import annotations
 
+import enum
 import json
+import logging
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +27,7 @@ from heavytail.metrics import ClassStats
 RUNNING = ("count", "loss_sum", "correct", "p_correct_sum")
 _COMMON = set(vars(torch.optim.Optimizer([nn.Parameter(torch.zeros(1))], {})))  # attributes of every optimizer
 _OTHER = "optim-other"  # JSON of state that is no tensor
+_CONSTANT = (types.ModuleType, torch.dtype, torch.device, torch.layout, enum.Enum, logging.Logger)
 # Getter and setter of the generator of a device, from which dropout draws there.
 _GENERATORS: dict[str, tuple[Callable[[torch.device], torch.Tensor], Callable[[torch.Tensor, torch.device], None]]] = {
     "cuda": (torch.cuda.get_rng_state, torch.cuda.set_rng_state),
@@ -40,8 +44,12 @@ def size(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Return the bytes of the tensors in an optimizer's state, in its attributes and its parameter groups too."""
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    held = [*optimizer.state.values(), *map(_own, parts(optimizer)), *settings]
-    return sum(t.numel() * t.element_size() for state in held for t in _tensors(state))
+    inner = [v for part in parts(optimizer) for v in vars(part).values() if isinstance(v, torch.optim.Optimizer)]
+    states = [state for one in (optimizer, *inner) for state in one.state.values()]
+    held = {
+        id(t): t for state in (*states, *map(_own, (*parts(optimizer), *inner)), *settings) for t in _tensors(state)
+    }
+    return sum(t.numel() * t.element_size() for t in held.values())
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -55,14 +63,20 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def pack(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, running: ClassStats | None) -> dict[str, Array]:
-    """Return all state before the gradient of `step`, as copies."""
+    """Return all state before the gradient of `step`, as copies.
+
+    Raises:
+        RefusedError: the optimizer has state from which it could not be continued.
+    """
+    if (unsaved := _unsaved(optimizer)) is not None:
+        raise RefusedError(unsaved)
     arrays: dict[str, Array] = {"step": np.array(step)}
     arrays |= {f"model/{name}": _host(value) for name, value in model.state_dict().items()}
     table = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     other: dict[str, Any] = {}
     for index, state in table["state"].items():
-        if not (isinstance(index, int) and isinstance(state, dict)):
+        if not (isinstance(index, int) and index < len(parameters) and isinstance(state, dict)):
             raise RefusedError(f"{type(optimizer).__name__}: expected state of parameters only, got state of '{index}'")
         for name, value in state.items():
             path = f"optim/{index}/{name}"
@@ -162,6 +176,41 @@ def _is_state(value: Any) -> bool:
     if type(value) is dict:
         return all(_is_state(v) for pair in value.items() for v in pair)
     return value is None or type(value) in (bool, int, float, str, torch.Tensor)
+
+
+def _unsaved(optimizer: torch.optim.Optimizer) -> str | None:
+    """Say which attribute of an optimizer may be state that `pack` leaves out; None if there is none.
+
+    A number or a tensor is packed; a function or a setting does not change. Others (a deque, a generator, an inner
+    optimizer, a table by parameter, a view of a parameter) would be as at the start, or point at the wrong memory.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    ids = {id(p) for p in parameters}
+    memory = {p.untyped_storage().data_ptr() for p in parameters}
+
+    def restored(value: Any) -> bool:
+        if isinstance(value, torch.Tensor):
+            return value.untyped_storage().data_ptr() not in memory or value.numel() == 0
+        if isinstance(value, list | tuple):
+            return all(map(restored, value))
+        if isinstance(value, dict):
+            return not any(type(k) is int and k in ids for k in value) and all(map(restored, value.values()))
+        return True
+
+    def constant(value: Any) -> bool:
+        if isinstance(value, tuple) or (isinstance(value, list) and value):
+            plain = isinstance(value, tuple)
+            return all(constant(v) or (plain and _is_state(v) and not isinstance(v, torch.Tensor)) for v in value)
+        return value is optimizer.param_groups or id(value) in ids or isinstance(value, _CONSTANT) or callable(value)
+
+    for part in parts(optimizer):
+        for name, value in vars(part).items():
+            if name in _COMMON or (name == "optimizers" and len(parts(part)) > 1):
+                continue
+            if not (restored(value) if _is_state(value) else constant(value)):
+                kind = type(value).__name__
+                return f"{type(part).__name__}: expected state of tensors, numbers and lists, got {name} of type {kind}"
+    return None
 
 
 def _is_usual(value: torch.Tensor, parameter: torch.Tensor) -> bool:

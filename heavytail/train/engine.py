@@ -191,6 +191,7 @@ class _Run:
         self.resumed: list[dict[str, Any]] = []
         self.start = self.step = self.judged = 0
         self.seen = 0  # rows found stable
+        self.warned = False  # that it cannot be continued
         self.spent = 0.0  # seconds of the parts before the last interruption
         self.began = self.looping = time.monotonic()
         torch.manual_seed(derive_seed(self.spec.seed, "dropout"))
@@ -313,6 +314,9 @@ class _Run:
         values = torch.stack(self.objective[first:]).cpu().numpy()
         self.judged = step + 1
         lost = np.flatnonzero(~(np.isfinite(values) & (values <= DIVERGED_FACTOR * initial)))
+        # The averaged parameters, of which the losses are recorded, may overflow though the objective does not.
+        if self.averages and not np.isfinite(self.rows["train/loss"][-1]):
+            return int(self.rows["train/step"][-1])
         return first + int(lost[0]) if len(lost) else None
 
     def _end_diverged(self, step: int) -> History:
@@ -401,7 +405,8 @@ class _Run:
         """Sums per class over a split, in eval mode and through its deterministic transform."""
         stats = ClassStats.zeros(self.data.num_classes, self.sums_device)
         self.model.eval()
-        with torch.no_grad(), _averaged(self.optimizer) if self.averages else nullcontext():
+        # At step 0 the average is the initial point, and the optimizer may have no state yet.
+        with torch.no_grad(), _averaged(self.optimizer) if self.averages and self.step else nullcontext():
             for batch in split.batches(self.group.share(_cut(len(split), self.microbatch))):
                 self._loss(batch, None, float(batch.targets.numel()), stats)
         self.group.add(stats.tensors())
@@ -490,7 +495,7 @@ class _Run:
         if not due or self.group.rank > 0:  # measuring changes nothing, so one process is enough
             return
         self.model.eval()
-        average = _averaged(self.optimizer) if self.averages else nullcontext()
+        average = _averaged(self.optimizer) if self.averages and self.step else nullcontext()
         with torch.no_grad(), torch.random.fork_rng(), average:
             view = StepView(step, self.model, self.data, self._pairs)
             for name, probe in due.items():
@@ -513,7 +518,13 @@ class _Run:
         """Return the state to continue from; None except on rank 0, and for a large finished run."""
         if self.group.rank > 0 or (finished and checkpoint.size(self.model, self.optimizer) > KEEP_BYTES):
             return None
-        return checkpoint.pack(self.step, self.model, self.optimizer, self.running)
+        try:
+            return checkpoint.pack(self.step, self.model, self.optimizer, self.running)
+        except RefusedError as error:
+            if not (finished or self.warned):
+                _LOG.warning("%s: it will start anew if it is interrupted: %s", self.spec.describe(), error)
+                self.warned = True
+            return None
 
     def _commit(self, status: Status, step: int, state: dict[str, Array] | None, ended: str | None = None) -> History:
         arrays: dict[str, Array] = {name: np.stack(values) for name, values in self.rows.items()}
@@ -599,7 +610,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     except HeavyTailError:
         raise
     except Exception as error:
-        refused = f"optim '{spec.optim.name}' cannot train {_refused(recipe, named)}"
+        refused = f"optim '{spec.optim.name}' cannot train {_refused(recipe, named, spec.lr)}"
         raise RefusedError(f"{refused}: {reason(error)}") from error
     return optimizer
 
@@ -626,14 +637,14 @@ def _averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             torch._foreach_copy_(parameters, before)
 
 
-def _refused(recipe: Any, named: list[tuple[str, nn.Parameter]]) -> str:
+def _refused(recipe: Any, named: list[tuple[str, nn.Parameter]], lr: float) -> str:
     """The first parameter that an optimizer refuses on its own."""
     for name, parameter in named:
         try:
-            recipe.build([parameter], 1.0)
+            recipe.build([parameter], lr)
         except Exception:
             return f"parameter '{name}' {list(parameter.shape)}"
-    return f"these {len(named)} parameters"
+    return f"these {len(named)} parameters at step size {lr:.3g}"
 
 
 def load_data(spec: RunSpec, data_dir: Path) -> Data:
