@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heavytail.experiment.preset import SCALES, preset_names
+from heavytail.experiment.preset import SCALES, preset_names, read_preset
 from heavytail.experiment.store import RunStore
 from heavytail.figures.table import HEADER, rows
 from heavytail.plotting.panels import draw
@@ -26,8 +26,10 @@ def table(folder: Path, scale: str) -> Table:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_preset_and_every_figure_is_in_it(scale: str, tmp_path: Path) -> None:
-    """No preset is missing, and every figure that needs runs stands beside the problem that it needs."""
+    """No preset is missing, the paper's come first, and every figure stands beside the problem that it needs."""
     made = table(tmp_path, scale)
+    papers = [bool(read_preset(name.split(" ")[0]).get("paper")) for name in made]
+    assert papers == sorted(papers, reverse=True)
     assert set(preset_names()) <= set(made)
     named = {name for row in made.values() for name in row["figures"].split(", ")}
     needing = {one.id.removeprefix("fig").lstrip("0") for one in all_figures() if one.sweeps}

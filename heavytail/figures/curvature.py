@@ -207,7 +207,7 @@ register(
         "fig07",
         "Gradient norm and Hessian trace of each class",
         "Figure 7",
-        "Under Adam, gradient norm and Hessian trace of the rows become proportional, both ordered by class frequency.",
+        "Under Adam, gradient norm and Hessian trace of the rows become correlated, both ordered by class frequency.",
         (ADAM,),
         (
             claim("traces-near-uniform", "<=", 10.0, "largest over smallest Hessian trace of a class at step 0",
@@ -306,7 +306,7 @@ register(
         "fig23",
         "Gradient norm and Hessian trace along the paths of GD and Adam",
         "Figure 23",
-        "Where samples are assigned to their class, the two are proportional: all classes under Adam, the frequent "
+        "Where samples are assigned to their class, the two are correlated: all classes under Adam, the frequent "
         "ones under GD.",
         (LINEAR,),
         (
@@ -361,7 +361,7 @@ register(
         "fig27",
         "The same along the mirrored path",
         "Figure 27",
-        "At -W_t, where samples are assigned to wrong classes, gradient norm and Hessian trace are not proportional: "
+        "At -W_t, where samples are assigned to wrong classes, gradient norm and Hessian trace do not grow together: "
         "it takes training, not only large weights.",
         (ADAM,),
         (

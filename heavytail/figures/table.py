@@ -19,13 +19,13 @@ HEADER = ("preset", "model", "data", "batch", "steps", "optimizers", "seeds", "f
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """Return the rows of the table, one per problem, in the order of the presets."""
+    """Return the rows of the table, one per problem, those of the paper first."""
     users: dict[tuple[str, str], list[str]] = {}
     for figure in all_figures():
         for ref in figure.sweeps:
             users.setdefault((ref.preset, ref.variant), []).append(figure.id.removeprefix("fig").lstrip("0"))
     table: dict[tuple[str, ...], tuple[str, dict[str, None]]] = {}  # problem -> name, figures that use it
-    for preset in preset_names():
+    for preset in sorted(preset_names(), key=lambda name: not read_preset(name).get("paper")):
         for variant in ("", *read_preset(preset).get("variant", ())):
             name, sweep = " ".join(filter(None, (preset, variant))), SweepRef(preset, (), variant).load(results.scale)
             if "loss" in sweep.run:
@@ -98,7 +98,7 @@ register(
         "table1",
         "Models, data and batches",
         "Table 1",
-        "The problems of the paper as the presets state them: settings that differ from a component's defaults, the "
+        "The problems of the paper, and then those of later work and of comparisons, as the presets state them: settings that differ from a component's defaults, the "
         "optimizers whose step sizes are searched (−m: without momentum, +m: with), and the figures made from them.",
         (),
         (),
