@@ -76,10 +76,16 @@ def linear_cross_entropy(
         return out.loss
     valid = target != ignored
     y = torch.where(valid, target, 0)
-    counts = valid.to(out.losses.dtype) if weight is None else torch.where(valid, weight[y], 0.0)
+    # Half precision holds neither the sum of many rows' weights nor the sum of many classes' logits.
+    dtype = out.losses.dtype
+    weight = None if weight is None else weight.to(dtype)
+    counts = valid.to(dtype) if weight is None else torch.where(valid, weight[y], 0.0)
     losses = counts * out.losses
     if label_smoothing:
-        spread = torch.where(valid, _spread(input, linear_weight, linear_bias, y, valid, out.losses, weight), 0.0)
+        bias = None if linear_bias is None else linear_bias.to(dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            spread = _spread(input.to(dtype), linear_weight.to(dtype), bias, y, valid, out.losses, weight)
+        spread = torch.where(valid, spread, 0.0)
         losses = (1.0 - label_smoothing) * losses + label_smoothing * spread
     if reduction == "none":
         return losses[0] if single else losses
@@ -89,10 +95,13 @@ def linear_cross_entropy(
 def _spread(
     h: Tensor, W: Tensor, b: Tensor | None, y: Tensor, valid: Tensor, losses: Tensor, weight: Tensor | None
 ) -> Tensor:
-    """The loss of each row against all classes evenly, sum_k w_k (log Z - z_k) / C [M]; log Z is losses + z[y]."""
+    """The loss of each row against all classes evenly, sum_k w_k (log Z - z_k) / C [M]; log Z is losses + z[y].
+
+    All are of the type of the losses, float32 or float64.
+    """
     h = torch.where(valid[:, None], h, 0.0)  # padding may hold any value
     w = W.new_ones(len(W)) if weight is None else weight
-    own, mean = (h * W[y]).sum(1), h @ (w @ W) / len(W)
+    own, mean = (h * W[y]).sum(1), h @ (w @ W / len(W))
     if b is not None:
         own, mean = own + b[y], mean + w @ b / len(W)
     return w.mean() * (losses + own) - mean

@@ -232,3 +232,57 @@ def test_padding_of_nan_is_ignored_under_label_smoothing() -> None:
     got = linear_cross_entropy(padded, W, y, linear_bias=b, label_smoothing=0.1)
     expected = plain(h, W, b, y, label_smoothing=0.1)
     assert_same(got, expected, [padded, W, b], [h, W, b], 1e-12)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mean", [0.0, -2.0, -50.0])
+@pytest.mark.parametrize("C", [10, 50_257])
+@pytest.mark.parametrize("weighted", [None, "own", "float32"])
+def test_smoothing_in_half_precision(
+    C: int, mean: float, dtype: torch.dtype, autocast: bool, weighted: str | None
+) -> None:
+    """However many classes there are and wherever their logits lie, the smoothed loss and its gradients are as near to
+    those in float64 as PyTorch's on whole logits, up to a factor; weights and bias may be of either precision."""
+    M, D = 8, 4
+    g = torch.Generator().manual_seed(0)
+    h, W = torch.randn(M, D, generator=g), 0.5 * torch.randn(C, D, generator=g)
+    h[:, 0], W[:, 0] = 1.0, W[:, 0] + mean
+    b, w, y = 0.1 * torch.randn(C, generator=g), torch.rand(C, generator=g) + 0.5, torch.randint(C, (M,), generator=g)
+    y[::5] = -100
+    own = torch.float32 if autocast else dtype
+    inputs = [x.to(own).requires_grad_() for x in (h, W, b if weighted == "own" else b.to(own))]
+    if weighted == "float32":
+        inputs[2] = b.clone().requires_grad_()
+    w = w.to(dtype) if weighted == "own" else w
+    options: dict[str, Any] = {"label_smoothing": 0.1}
+
+    def error(loss: Tensor, leaves: list[Tensor]) -> list[float]:
+        values = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+        return [float((v.double() - t).norm() / t.norm()) for v, t in zip(values, truth, strict=True)]
+
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    expected = plain(*exact, y, weight=None if weighted is None else w.double(), **options)
+    truth = [expected.detach(), *torch.autograd.grad(expected, exact)]
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        weight = None if weighted is None else w
+        loss = linear_cross_entropy(inputs[0], inputs[1], y, linear_bias=inputs[2], weight=weight, **options)
+        logits = F.linear(inputs[0], inputs[1], inputs[2].to(own)).float()
+        theirs = F.cross_entropy(logits, y, weight=None if weighted is None else w.float(), **options)
+    assert loss.dtype == torch.float32
+    for found, others in zip(error(loss, inputs), error(theirs, inputs), strict=True):
+        assert found <= 3.0 * others + 4.0 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [torch.float16, torch.float32, torch.float64])
+def test_class_weights_of_another_type_sum_to_any_size(weights: torch.dtype, smoothing: float, reduction: Any) -> None:
+    """The summed weights of many rows leave float16, which their type does not matter for, and the loss does not."""
+    h, W, b, y = problem(30_000, 7, 3, dtype=torch.float16)
+    w = torch.linspace(3.0, 9.0, 7).to(weights)
+    options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing}
+    got = linear_cross_entropy(h, W, y, linear_bias=b, weight=w, **options)
+    expected = plain(h.double(), W.double(), b.double(), y, weight=w.double(), **options)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, rtol=1e-2, atol=5e-2)
