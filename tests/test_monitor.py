@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
 import math
 import textwrap
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,12 @@ def check_sums(monitor: Monitor, expected: dict[str, list[float]], tolerance: fl
     for name, field in SUMS.items():
         found = getattr(monitor.stats, field)
         np.testing.assert_allclose(found, expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def watching(
+    monitor: Monitor, head: nn.Linear, watched: bool, optimizer: torch.optim.Optimizer | None = None
+) -> contextlib.AbstractContextManager[object]:
+    return monitor.watch(head, optimizer) if watched else contextlib.nullcontext()
 
 
 # -- sums ------------------------------------------------------------------------------------------------------------
@@ -105,6 +113,39 @@ def test_all_routes_give_the_same(route: str) -> None:
         monitor.update(linear_cross_entropy(logits.flatten(0, 1), eye, None, flat, ignore_index=-100), flat)
     expected = reference.class_sums(logits.flatten(0, 1).tolist(), targets.flatten().tolist(), 8, -100)
     check_sums(monitor, expected)
+
+
+@pytest.mark.parametrize("ignore_index", [None, -100, -1, 0, 39, 40, 255, 10**6])
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("M", [20, 1000])  # few rows are kept and judged together; many are judged at once
+def test_any_integer_may_be_ignored(ignore_index: int | None, top_k: int | None, M: int) -> None:
+    """Whichever target is ignored, a class or above all of them, every route has the sums of a loop over the rows."""
+    C = 40
+    logits, targets = rows((M,), C)
+    if ignore_index is not None:
+        targets[::4] = ignore_index
+    expected = reference.class_sums(logits.tolist(), targets.tolist(), C, ignore_index)
+    counted = torch.ones(M, dtype=torch.bool) if ignore_index is None else targets != ignore_index
+    order = logits[counted].argsort(dim=1, descending=True)
+    top = int((order[:, :3] == targets[counted, None]).sum())
+    losses = F.cross_entropy(logits, targets.masked_fill(~counted, 0), reduction="none")
+    head = linear_cross_entropy(logits, torch.eye(C).double(), None, targets, ignore_index=ignore_index)
+    routes: dict[str, Callable[[Monitor], object]] = {
+        "logits": lambda monitor: monitor.update(logits, targets),
+        "losses": lambda monitor: monitor.update(losses, targets, correct=logits.argmax(1) == targets, plain=True),
+        "head": lambda monitor: monitor.update(head, targets),
+        "cross_entropy": lambda monitor: monitor.cross_entropy(logits, targets),
+    }
+    for name, route in routes.items():
+        monitor = Monitor(C, ignore_index=ignore_index, top_k=top_k, num_groups=1)
+        loss = route(monitor)
+        check_sums(monitor, expected, 1e-10)
+        reading = monitor.compute()
+        assert reading.class_count.sum() == counted.sum()
+        if top_k and name in ("logits", "cross_entropy"):
+            assert (reading.extra["top_3"] * reading.count).round().tolist() == [top]
+        if isinstance(loss, Tensor):
+            assert loss == F.cross_entropy(logits, targets, ignore_index=-100 if ignore_index is None else ignore_index)
 
 
 def test_large_logits_are_walked_in_chunks() -> None:
@@ -321,6 +362,39 @@ def test_cross_entropy_is_torchs() -> None:
     monitor, total = Monitor(8), (targets != -100).sum()
     halves = [monitor.cross_entropy(logits[part], targets[part], normalizer=total) for part in (slice(3), slice(3, 6))]
     torch.testing.assert_close(sum(halves), expected.detach(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("normalizer", [None, 8.0])
+@pytest.mark.parametrize(("shape", "C"), [((0,), 5), ((2, 0), 5), ((0, 5), 5), ((0,), 1), ((3,), 1), ((2, 3), 1)])
+def test_no_rows_and_one_class_are_as_torch_has_them(
+    shape: tuple[int, ...], C: int, normalizer: float | None, watched: bool
+) -> None:
+    """Of a batch without rows, or of one class, loss and gradient are torch's, and later rows are measured."""
+    logits, targets = torch.ones(*shape, C), torch.zeros(shape, dtype=torch.int64)
+    monitor, head = Monitor(C), nn.Linear(3, C)
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    expected = F.cross_entropy(
+        theirs.reshape(-1, C), targets.reshape(-1), reduction="mean" if normalizer is None else "sum"
+    )
+    expected = expected if normalizer is None else expected / normalizer
+    with watching(monitor, head, watched):
+        head(torch.ones(*shape, 3))
+        loss = monitor.cross_entropy(ours, targets, normalizer=normalizer)
+        head(torch.ones(*shape, 3))
+        monitor.update(logits, targets)
+        head(torch.ones(4, 3))
+        monitor.update(torch.zeros(4, C), torch.zeros(4, dtype=torch.int64))
+    loss.backward()
+    expected.backward()
+    assert torch.equal(loss.isnan(), expected.isnan())
+    assert torch.equal(loss.nan_to_num(), expected.nan_to_num())
+    assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+    reading = monitor.compute()
+    assert reading.count.sum() == 2 * targets.numel() + 4
+    assert reading.head.keys() == ({"grad_norm", "trace"} if watched else set())
+    assert all(np.isfinite(values).all() for values in reading.head.values())
+    assert reading.overall["accuracy"] == 1.0
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, where it breaks the graph at `update`

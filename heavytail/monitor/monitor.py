@@ -278,8 +278,9 @@ class Monitor:
             SpecError: as `update`.
         """
         self._check(logits, targets, None)
-        if logits.numel() == targets.numel():
-            raise SpecError(f"logits: expected [..., {self.num_classes}], got the shape of targets, {_shape(targets)}")
+        C, M = self.num_classes, targets.numel()
+        if logits.numel() == M and logits.shape not in ((*targets.shape, C), (M, C)):  # so are no rows, or one class
+            raise SpecError(f"logits: expected [..., {C}], got the shape of targets, {_shape(targets)}")
         rows = logits if logits.ndim == 2 else logits.reshape(-1, self.num_classes)
         rows = rows.float() if rows.dtype.itemsize < 4 else rows
         if targets.is_cpu and rows.is_cpu:  # there, nll_loss checks the range itself
@@ -301,7 +302,7 @@ class Monitor:
             with torch.no_grad():
                 losses = F.nll_loss(log_p, y, ignore_index=ignored, reduction="none")
                 correct = _is_first(log_p, y) if self.accuracy else None
-                top = None if self.top_k is None else _rank(rows.detach(), y.clamp(min=0)) < self.top_k
+                top = None if self.top_k is None else _rank(rows.detach(), y) < self.top_k
                 if self._watch is not None or not self._pending_allowed(index):
                     index = self._valid(targets)
                 if self._watch is not None:
@@ -504,7 +505,7 @@ class Monitor:
             kinds.setdefault(batch[0].dtype, []).append(batch)
         for batches in kinds.values():
             log_p, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
-            y = index.clamp(0, self.num_classes - 1)  # `_fold` leaves out the rows that are ignored
+            y = _classes(index, self.num_classes)
             losses = log_p.gather(1, y[:, None]).neg_()[:, 0]
             self._fold(index, losses, _is_first(log_p, y) if self.accuracy else None, None, True)
 
@@ -599,7 +600,7 @@ class Monitor:
 
     def _row_results(self, logits: Tensor, index: Tensor, judge: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Losses [M] of logits [..., C] and, on request, whether each target comes first, or among the first k."""
-        own = index.clamp(min=0).to(logits.device)
+        own = _classes(index, self.num_classes).to(logits.device)
         losses, judged, top, start = [], [], [], 0
         for rows in _row_chunks(logits, 2**18 if logits.device.type == "cpu" else 2**26):
             y = own[start : start + len(rows)]
@@ -676,10 +677,11 @@ def _is_first(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if logits.numel() < 2**14 or logits.shape[1] <= 32 or logits.device.type != "cpu" or torch.compiler.is_compiling():
         return logits.argmax(1) == targets
-    own = logits.gather(1, targets.clamp(0, logits.shape[1] - 1)[:, None])
+    y = _classes(targets, logits.shape[1])
+    own = logits.gather(1, y[:, None])
     first = own[:, 0] >= logits.amax(1)
     leading = first.nonzero()[:, 0]
-    others = logits[leading].scatter_(1, targets[leading, None].clamp(0), -math.inf)
+    others = logits[leading].scatter_(1, y[leading, None], -math.inf)
     tied = leading[others.amax(1) == own[leading, 0]]
     first[tied] = logits[tied].argmax(1) == targets[tied]
     return first
@@ -687,9 +689,15 @@ def _is_first(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _rank(logits: Tensor, targets: Tensor) -> Tensor:
     """How many logits of [M, C] come before the target's; of equal ones the lowest class comes first [M]."""
-    own = logits.gather(1, targets[:, None])
-    before = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
+    y = _classes(targets, logits.shape[1])[:, None]
+    own = logits.gather(1, y)
+    before = torch.arange(logits.shape[1], device=logits.device) < y
     return ((logits > own) | ((logits == own) & before)).sum(1)
+
+
+def _classes(targets: Tensor, num_classes: int) -> Tensor:
+    """Targets [M] that can be looked up, also where they are ignored: such rows are left out later, by `_fold`."""
+    return targets.clamp(0, num_classes - 1)
 
 
 def _local(values: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
