@@ -37,7 +37,7 @@ from torch import Tensor
 
 from heavytail.errors import SpecError
 
-__all__ = ["Curvature", "HeadOutput", "linear_cross_entropy"]
+__all__ = ["Curvature", "HeadOutput", "linear_cross_entropy", "weight_gradient"]
 
 _ONCE = "create_graph: expected False, linear_cross_entropy is differentiable once, got True"
 _EXPONENT_FLOOR = {torch.float32: -60.0, torch.float64: -500.0}
@@ -149,6 +149,42 @@ def linear_cross_entropy(
         loss = _KnownGradients.apply(out.loss, rows.unit, gradients, *inputs)  # type: ignore[no-untyped-call]
         return out._replace(loss=loss)
     return out
+
+
+@torch.no_grad()
+def weight_gradient(
+    features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, ignore_index: int | None = None
+) -> tuple[Tensor, Curvature]:
+    """Return the gradient of the summed loss with respect to the weight [C, D], and the curvature, without autograd.
+
+    Products are in the features' dtype, also under autocast. No tensor is saved for a backward pass: hooks on saved
+    tensors, those of activation checkpointing among them, see nothing.
+
+    Args:
+        features: inputs of the head [M, D], float32 or float64.
+        weight: W [C, D].
+        bias: b [C], or None.
+        targets: class of each row [M] int64.
+        ignore_index: value in `targets` of rows that are ignored, whatever their features are.
+
+    Raises:
+        SpecError: a shape, dtype or class is invalid.
+
+    >>> gradient, _ = weight_gradient(torch.ones(2, 3), torch.zeros(4, 3), None, torch.tensor([0, 3]))
+    >>> gradient[:, 0].tolist()  # two rows of probabilities 1/4, less one where the target is
+    [-0.5, 0.5, 0.5, -0.5]
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        _check(features, weight, bias, targets, None, None, 1.0, ignore_index, None)
+        if features.dtype != _working(features.dtype):
+            raise SpecError(f"features: expected float32 or float64, got {_describe(features)}")
+        rows = _prepare_rows(targets, None, None, 1.0, ignore_index, features.dtype)
+        chunk = _default_chunk(features, weight)
+        gradients = _GradientSums(features, weight, [False, True, False], chunk, weighted=False)
+        out = _one_pass(features, _Head(weight, bias, None), rows, gradients, True, chunk, None)
+    assert gradients.matrix is not None
+    assert out.curvature is not None
+    return gradients.matrix, out.curvature
 
 
 class _Head(NamedTuple):

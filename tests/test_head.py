@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from heavytail.errors import SpecError
-from heavytail.head import HeadOutput, _largest, linear_cross_entropy
+from heavytail.head import HeadOutput, _largest, linear_cross_entropy, weight_gradient
 from tests.reference.head import softmax_head
 
 
@@ -596,3 +596,28 @@ def test_equals_torchs_own_op(reduction: str) -> None:
     pairs = zip([ours, *_gradients(ours, h, W, b)], [theirs, *_gradients(theirs, h, W, b)], strict=True)
     for value, truth in pairs:
         torch.testing.assert_close(value, truth, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("M", [0, 7, 600])
+def test_the_gradient_of_the_weight_needs_no_autograd(M: int, bias: bool, dtype: torch.dtype) -> None:
+    """Gradient and curvature are those of the summed loss bit for bit, under autocast too, and no tensor is saved."""
+    h, W, b, y = _problem(M, 5, 3, dtype=dtype)
+    y[::3] = -1
+    out = linear_cross_entropy(h, W, b if bias else None, y, normalizer=1.0, ignore_index=-1, curvature=True)
+    (expected,) = _gradients(out.loss, W)
+
+    def refuse(tensor: Tensor) -> Tensor:
+        raise AssertionError(f"saved {tuple(tensor.shape)}")
+
+    with torch.autograd.graph.saved_tensors_hooks(refuse, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+        gradient, curvature = weight_gradient(h, W, b if bias else None, y, ignore_index=-1)
+    assert not gradient.requires_grad
+    assert torch.equal(gradient, expected)
+    assert out.curvature is not None
+    assert torch.equal(curvature.weight, out.curvature.weight)
+    with pytest.raises(SpecError, match="features: expected float32 or float64, got bfloat16"):
+        weight_gradient(h.bfloat16(), W.bfloat16(), None, y, ignore_index=-1)
+    with pytest.raises(SpecError, match="weight: expected the features'"):
+        weight_gradient(h, W.bfloat16(), None, y, ignore_index=-1)

@@ -11,6 +11,7 @@ import textwrap
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from heavytail.cli._command import LAB
 from heavytail.errors import SpecError
@@ -585,6 +587,84 @@ def test_head_statistics_of_many_rows_in_half_precision(dtype: torch.dtype) -> N
         np.testing.assert_allclose(read[dtype][name], read[torch.float32][name], rtol=0.03)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("call", ["update", "cross_entropy", "watch.add"])
+def test_head_statistics_do_not_depend_on_autocast(call: str, dtype: torch.dtype) -> None:
+    """Measured inside autocast, head statistics are those measured outside: products of float32 stay in float32."""
+    torch.manual_seed(0)
+    x, y = torch.randn(512, 16), torch.arange(512) % 20 % 13 % 7
+    x[:, 0] = 8.0  # the gradient is a small difference of large sums, which half precision loses
+    head = nn.Linear(16, 7)
+    found: dict[bool, dict[str, Any]] = {}
+    for inside in (False, True):
+        monitor = Monitor(7)
+        with monitor.watch(head) as watch:
+            with torch.autocast("cpu", dtype):
+                logits = head(x)
+            with torch.autocast("cpu", dtype, enabled=inside):
+                if call == "watch.add":
+                    watch.add(y)
+                else:
+                    getattr(monitor, call)(logits, y)
+                found[inside] = watch.per_class()
+    weight = head.weight.detach().double().requires_grad_()
+    F.cross_entropy(F.linear(x.double(), weight, head.bias.detach().double()), y).backward()
+    assert weight.grad is not None
+    np.testing.assert_allclose(found[True]["grad_norm"], weight.grad.norm(dim=1), rtol=1e-5)
+    for name in ("grad_norm", "trace"):
+        np.testing.assert_allclose(found[True][name], found[False][name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("call", ["update", "cross_entropy"])
+@pytest.mark.parametrize("way", ["hooks", "checkpoint", "reentrant", "save_on_cpu"])
+def test_a_watched_head_may_be_checkpointed_and_offloaded(way: str, call: str) -> None:
+    """In a checkpointed region, or beside hooks on saved tensors, watching changes no gradient and no saved tensor."""
+    torch.manual_seed(0)
+    body, head, x, y = nn.Linear(5, 6), nn.Linear(6, 8), torch.randn(9, 5), torch.arange(9) % 8
+
+    def run(way: str, watched: bool) -> tuple[list[Tensor | None], dict[str, Any], list[tuple[int, ...]]]:
+        monitor = Monitor(counts=[8, 7, 6, 5, 4, 3, 2, 1], num_groups=3)
+        saved: list[tuple[int, ...]] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved.append(tuple(tensor.shape))
+            return tensor
+
+        def region(h: Tensor) -> Tensor:
+            logits = head(body(h))
+            if call == "cross_entropy":
+                return monitor.cross_entropy(logits, y)
+            monitor.update(logits, y)
+            return F.cross_entropy(logits, y)
+
+        contexts: dict[str, Any] = {
+            "hooks": lambda: torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            "save_on_cpu": torch.autograd.graph.save_on_cpu,
+        }
+        checkpointed = way in ("checkpoint", "reentrant")
+        h = x.clone().requires_grad_()
+        for p in (*body.parameters(), *head.parameters()):
+            p.grad = None
+        with watching(monitor, head, watched):
+            with contexts.get(way, contextlib.nullcontext)():
+                loss = checkpoint(region, h, use_reentrant=way == "reentrant") if checkpointed else region(h)
+            loss.backward()
+        assert monitor.stats.count.sum() == 9
+        gradients = [p.grad for p in (h, *body.parameters(), *head.parameters())]
+        return gradients, dict(monitor.compute().head), saved
+
+    expected, plain, _ = run("plain", True)
+    without, _, saved = run(way, False)
+    gradients, found, kept = run(way, True)
+    assert kept == saved
+    for value, other, truth in zip(gradients, without, expected, strict=True):
+        assert value is not None
+        assert torch.equal(value, other)
+        assert torch.equal(value, truth)
+    for name in ("grad_norm", "trace"):
+        np.testing.assert_array_equal(found[name], plain[name])
+
+
 def test_a_watched_head_must_fit_its_targets() -> None:
     """Targets without a forward pass, or of another size, and a head of other classes are refused."""
     head, monitor = nn.Linear(3, 4), Monitor(4)
@@ -721,8 +801,6 @@ def test_flat_losses_and_short_representations() -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_rows_count_once(reentrant: bool) -> None:
     """Rows in a region that activation checkpointing computes twice are counted once."""
-    from torch.utils.checkpoint import checkpoint
-
     monitor, head = Monitor(8), nn.Linear(4, 8)
 
     def region(x: Tensor) -> Tensor:

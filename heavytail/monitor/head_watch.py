@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heavytail.errors import SpecError
-from heavytail.head import linear_cross_entropy
+from heavytail.head import weight_gradient
 from heavytail.metrics import FrequencyGroups
 from heavytail.monitor.hooks import Hook, first_input, recomputing
 from heavytail.monitor.ranks import add_over_ranks
@@ -70,12 +70,14 @@ class HeadWatch:
     def reset(self) -> None:
         """Clear the sums."""
         (C, D), device = self.head.weight.shape, self.head.weight.device
-        self._gradient = torch.zeros(C, D, device=device)  # n times that of the mean loss; float64 for float64 inputs
-        self._trace = torch.zeros(C, dtype=torch.float64, device=device)  # n times
-        self._rows = torch.zeros((), dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # reset in an evaluation, they must still be added to in training
+            self._gradient = torch.zeros(C, D, device=device)  # n times the mean loss's; float64 for float64 inputs
+            self._trace = torch.zeros(C, dtype=torch.float64, device=device)  # n times
+            self._rows = torch.zeros((), dtype=torch.int64, device=device)
         self._moved: Tensor | None = None
         self._steps = 0
 
+    @torch.no_grad()
     def add(self, targets: Tensor) -> None:
         """Measure the head at the inputs of its last forward pass.
 
@@ -98,17 +100,14 @@ class HeadWatch:
                 f"targets: expected one for each input of the watched head, got {len(targets)} for {got}{hint}"
             )
         features, b = inputs.reshape(-1, inputs.shape[-1]), self.head.bias
-        with torch.inference_mode(False), torch.enable_grad():
-            # Sums over all rows leave the range of float16, and the precision of bfloat16.
-            features = features.float() if features.itemsize < 4 else features.clone()
-            targets = targets.clone().to(features.device)
-            weight = _whole(self.head.weight).to(features.dtype).clone().requires_grad_()
-            bias = None if b is None else _whole(b).to(features.dtype).clone()
-            out = linear_cross_entropy(features, weight, bias, targets, normalizer=1.0, ignore_index=-1, curvature=True)
-            (gradient,) = torch.autograd.grad(out.loss, weight)
-        assert out.curvature is not None
-        self._gradient = self._gradient + gradient
-        self._trace += out.curvature.weight
+        # Sums over all rows leave the range of float16, and the precision of bfloat16.
+        features = features.float() if features.itemsize < 4 else features
+        weight = _whole(self.head.weight).to(features.dtype)
+        bias = None if b is None else _whole(b).to(features.dtype)
+        with torch.inference_mode(False):
+            gradient, curvature = weight_gradient(features, weight, bias, targets.to(features.device), ignore_index=-1)
+            self._gradient = self._gradient + gradient
+        self._trace += curvature.weight
         self._rows += (targets >= 0).sum()
 
     def per_class(self, *, sync: bool = True, group: Any = None) -> dict[str, Array]:
