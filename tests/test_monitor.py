@@ -615,6 +615,114 @@ def test_head_statistics_do_not_depend_on_autocast(call: str, dtype: torch.dtype
         np.testing.assert_allclose(found[True][name], found[False][name], rtol=1e-6)
 
 
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate's: by its class an optimizer, with nothing in it but another."""
+
+    def __init__(self, optimizer: object) -> None:
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> Any:
+        """Step the other."""
+        return self.optimizer.step(closure)  # type: ignore[attr-defined]
+
+
+class Partitioned:
+    """As DeepSpeed's: it steps an optimizer of other tensors, and the weights are set from them afterwards."""
+
+    def __init__(self, optimizer: object) -> None:
+        self.optimizer = optimizer
+
+
+class HalfHooked:
+    """It has the first hook, and not the second."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.register_step_pre_hook = optimizer.register_step_pre_hook
+
+
+def accelerated(optimizer: torch.optim.Optimizer) -> Any:
+    """Return the wrapper of a real Accelerator."""
+    accelerate = pytest.importorskip("accelerate", reason="pip install accelerate")
+    return accelerate.Accelerator(cpu=True).prepare_optimizer(optimizer)
+
+
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, Wrapper, accelerated])
+def test_updates_of_wrapped_optimizers_are_measured(wrap: Callable[[torch.optim.Optimizer], Any]) -> None:
+    """The update norm is the difference of the weights, whatever is wrapped around the optimizer."""
+    torch.manual_seed(0)
+    head, monitor = nn.Linear(3, 4), Monitor(4)
+    optimizer = wrap(torch.optim.Adam(head.parameters(), lr=0.1))
+    before = head.weight.detach().clone()
+    with monitor.watch(head, optimizer) as watch:
+        monitor.cross_entropy(head(torch.randn(6, 3)), torch.arange(6) % 4).backward()
+        optimizer.step()
+    np.testing.assert_allclose(watch.per_class()["update_norm"], (head.weight.detach() - before).norm(dim=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda _: object(), Partitioned, HalfHooked, lambda optimizer: Wrapper(Partitioned(optimizer))]
+)
+def test_optimizers_without_hooks_are_refused(wrap: Callable[[torch.optim.Optimizer], Any]) -> None:
+    """An optimizer whose steps cannot be seen is an error in one line; no hook is left and the head may be watched."""
+    head, monitor = nn.Linear(3, 4), Monitor(4)
+    optimizer = torch.optim.Adam(head.parameters())
+    for _ in range(2):
+        with pytest.raises(SpecError, match=r"^optimizer: expected one of torch.optim, or a wrapper of one, got \w+$"):
+            monitor.watch(head, wrap(optimizer))
+        assert not head._forward_hooks
+        assert not optimizer._optimizer_step_pre_hooks
+        with monitor.watch(head):  # which is then attached again
+            monitor.update(head(torch.ones(2, 3)), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("steps", [2, 3])
+def test_watches_of_a_head_add_up(steps: int, mode: Callable[[], Any]) -> None:
+    """Watching for a step at a time gives what one watch of all steps gives, until a reset or another head."""
+
+    def train(once: bool) -> list[dict[str, np.ndarray[Any, Any]]]:
+        torch.manual_seed(0)
+        head, monitor = nn.Linear(3, 4), Monitor(counts=[4, 3, 2, 1], num_groups=2)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+        found = []
+        for _ in range(2):
+            with contextlib.ExitStack() as stack:
+                if once:
+                    stack.enter_context(monitor.watch(head, optimizer))
+                for _ in range(steps):
+                    x, y = torch.randn(6, 3), torch.arange(6) % 4
+                    with watching(monitor, head, not once, optimizer):
+                        logits = head(x)
+                        F.cross_entropy(logits, y).backward()
+                        with mode():
+                            monitor.update(logits.detach(), y)
+                        optimizer.step()
+                    if not once:  # unwatched: in no statistic of the head
+                        monitor.update(head(x), y)
+                found.append(dict(monitor.compute().head))
+                with mode():
+                    monitor.reset()
+        other = nn.Linear(3, 4)
+        with monitor.watch(head):
+            monitor.update(head(x), y)
+        with monitor.watch(other):
+            monitor.update(other(x), y)
+        found.append(dict(monitor.compute().head))
+        monitor.reset()
+        with monitor.watch(other):
+            monitor.update(other(x), y)
+        found.append(dict(monitor.compute().head))
+        return found
+
+    one, many = train(True), train(False)
+    for first, second in zip(one, many, strict=True):
+        assert first.keys() == second.keys()
+        for name, values in first.items():
+            np.testing.assert_allclose(second[name], values, rtol=1e-6)
+    assert one[0].keys() == {"grad_norm", "trace", "update_norm"}
+    np.testing.assert_array_equal(one[2]["trace"], one[3]["trace"])
+
+
 @pytest.mark.parametrize("call", ["update", "cross_entropy"])
 @pytest.mark.parametrize("way", ["hooks", "checkpoint", "reentrant", "save_on_cpu"])
 def test_a_watched_head_may_be_checkpointed_and_offloaded(way: str, call: str) -> None:

@@ -38,17 +38,18 @@ class HeadWatch:
     Args:
         head: the classifier, D -> C.
         optimizer: also measure the norm of its updates.
+
+    Raises:
+        SpecError: the optimizer's steps have no hooks.
     """
 
     def __init__(self, head: nn.Linear, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.head = head
         self._inputs: Tensor | None = None
         self._before: Tensor | None = None
-        self._handles: list[Any] = [Hook(head, self._keep)]
-        if optimizer is not None:
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._handles: list[Any] = []
         self.reset()
+        self.attach(optimizer)
 
     @property
     def attached(self) -> bool:
@@ -76,6 +77,33 @@ class HeadWatch:
             self._rows = torch.zeros((), dtype=torch.int64, device=device)
         self._moved: Tensor | None = None
         self._steps = 0
+
+    def attach(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Measure, adding to the sums; once detached, it may be attached again.
+
+        Args:
+            optimizer: also measure the norm of its updates.
+
+        Raises:
+            SpecError: the optimizer's steps have no hooks; nothing is attached.
+        """
+        self.detach()
+        device = self.head.weight.device  # the model may have been moved
+        self._gradient, self._trace, self._rows = (x.to(device) for x in (self._gradient, self._trace, self._rows))
+        self._moved = None if self._moved is None else self._moved.to(device)
+        self._handles = [Hook(self.head, self._keep)]
+        if optimizer is None:
+            return
+        # Accelerate's wrapper inherits the methods of an optimizer, and has none of its state.
+        wrapper = isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks")
+        steps = getattr(optimizer, "optimizer", optimizer) if wrapper else optimizer
+        try:
+            self._handles.append(steps.register_step_pre_hook(self._before_step))
+            self._handles.append(steps.register_step_post_hook(self._after_step))
+        except AttributeError as error:
+            self.detach()
+            got = type(optimizer).__name__
+            raise SpecError(f"optimizer: expected one of torch.optim, or a wrapper of one, got {got}") from error
 
     @torch.no_grad()
     def add(self, targets: Tensor) -> None:

@@ -331,14 +331,15 @@ class Monitor:
             with monitor.watch(model.lm_head, optimizer):
                 train_step()
 
-        Under `torch.compile`, watch before the first compiled call, which does not see hooks added later.
+        Watching the same head again adds to the sums since the last reset; another head begins new ones. Under
+        `torch.compile`, watch before the first compiled call, which does not see hooks added later.
 
         Args:
             head: the classifier, D -> C.
-            optimizer: also measure the norm of its updates.
+            optimizer: also measure the norm of its updates; Accelerate's wrapper will do.
 
         Raises:
-            SpecError: the head does not have C outputs, or one is already watched.
+            SpecError: the head does not have C outputs, one is already watched, or the optimizer's steps have no hooks.
         """
         if self._watch is not None and self._watch.attached:
             raise SpecError("head: expected one watched head at a time; leave the last watch first")
@@ -347,7 +348,10 @@ class Monitor:
             got = f"got {outputs}" if outputs is not None else f"got {type(head).__name__} without a weight [C, D]"
             hint = "; for a padded head, pass its size as num_classes" if (outputs or 0) > self.num_classes else ""
             raise SpecError(f"head: expected {self.num_classes} outputs, {got}{hint}")
-        self._watch = HeadWatch(head, optimizer)
+        if self._watch is not None and self._watch.head is head:
+            self._watch.attach(optimizer)
+        else:
+            self._watch = HeadWatch(head, optimizer)
         return self._watch
 
     # -- reading -------------------------------------------------------------------------------------------------
