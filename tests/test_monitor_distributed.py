@@ -187,7 +187,8 @@ def _rank(rank: int, folder: Path, port: int) -> None:
 def test_the_trainer_counts_repeated_samples_once(tmp_path: Path) -> None:
     """Nine sequences on two ranks in batches of four: the sampler repeats some, and the reading has nine.
 
-    Once the monitor of one rank has stopped, the other's stops at its next reading, and nobody waits.
+    Interrupted and resumed, the reading and its groups are those without interruption. Once the monitor of one rank has
+    stopped, the other's stops at its next reading, and nobody waits.
     """
     pytest.importorskip("transformers", reason="pip install transformers accelerate")
     with socket.socket() as free:
@@ -195,6 +196,10 @@ def test_the_trainer_counts_repeated_samples_once(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     mp.spawn(_trainer_rank, args=(tmp_path, port), nprocs=2)
     for rank in range(2):
+        resumed, whole = (np.load(tmp_path / f"{name}-{rank}.npz") for name in ("resumed", "whole"))
+        for name in ("index", "class_count", "count"):
+            np.testing.assert_array_equal(resumed[name], whole[name])
+        np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-12)
         found = np.load(tmp_path / f"trainer-{rank}.npz")
         assert found["eval"] == 9 * 6
         assert found["train"] > 0
@@ -208,6 +213,20 @@ def _trainer_rank(rank: int, folder: Path, port: int) -> None:
     from heavytail.monitor.hf import MonitorCallback
     from tests.test_monitor_hf import gpt2, make_trainer, tokens
 
+    readings = {}
+    for name, limit, resume in (("whole", 6, False), ("first", 3, False), ("resumed", 6, True)):
+        torch.manual_seed(0)
+        callback = MonitorCallback(num_groups=3)
+        trainer = make_trainer(
+            folder, gpt2(), [{"input_ids": row, "labels": row} for row in tokens(32)], callbacks=[callback],
+            ddp_backend="gloo", max_steps=limit, logging_steps=6, eval_strategy="no",
+            save_strategy="steps" if name == "first" else "no", save_steps=3,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        assert callback.stopped is None, callback.stopped
+        readings[name] = callback.readings
+    for name in ("whole", "resumed"):
+        _save(folder / f"{name}-{rank}.npz", readings[name]["train"])
     torch.manual_seed(0)
     rows = [{"input_ids": row, "labels": row} for row in tokens(9)]
     callback = MonitorCallback(num_groups=3)

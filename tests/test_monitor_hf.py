@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import functools
 import io
+import json
 import logging
 import math
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,7 +163,8 @@ def make_trainer(
         "seed": 0,
         "remove_unused_columns": False,
     }
-    others = {k: more.pop(k) for k in ("eval_dataset", "compute_metrics", "compute_loss_func") if k in more}
+    parts = ("eval_dataset", "compute_metrics", "compute_loss_func", "data_collator")
+    others = {k: more.pop(k) for k in parts if k in more}
     arguments = transformers.TrainingArguments(**(settings | more))
     others.setdefault("eval_dataset", rows)
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, callbacks=list(callbacks), **others)
@@ -379,6 +386,89 @@ def test_regression_is_refused(tmp_path: Path, caplog: Any) -> None:
     assert "expected classes, got torch.float32" in stopped(tmp_path, model, rows, caplog)
 
 
+# -- errors of its own -----------------------------------------------------------------------------------------------
+
+
+class Unlabelled(nn.Module):
+    """A model that forms its loss without the labels, whatever these are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = gpt2()
+
+    def forward(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
+        return {"loss": self.model(input_ids=input_ids, labels=input_ids).loss}
+
+
+LABELS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "list of dicts": (
+        lambda ids: [{"class_labels": row} for row in ids],
+        "labels: expected a tensor of classes, got list",
+    ),
+    "tuple": (tuple, "labels: expected a tensor of classes, got"),
+    "dict": (lambda ids: {"classes": ids}, "labels: expected a tensor of classes, got dict"),
+    "none": (lambda ids: None, "labels: expected them in the batch, got input_ids, labels"),
+    "floating": (lambda ids: ids.float(), "labels: expected classes, got torch.float32"),
+    "other shape": (lambda ids: ids[:, :3], "head: expected a Linear"),
+}
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("labels", LABELS)
+def test_labels_of_any_kind_end_no_training(tmp_path: Path, labels: str, every: int) -> None:
+    """With labels that are no classes training is bit for bit that without the callback, which says why it stopped."""
+    form, reason = LABELS[labels]
+
+    def collate(rows: list[dict[str, Tensor]]) -> dict[str, Any]:
+        ids = torch.stack([row["input_ids"] for row in rows])
+        return {"input_ids": ids, "labels": form(ids)}
+
+    results = []
+    callback = MonitorCallback(every=every, counts=range(1, CLASSES + 1))
+    for given in ([], [callback]):
+        trainer = make_trainer(
+            tmp_path, Unlabelled(), causal_rows(), callbacks=given, data_collator=collate, eval_strategy="no"
+        )
+        trainer.train()
+        results.append(all_numbers(trainer))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
+    assert results[0][1] == results[1][1]
+    assert callback.stopped is not None
+    assert callback.stopped.startswith(reason)
+
+
+def raise_type_error(*_: Any) -> Any:
+    raise TypeError("made up")
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("what", ["transform", "count", "reading", "update", "state"])
+def test_no_error_of_the_monitor_ends_a_training(
+    tmp_path: Path, what: str, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever raises inside the callback, training is bit for bit that without it, and it says why it stopped."""
+    transform = raise_type_error if what == "transform" else None
+    results = []
+    callback = MonitorCallback(every=every, head=True, transform=transform)
+    more: dict[str, Any] = {"save_strategy": "no" if transform else "steps", "save_steps": 3, "eval_strategy": "no"}
+    if what == "reading":
+        monkeypatch.setattr(callback.alarms, "check", raise_type_error)
+    for given in ([], [callback]):
+        torch.manual_seed(0)
+        model: Any = Fused(gpt2()) if what == "transform" else gpt2()
+        trainer = make_trainer(tmp_path, model, causal_rows(), callbacks=given, **more)
+        if given and what in ("count", "state"):
+            monkeypatch.setattr(heavytail.Monitor, {"count": "count", "state": "state_dict"}[what], raise_type_error)
+        if given and what == "update":
+            monkeypatch.setattr("heavytail.monitor.head_watch.HeadWatch._after_step", raise_type_error)
+        trainer.train()
+        results.append(all_numbers(trainer))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
+    assert results[0][1] == results[1][1]
+    assert callback.stopped == (None if (what, every) == ("count", 1) else "TypeError: made up")
+
+
 # -- models without logits -------------------------------------------------------------------------------------------
 
 
@@ -504,20 +594,163 @@ def test_a_resumed_training_continues_the_counts(tmp_path: Path, restore: bool) 
     np.testing.assert_array_equal(resumed.readings["train"].groups.index, whole.readings["train"].groups.index)
 
 
-def test_a_trained_model_can_be_copied_and_pickled(tmp_path: Path) -> None:
-    """What the callback leaves on the model neither stops pickle nor measures copies."""
-    callback = MonitorCallback(head=True)
-    trainer = make_trainer(tmp_path, gpt2(), causal_rows(), callbacks=[callback])
-    trainer.train()
+def of_other_classes(state: dict[str, Any]) -> None:
+    sums = heavytail.Monitor(5).state_dict()
+    save_sums(state, {"train": sums, "test": sums})
+
+
+def without_evaluation(state: dict[str, Any]) -> None:
+    save_sums(state, {"train": load_sums(state)["train"]})
+
+
+def without_a_sum(state: dict[str, Any]) -> None:
+    sums = load_sums(state)
+    del sums["train"]["seen"]
+    save_sums(state, sums)
+
+
+def damaged(state: dict[str, Any]) -> None:
+    state["sums"] = state["sums"][:101]
+
+
+def no_attributes(state: dict[str, Any]) -> None:
+    state["sums"] = 3
+
+
+def of_a_gpu(state: dict[str, Any]) -> None:
+    """Tag the sums as torch does on a GPU."""
+    source, target = io.BytesIO(base64.b64decode(state["sums"])), io.BytesIO()
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                changed = content.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0")
+                assert changed != content
+                content = changed
+            new.writestr(name, content)
+    state["sums"] = base64.b64encode(target.getvalue()).decode()
+
+
+def load_sums(state: dict[str, Any]) -> Any:
+    return torch.load(io.BytesIO(base64.b64decode(state["sums"])), weights_only=True)
+
+
+def save_sums(state: dict[str, Any], sums: Any) -> None:
     buffer = io.BytesIO()
-    torch.save(trainer.model, buffer)
-    buffer.seek(0)
-    rows = {"input_ids": causal_rows()[0]["input_ids"][None]}
+    torch.save(sums, buffer)
+    state["sums"] = base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    "damage", [of_other_classes, without_evaluation, without_a_sum, damaged, no_attributes, of_a_gpu]
+)
+def test_a_checkpoint_that_does_not_fit_ends_no_training(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], None], caplog: Any
+) -> None:
+    """Resumed with sums of something else, training goes on and the callback says why it does not; a GPU's fit."""
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "no"}
+    torch.manual_seed(0)
+    make_trainer(tmp_path, gpt2(), causal_rows(), callbacks=[MonitorCallback()], max_steps=3, **settings).train()
+    path = tmp_path / "checkpoint-3"
+    state = json.loads((path / "trainer_state.json").read_text())
+    kept = state["stateful_callbacks"]["MonitorCallback"]
+    damage((kept[0] if isinstance(kept, list) else kept)["attributes"])
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    results = []
+    callback = MonitorCallback()
+    for given in ([], [callback]):
+        trainer = make_trainer(tmp_path, gpt2(), causal_rows(), callbacks=given, eval_strategy="no")
+        trainer.train(resume_from_checkpoint=str(path))
+        results.append(all_numbers(trainer)[0])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert trainer.state.global_step == 8
+    if damage is of_a_gpu:
+        assert callback.stopped is None
+    else:
+        assert callback.stopped is not None
+        wrong = "num_classes: expected 12" if damage is of_other_classes else "the checkpoint's sums: "
+        assert callback.stopped.startswith(wrong)
+        assert caplog.text.count("the monitor stops, training goes on") == 1
+
+
+class Interfering(transformers.TrainerCallback):  # type: ignore[name-defined, misc]
+    """Removes the monitor, raises, or saves the model, at the end of the second step."""
+
+    def __init__(self, what: str, file: Path) -> None:
+        self.what, self.file = what, file
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 2:
+            if self.what == "removed":
+                self.trainer.remove_callback(MonitorCallback)
+            elif self.what == "raised":
+                raise ZeroDivisionError
+            torch.save(self.trainer.model, self.file)
+
+
+@pytest.mark.parametrize(
+    ("what", "late"),
+    [(what, late) for what in ("trained", "evaluated", "removed", "raised in the model", "saved") for late in (0, 1)]
+    + [("raised", 0)],
+)
+def test_nothing_stays_on_the_model(tmp_path: Path, what: str, late: int) -> None:
+    """After training, evaluation, removal or an exception there is no hook; models saved at any time need no heavytail.
+
+    Copies, too, are left alone. A callback added to a Trainer that exists is taken off after errors of the model.
+    """
+    file, callback = tmp_path / "model.pt", MonitorCallback(head=True)
+    interfering = Interfering(what, file)
+    trainer = make_trainer(tmp_path, gpt2(), causal_rows(), callbacks=[] if late else [callback])
+    if late:
+        trainer.add_callback(callback)
+    trainer.add_callback(interfering)
+    interfering.trainer = trainer
+    if what == "raised in the model":
+        trainer.model.lm_head.register_forward_hook(raise_type_error)
+        with pytest.raises(TypeError, match="made up"):
+            trainer.train()
+        trainer.model.lm_head._forward_hooks.clear()
+    elif what == "raised":
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+    elif what == "evaluated":
+        trainer.evaluate()
+    else:
+        trainer.train()
+    assert callback.stopped is None
+    assert not [name for name, module in trainer.model.named_modules() if module._forward_hooks]
+    if not file.exists():
+        torch.save(trainer.model, file)
     callback._armed = True
-    for other in (copy.deepcopy(trainer.model), torch.load(buffer, weights_only=False)):
-        callback._hidden.clear()
-        other(**rows)
+    for other in (copy.deepcopy(trainer.model), torch.load(file, weights_only=False)):
+        other(input_ids=causal_rows()[0]["input_ids"][None])
         assert not callback._hidden
+    if what in ("saved", "removed") and not late:
+        load = f"import sys, torch; sys.modules['heavytail'] = None; torch.load({str(file)!r}, weights_only=False)"
+        subprocess.run([sys.executable, "-c", load], check=True, timeout=300, cwd=tmp_path)
+
+
+def test_the_trainer_gets_its_methods_back(tmp_path: Path) -> None:
+    """After `remove_callback` its methods are its own again, once the first is called; added again, it measures."""
+    first, second = MonitorCallback(), MonitorCallback(num_groups=2)
+    trainer = make_trainer(tmp_path, gpt2(), causal_rows())
+    own = trainer.log = functools.partial(type(trainer).log, trainer)  # set by somebody else
+    first.attach(trainer)
+    second.attach(trainer)
+    trainer.remove_callback(first)
+    trainer.train()
+    assert not first.readings
+    assert second.readings["train"].count.sum() > 0
+    trainer.remove_callback(second)
+    trainer.evaluate()
+    trainer.evaluate()
+    names = {"train", "compute_loss", "evaluation_loop", "log", "_save_checkpoint"}
+    assert names & set(trainer.__dict__) == {"log"}
+    assert trainer.log is own
+    trainer.add_callback(first)
+    trainer.train()
+    assert first.readings["train"].count.sum() > 0
 
 
 def test_a_journal_that_cannot_be_written_stops_alone(tmp_path: Path, caplog: Any) -> None:

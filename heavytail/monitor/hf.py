@@ -17,7 +17,8 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from heavytail.monitor.head_watch import HeadWatch
 from heavytail.monitor.hooks import Hook, first_input
 from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
-from heavytail.monitor.ranks import Stoppable
+from heavytail.monitor.ranks import Stoppable, on_one_rank, sum_over_ranks
 
 __all__ = ["FrequencyLoss", "MonitorCallback"]
 
@@ -65,7 +66,8 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
     Training is logged as "loss/group_01" ... "loss/all", over the measured steps since the last log; an evaluation
     under the Trainer's own prefix, "eval_loss/group_01", over the whole set, which takes the groups of training.
     The first batch is checked against the model's own loss; on a mismatch the callback logs a diagnosis and stops
-    measuring, while training goes on. A checkpoint keeps its sums and counts.
+    measuring, while training goes on; so it does on any other error of its own. A checkpoint keeps the sums and counts
+    of all ranks. There are hooks on the model only while the Trainer trains or evaluates.
 
     Args:
         num_classes: size of the head; by default that of the model.
@@ -109,12 +111,15 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
         self.train: Monitor | None = None
         self.test: Monitor | None = None
         self._trainer: Trainer | None = None
-        self._handles: list[Any] = []
+        self._hooks = Hook(None, self._keep_inputs), Hook(None, self._keep_output)
+        self._hooked = False
+        self._patched: dict[str, tuple[Any, Any]] = {}  # methods of the Trainer: ours, and what was its own
         self._watch: HeadWatch | None = None
         self._armed = False  # whether the next compute_loss is measured
         self._checked = not check
         self._hidden: dict[str, Tensor] = {}  # inputs of the head, and the body's output, in this forward pass
         self._restored: dict[str, Any] | None = None
+        self._summed: dict[str, Any] | None = None  # over the ranks, while a checkpoint is written
 
     # -- events of the Trainer -----------------------------------------------------------------------------------
 
@@ -125,10 +130,18 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
         self._trainer = trainer
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
-        for name, observe in (("compute_loss", self._loss), ("evaluation_loop", self._evaluation), ("log", self._logs)):
+        self._patched = {}
+        for name, observe in (
+            ("train", self._training),
+            ("compute_loss", self._loss),
+            ("evaluation_loop", self._evaluation),
+            ("log", self._logs),
+            ("_save_checkpoint", self._saving),
+        ):
             original = getattr(trainer, name)
-            setattr(trainer, name, functools.wraps(original)(functools.partial(observe, original)))
-        self._hook(trainer.model)
+            patch = functools.wraps(original)(functools.partial(observe, original))
+            self._patched[name] = patch, trainer.__dict__.get(name)
+            setattr(trainer, name, patch)
         return self
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -138,38 +151,51 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Continue from a checkpoint."""
         self._find_trainer()
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        if isinstance(saved, list):
-            saved = saved[0] if saved else None
-        if saved and saved["attributes"].get("sums"):
-            self._restored = torch.load(io.BytesIO(base64.b64decode(saved["attributes"]["sums"])), weights_only=True)
-            self._make_monitors(len(self._restored["train"]["count"]))
+        self._hook()  # by now the Trainer has made its model; if the callback was added late, it sees it only here
+        with self._guarded("the checkpoint's sums"):
+            saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+            if isinstance(saved, list):
+                saved = saved[0] if saved else None
+            if saved and saved["attributes"].get("sums"):
+                sums = io.BytesIO(base64.b64decode(saved["attributes"]["sums"]))
+                self._restored = torch.load(sums, map_location="cpu", weights_only=True)
+                self._make_monitors(len(self._restored["train"]["count"]))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Decide whether this optimizer step, with all its micro-batches, is measured."""
         self._armed = self.stopped is None and state.global_step % self.every == 0
+        if self.stopped is None and not self._hooked:  # after a forward pass that raised, and was caught
+            self._hook()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Keep the head's weight, to measure its update."""
         if self._watch is not None and self._armed:
-            self._watch._before_step()
+            with self._guarded():
+                self._watch._before_step()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Measure the head's update."""
         if self._watch is not None and self._armed and self._watch._before is not None:
-            self._watch._after_step()
+            with self._guarded():
+                self._watch._after_step()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Stop measuring until the next step."""
         self._armed = False
 
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Leave the model as it was."""
+        self._unhook()
+
     def state(self) -> dict[str, Any]:
-        """Return the sums, for trainer_state.json."""
+        """Return the sums, for trainer_state.json: of all ranks in a checkpoint, else of this one."""
         sums = ""
-        if self.train is not None and self.test is not None:
-            buffer = io.BytesIO()
-            torch.save({"train": self.train.state_dict(), "test": self.test.state_dict()}, buffer)
-            sums = base64.b64encode(buffer.getvalue()).decode()
+        with self._guarded():
+            kept = self._sums() if self._summed is None else self._summed
+            if kept:
+                buffer = io.BytesIO()
+                torch.save(kept, buffer)
+                sums = base64.b64encode(buffer.getvalue()).decode()
         return {"args": {}, "attributes": {"sums": sums}}
 
     # -- what stands around the Trainer's own methods ------------------------------------------------------------
@@ -178,12 +204,15 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
         training = torch.is_grad_enabled() and model.training
         labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
         shifted = inputs.get("shift_labels") if isinstance(inputs, Mapping) else None
-        if self._off() or labels is None:
+        if self._off():
             return original(model, inputs, *args, **kwargs)
-        measure = self._armed if training else True
-        if not measure:
-            if self.train is not None:
-                self.train.count(self._align(labels, shifted))
+        if labels is None or (training and not self._armed):
+            with self._guarded():
+                if labels is None and training and self._armed:
+                    got = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+                    raise SpecError(f"labels: expected them in the batch, got {got}")
+                if labels is not None and self.train is not None:
+                    self.train.count(self._align(_classes(labels), shifted))
             return original(model, inputs, *args, **kwargs)
         outputs: list[Any] = []
         handle = model.register_forward_hook(lambda module, given, result: outputs.append(result))
@@ -191,48 +220,81 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
         self._armed = True
         try:
             result = original(model, inputs, *args, **kwargs)
+        except BaseException:
+            self._unhook()
+            raise
         finally:
             handle.remove()
             self._armed = training
-        loss = result[0] if isinstance(result, tuple) else result
-        try:
-            with torch.no_grad():
-                self._measure(loss.detach(), labels, shifted, outputs, kwargs.get("num_items_in_batch"), training)
-        except SpecError as error:
-            self._stop(str(error))
+        with self._guarded(), torch.no_grad():
+            loss = result[0] if isinstance(result, tuple) else result
+            self._measure(loss.detach(), labels, shifted, outputs, kwargs.get("num_items_in_batch"), training)
         self._hidden.clear()
         return result
 
+    def _training(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._removed():
+            return original(*args, **kwargs)
+        with self._hooks_added():
+            return original(*args, **kwargs)
+
     def _evaluation(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
+        if self._removed():
+            return original(*args, **kwargs)
         armed = self._armed
-        if self.test is not None:
-            self.test.reset()
-        output = original(*args, **kwargs)
-        self._armed = armed
+        with self._guarded():
+            if self.test is not None:
+                self.test.reset()
+        try:
+            with self._hooks_added():
+                output = original(*args, **kwargs)
+        finally:
+            self._armed = armed
         if self._removed() or not self._together(self.settings) or self.test is None:
             return output
-        reading = self._read(self.test, prefix)
-        if reading is not None:
-            output.metrics.update(_entries(reading, f"{prefix}_"))
+        output.metrics.update(self._read(self.test, prefix, f"{prefix}_"))
         return output
 
     def _logs(self, original: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         if "loss" in logs and "learning_rate" in logs and not self._removed() and self._together(self.settings):
-            reading = None if self.train is None else self._read(self.train, "train")
-            if reading is not None:
-                logs = logs | _entries(reading, "")
+            logs = logs | ({} if self.train is None else self._read(self.train, "train", ""))
         return original(logs, *args, **kwargs)
+
+    def _saving(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sum over the ranks: all write a checkpoint, but only the first its state."""
+        if not self._removed() and self._together(self.settings):
+            with self._guarded():
+                group = self.settings.get("process_group")
+                self._summed = {split: sum_over_ranks(sums, group) for split, sums in self._sums().items()}
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._summed = None
 
     # -- pieces --------------------------------------------------------------------------------------------------
 
     def _off(self) -> bool:
         """Whether it is to leave everything alone: stopped, or removed from the Trainer."""
-        return self.stopped is not None or self._removed()
+        return self._removed() or self.stopped is not None
 
     def _removed(self) -> bool:
-        assert self._trainer is not None
-        return self not in self._trainer.callback_handler.callbacks
+        """Whether it was removed from the Trainer, which then gets its methods back."""
+        if self._trainer is not None and self in self._trainer.callback_handler.callbacks:
+            return False
+        self._detach()
+        return True
+
+    def _detach(self) -> None:
+        """Undo `attach`, unless another one has wrapped what this one has."""
+        self._unhook()
+        own = {} if self._trainer is None else self._trainer.__dict__
+        if all(own.get(name) is patch for name, (patch, _) in self._patched.items()):
+            for name, (_, before) in self._patched.items():
+                del own[name]
+                if before is not None:
+                    own[name] = before
+            self._trainer, self._patched = None, {}
 
     def _stop(self, reason: str) -> None:
         super()._stop(reason)
@@ -257,33 +319,56 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
                 return
             frame = frame.f_back  # type: ignore[assignment]
 
-    def _hook(self, model: nn.Module) -> None:
+    @contextmanager
+    def _hooks_added(self) -> Iterator[None]:
+        """Hooks on the model for as long as the Trainer trains or evaluates."""
+        outermost = not self._hooked
+        if outermost:
+            self._hook()
+        try:
+            yield
+        finally:
+            if outermost:
+                self._unhook()
+
+    def _hook(self) -> None:
         """Keep what the head is given. Added before any compilation, as compiled code does not see later hooks."""
-        head, body = _head(model), _body(model)
+        with self._guarded():
+            if self._trainer is None:
+                raise SpecError("trainer: expected transformers.Trainer, or a class derived from it, got another one")
+            model = self._trainer.model
+            for hook, module in zip(self._hooks, (_head(model), _body(model)), strict=True):
+                if module is not None and module is not model:
+                    hook.add(module)
+            self._hooked = True
 
-        def keep_inputs(args: tuple[Any, ...], result: Any) -> None:
-            if self._armed and (given := first_input(args)) is not None:
-                self._hidden["head"] = given
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooked = False
+        self._hidden.clear()
 
-        def keep_output(args: tuple[Any, ...], result: Any) -> None:
-            if self._armed:
-                last = result[0] if isinstance(result, tuple | list) else getattr(result, "last_hidden_state", None)
-                if isinstance(last, Tensor):
-                    self._hidden["body"] = last.detach()
+    def _keep_inputs(self, args: tuple[Any, ...], result: Any) -> None:
+        if self._armed and (given := first_input(args)) is not None:
+            self._hidden["head"] = given
 
-        if head is not None:
-            self._handles.append(Hook(head, keep_inputs))
-        if body is not None and body is not model:
-            self._handles.append(Hook(body, keep_output))
+    def _keep_output(self, args: tuple[Any, ...], result: Any) -> None:
+        if self._armed:
+            last = result[0] if isinstance(result, tuple | list) else getattr(result, "last_hidden_state", None)
+            if isinstance(last, Tensor):
+                self._hidden["body"] = last.detach()
+
+    def _sums(self) -> dict[str, dict[str, Tensor]]:
+        """What this rank has summed, if anything."""
+        monitors = {"train": self.train, "test": self.test}
+        return {split: monitor.state_dict() for split, monitor in monitors.items() if monitor is not None}
 
     def _measure(
         self, loss: Tensor, labels: Tensor, shifted: Tensor | None, outputs: list[Any], items: Any, training: bool
     ) -> None:
         """Add the rows of a batch, after checking the first one against the loss of the model."""
         assert self._trainer is not None
-        if labels.is_floating_point():
-            raise SpecError(f"labels: expected classes, got {labels.dtype}; the monitor is for classification losses")
-        targets = self._align(labels, shifted)
+        targets = self._align(_classes(labels), shifted)
         logits = _logits(outputs, targets)
         inputs = self._head_inputs(targets) if logits is None or self.head else None
         if logits is not None:
@@ -297,6 +382,11 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
             self._make_monitors(num_classes)
         assert self.train is not None
         assert self.test is not None
+        if self.train.num_classes != num_classes:
+            raise SpecError(
+                f"num_classes: expected {num_classes}, the size of the model's head, got {self.train.num_classes}, "
+                "that of the sums so far"
+            )
         if not self._checked:
             self._checked = True
             self._compare(loss, targets, labels, rows, outputs, items)
@@ -395,30 +485,29 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
             kept = ("ignore_index", "accuracy", "top_k", "tokenizer", "process_group")
             self.test = Monitor(groups=self.train, **{k: v for k, v in self.settings.items() if k in kept})
         if self._restored is not None:
-            self.train.load_state_dict(self._restored["train"])
-            self.test.load_state_dict(self._restored["test"])
+            group = self.settings.get("process_group")
+            self.train.load_state_dict(on_one_rank(self._restored["train"], group))
+            self.test.load_state_dict(on_one_rank(self._restored["test"], group))
             self._restored = None
 
-    def _read(self, monitor: Monitor, split: str) -> Reading | None:
-        """The reading of a monitor, written to the journal; None without rows."""
-        assert self._trainer is not None
-        if monitor is self.train:
-            monitor._watch = self._watch
-        try:
+    def _read(self, monitor: Monitor, split: str, prefix: str) -> dict[str, float]:
+        """What to log of the reading of a monitor, written to the journal; nothing without rows."""
+        entries: dict[str, float] = {}
+        with self._guarded():
+            assert self._trainer is not None
+            if monitor is self.train:
+                monitor._watch = self._watch
             reading = monitor.compute()
-        except SpecError as error:
-            self._stop(str(error))
-            return None
-        monitor.reset()
-        monitor._watch = None  # its targets are added here, not by `update`
-        if not reading.count.sum() and not reading.nonfinite.sum():
-            return None
-        self.readings[split] = reading
-        state = self._trainer.state
-        if state.is_world_process_zero:
-            self.journal = written(self.journal, state.global_step, reading, split)
-            self.alarms.check(state.global_step, reading, split)
-        return reading
+            monitor.reset()
+            monitor._watch = None  # its targets are added here, not by `update`
+            if reading.count.sum() or reading.nonfinite.sum():
+                self.readings[split] = reading
+                entries = _entries(reading, prefix)
+                state = self._trainer.state
+                if state.is_world_process_zero:
+                    self.journal = written(self.journal, state.global_step, reading, split)
+                    self.alarms.check(state.global_step, reading, split)
+        return entries
 
     # -- the first batch -----------------------------------------------------------------------------------------
 
@@ -498,6 +587,15 @@ def _entries(reading: Reading, prefix: str) -> dict[str, float]:
     """What to log. Totals are "loss/all": "eval_accuracy" would be another metric to select the best model by."""
     table = reading.to_dict(prefix)
     return {name if "/" in name else f"{name}/all": value for name, value in table.items()}
+
+
+def _classes(labels: Any) -> Tensor:
+    """The labels, if they are of a classification."""
+    if not isinstance(labels, Tensor):
+        raise SpecError(f"labels: expected a tensor of classes, got {type(labels).__name__}")
+    if labels.is_floating_point():
+        raise SpecError(f"labels: expected classes, got {labels.dtype}; the monitor is for classification losses")
+    return labels
 
 
 def _shift(labels: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from heavytail.errors import SpecError
 
-__all__ = ["Stoppable", "add_over_ranks"]
+__all__ = ["Stoppable", "add_over_ranks", "on_one_rank", "sum_over_ranks"]
 
 _log = logging.getLogger("heavytail")
 
@@ -41,6 +42,27 @@ def add_over_ranks(value: Tensor, sync: bool = True, group: Any = None, timeout:
     return value
 
 
+def sum_over_ranks(sums: Mapping[str, Tensor], group: Any = None) -> dict[str, Tensor]:
+    """Sum the tensors of `Monitor.state_dict` over the ranks of a group; every rank must call this.
+
+    Args:
+        sums: of the same names and shapes on every rank, whole numbers or float64.
+        group: ranks to sum over; by default all.
+
+    Raises:
+        SpecError: a rank did not call this in time.
+    """
+    total = add_over_ranks(torch.cat([value.double().reshape(-1) for value in sums.values()]), group=group).cpu()
+    parts = torch.split(total, [value.numel() for value in sums.values()])  # float64 holds whole numbers to 2^53
+    return {name: part.reshape(sums[name].shape).to(sums[name].dtype) for name, part in zip(sums, parts, strict=True)}
+
+
+def on_one_rank(sums: Mapping[str, Tensor], group: Any = None) -> dict[str, Tensor]:
+    """Return what `sum_over_ranks` returned on the first rank of the group, and zeros on all others."""
+    alone = not dist.is_available() or not dist.is_initialized() or dist.get_rank(group) == 0
+    return {name: value if alone else torch.zeros_like(value) for name, value in sums.items()}
+
+
 class Stoppable:
     """A callback that may stop measuring while training goes on; those of other ranks then stop at their next reading.
 
@@ -55,6 +77,21 @@ class Stoppable:
         self.stopped = reason
         _log.warning("the monitor stops, training goes on: %s", reason)
 
+    @contextmanager
+    def _guarded(self, what: str = "") -> Iterator[None]:
+        """Stop, rather than end the training, if what runs inside raises.
+
+        Args:
+            what: what it is about, where the error does not say.
+        """
+        try:
+            yield
+        except Exception as error:
+            reason = str(error) if isinstance(error, SpecError) else f"{type(error).__name__}: {error}"
+            if self.stopped is None:
+                self._stop(f"{what}: {reason}" if what else reason)
+            _log.debug("the monitor was stopped by", exc_info=error)
+
     def _together(self, settings: Mapping[str, Any]) -> bool:
         """Whether the monitors of all ranks measure; every rank must ask before each of its readings.
 
@@ -63,12 +100,9 @@ class Stoppable:
         """
         if self._told:
             return False
-        try:
+        with self._guarded():
             mine = torch.tensor([int(self.stopped is not None)])
             stopped = int(add_over_ranks(mine, group=settings.get("process_group")))
-        except SpecError as error:
-            self._stop(str(error))
-        else:
             if not stopped:
                 return True
             if self.stopped is None:
