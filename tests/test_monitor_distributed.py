@@ -242,3 +242,43 @@ def _trainer_rank(rank: int, folder: Path, port: int) -> None:
     found = [trainer.evaluate() for _ in range(2)]
     (folder / f"stopped-{rank}.txt").write_text(f"{callback.stopped} {'eval_loss/group_01' in found[0] | found[1]}")
     dist.destroy_process_group()
+
+
+# -- Lightning in two processes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_resumes_the_sums_of_all_ranks(tmp_path: Path) -> None:
+    """Interrupted on two ranks and resumed, the reading and its groups are those without interruption."""
+    pytest.importorskip("lightning", reason="pip install lightning")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_lightning_rank, args=(tmp_path, port), nprocs=2)
+    for rank in range(2):
+        resumed, whole = (np.load(tmp_path / f"{name}-{rank}.npz") for name in ("resumed", "whole"))
+        for name in ("index", "class_count", "count"):
+            np.testing.assert_array_equal(resumed[name], whole[name])
+        np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-12)
+        assert resumed["count"].sum() == 2 * 16 * 6
+
+
+def _lightning_rank(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    from heavytail.monitor.lightning import MonitorCallback
+    from tests.test_monitor_lightning import Module, fit
+
+    for name, epochs, path in (("whole", 2, None), ("first", 1, None), ("resumed", 2, folder / "first.ckpt")):
+        callback = MonitorCallback(head="head", num_groups=3, every_n_steps=100)
+        callback.on_train_epoch_end = lambda *_: None  # type: ignore[method-assign]  # which would reset the sums
+        module = Module()
+        fit(
+            folder, module, callback, accelerator="cpu", devices=2, strategy="ddp", max_epochs=epochs,
+            limit_val_batches=0, ckpt_path=None if path is None else str(path),
+        )  # fmt: skip
+        assert callback.stopped is None, callback.stopped
+        if name == "first":
+            module.trainer.save_checkpoint(folder / "first.ckpt")
+        assert callback.train is not None
+        _save(folder / f"{name}-{rank}.npz", callback.train.compute())
+    dist.destroy_process_group()

@@ -2,9 +2,10 @@
 
     trainer = lightning.Trainer(callbacks=[MonitorCallback(head="head", every=50)])
 
-The callback watches the head by a hook: its inputs and weight give the losses, and the targets are the last entry of
-the batch, or `targets=` of it. A module whose steps return {"loss": ..., "logits": ..., "targets": ...} (or "losses",
-per row) needs no head. In either case the module's loss is left alone.
+The callback watches the head by a hook: the inputs and the weight of its last forward pass, kept before an optimizer
+changes it, give the losses, and the targets are the last entry of the batch, or `targets=` of it. A module whose steps
+return {"loss": ..., "logits": ..., "targets": ...} (or "losses", per row) needs no head. In either case the module's
+loss is left alone.
 
 Readings go to every logger of the Trainer under their own step: "train/loss/group_01", "val/loss/group_01" and so on.
 """
@@ -26,7 +27,7 @@ from heavytail.monitor.alarms import Alarm, Alarms
 from heavytail.monitor.hooks import Hook, first_input, recomputing
 from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
-from heavytail.monitor.ranks import Stoppable
+from heavytail.monitor.ranks import Stoppable, on_one_rank, sum_over_ranks
 
 __all__ = ["FrequencyLoss", "MonitorCallback"]
 
@@ -39,6 +40,8 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
 
     Training values cover the measured steps since the last reading, evaluations their whole loader, on all ranks; they
     take the groups of training. Several loaders of an evaluation have a reading each: "val_0", "val_1" and so on.
+    On an error of its own, or if a split gives it nothing to measure, it logs the reason and stops measuring, while
+    training goes on. A checkpoint keeps the sums and counts of all ranks.
 
     Args:
         num_classes: size of the head; by default the number of rows of its weight.
@@ -85,10 +88,13 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
             self.train = Monitor(num_classes, **settings)
         self._linear: nn.Linear | None = None
         self._handle: Any = None
-        self._inputs: Tensor | None = None
+        self._inputs: Tensor | None = None  # of the head, in its last forward pass
+        self._versions: list[tuple[str, nn.Parameter, int]] = []  # of its parameters in that pass
+        self._parameters: tuple[Tensor, Tensor | None] | None = None  # kept, where an optimizer has changed them since
+        self._measured: set[str] = set()  # splits
+        self._missed: set[str] = set()  # splits with batches that gave nothing to measure
         self._logged = self._steps = 0
         self._last_global = 0
-        self._state: dict[str, Any] | None = None
 
     @property
     def state_key(self) -> str:
@@ -118,7 +124,8 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
         """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
-        self._handle = self._inputs = None
+        self._handle = None
+        self._forget()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the hook: Lightning tears nothing down after an exception."""
@@ -126,14 +133,24 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Forget inputs of the head that another forward pass left."""
-        self._inputs = None
+        self._forget()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keep the head's weight where steps may be taken past Lightning."""
+        if not pl_module.automatic_optimization:
+            self._keep_parameters()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Keep the head's weight of the forward pass."""
+        self._keep_parameters()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch, and log if it is time."""
         if self._steps % self.every == 0:
-            self._add("train", outputs or None, batch)  # an empty one is of a step that skipped its batch
+            self._add("train", outputs, batch, skipped=not outputs and pl_module.automatic_optimization)
+        self._forget()
         step = trainer.global_step  # unchanged by a batch that only accumulates gradients
         if step > self._last_global:
             # With several optimizers it advances by more than one: the batches count, as the loggers do.
@@ -144,6 +161,7 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the rest of the epoch."""
+        self._check_measured("train")
         self._read(trainer, "train")
 
     def on_validation_batch_end(
@@ -160,11 +178,13 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation; the one before training, which has no groups yet, is dropped."""
-        for split in [split for split in self._tests if split.startswith("val")]:
-            if trainer.sanity_checking:
-                self._tests[split].reset()
-            else:
+        for split in _splits("val", trainer.val_dataloaders):
+            if not trainer.sanity_checking:
+                self._check_measured(split)
                 self._read(trainer, split)
+            elif split in self._tests:
+                with self._guarded():
+                    self._tests[split].reset()
 
     def on_test_batch_end(
         self,
@@ -180,70 +200,111 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the test."""
-        for split in [split for split in self._tests if split.startswith("test")]:
+        for split in _splits("test", trainer.test_dataloaders):
+            self._check_measured(split)
             self._read(trainer, split)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the sums of all ranks into a checkpoint, which every rank makes."""
+        if self.train is not None and self._together(self._settings):
+            with self._guarded():
+                sums = sum_over_ranks(self.train.state_dict(), self._settings.get("process_group"))
+                checkpoint["callbacks"][self.state_key]["train"] = sums
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums, for checkpoints."""
+        """Return the sums of this rank, for checkpoints."""
         train = None if self.train is None else self.train.state_dict()
         return {"train": train, "logged": self._logged, "steps": self._steps, "last": self._last_global}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self._logged, self._steps = state_dict["logged"], state_dict.get("steps", state_dict["logged"])
-        self._last_global = state_dict.get("last", self._steps)
-        if state_dict["train"] is not None:
-            if self.train is None:
-                self.train = Monitor(len(state_dict["train"]["count"]), **self._settings)
-            self.train.load_state_dict(state_dict["train"])
+        with self._guarded("the checkpoint's sums"):
+            self._logged, self._steps = state_dict["logged"], state_dict.get("steps", state_dict["logged"])
+            self._last_global = state_dict.get("last", self._steps)
+            sums = state_dict["train"]
+            if sums is not None:
+                if self.train is None:
+                    self.train = Monitor(len(sums["count"]), **self._settings)
+                sums = {name: value.cpu() for name, value in sums.items()}
+                self.train.load_state_dict(on_one_rank(sums, self._settings.get("process_group")))
 
     # -- pieces --------------------------------------------------------------------------------------------------
 
     def _keep(self, args: tuple[Any, ...], output: Any) -> None:
         if not recomputing():
+            self._forget()
             self._inputs = first_input(args)
+            if self._inputs is not None and not torch.compiler.is_compiling():
+                with self._guarded():
+                    assert self._linear is not None
+                    own = self._linear._parameters.items()
+                    self._versions = [(k, p, p._version) for k, p in own if p is not None and not p.is_inference()]
 
-    @torch.no_grad()
-    def _add(self, split: str, outputs: Any, batch: Any) -> None:
-        if self.stopped is not None or outputs is None:  # a training step may skip its batch
+    def _forget(self) -> None:
+        self._inputs, self._parameters, self._versions = None, None, []
+
+    def _keep_parameters(self) -> None:
+        """Keep what the last outputs of the head were computed from, before an optimizer changes it."""
+        if self._inputs is None or self._parameters is not None or self.stopped is not None:
             return
-        try:
+        if self._steps % self.every == 0:
+            with self._guarded(), torch.no_grad():
+                weight, bias = self._current()
+                self._parameters = weight.clone(), None if bias is None else bias.clone()
+
+    def _current(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the head, which have to be those of its last forward pass."""
+        linear = self._linear
+        assert linear is not None
+        if any(linear._parameters.get(name) is p and p._version != version for name, p, version in self._versions):
+            raise SpecError(
+                "head: its weight has changed since the forward pass, past Lightning; take gradients by "
+                "self.manual_backward, or steps by what self.optimizers() returns"
+            )
+        return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+
+    def _add(self, split: str, outputs: Any, batch: Any, *, skipped: bool = False) -> None:
+        if self.stopped is not None:
+            return
+        with self._guarded(), torch.no_grad():
             if isinstance(outputs, Mapping) and "targets" in outputs and {"logits", "losses"} & set(outputs):
                 values, targets = outputs["logits"] if "logits" in outputs else outputs["losses"], outputs["targets"]
-                num_classes = values.shape[-1] if values.ndim > targets.ndim else None
+                _tensor("logits" if "logits" in outputs else "losses", values)
+                num_classes = values.shape[-1] if values.ndim > _tensor("targets", targets).ndim else None
                 self._monitor(split, num_classes).update(values, targets)
-            elif self._linear is not None:
-                self._add_head(split, batch)
+                self._measured.add(split)
+            elif self._linear is not None and self._inputs is not None and not skipped:
+                self._add_head(split, batch, self._inputs)
+                self._measured.add(split)
+            elif self._linear is not None or (split == "train" and not outputs):
+                self._missed.add(split)  # a step of another optimizer, or one that skipped its batch
             else:
-                got = ", ".join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
-                raise SpecError(
-                    f"head: expected the name of the classifier, or steps that return loss, targets and logits "
-                    f"(or losses), got {got or 'nothing'}"
-                )
-        except SpecError as error:
-            self._stop(str(error))
-        self._inputs = None
+                raise SpecError(_nothing(split, outputs))
+        self._forget()
 
-    def _add_head(self, split: str, batch: Any) -> None:
-        inputs, linear = self._inputs, self._linear
-        if inputs is None:
-            return  # a step without this head, as of another optimizer
-        assert linear is not None
-        targets = self.targets(batch) if self.targets is not None else _last(batch)
+    def _check_measured(self, split: str) -> None:
+        """Stop if a split is over and had nothing to measure, rather than never say so."""
+        if split in self._missed - self._measured and self.stopped is None:
+            missed = f"head: every step of {split} skipped its batch, or did not call {self.head} as head(x)"
+            self._stop(_nothing(split, None) if self._linear is None else missed)
+
+    def _add_head(self, split: str, batch: Any, inputs: Tensor) -> None:
+        targets = _tensor("targets", self.targets(batch) if self.targets is not None else _last(batch))
         if targets.shape != inputs.shape[:-1] and targets.numel() != inputs.shape[:-1].numel():
             raise SpecError(
                 f"targets: expected one for each input of the head {list(inputs.shape[:-1])}, got "
                 f"{list(targets.shape)}; pass targets=, a function of the batch"
             )
-        full = getattr(linear.weight.detach(), "full_tensor", None)
-        weight = linear.weight.detach() if full is None else full()
+        weight, bias = (_whole(p) for p in (self._current() if self._parameters is None else self._parameters))
+        if weight is None or not weight.numel():
+            raise SpecError("head: its weight is partitioned (ZeRO-3), which the monitor does not gather")
         monitor = self._monitor(split, len(weight))
         features, flat = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1)
         rows = max(1, _CHUNK // len(weight))
         for start in range(0, len(features), rows):
             h = features[start : start + rows]
-            bias = None if linear.bias is None else linear.bias.detach().to(h.dtype)
-            monitor.update(F.linear(h, weight.to(h.dtype), bias), flat[start : start + rows])
+            logits = F.linear(h, weight.to(h.dtype), None if bias is None else bias.to(h.dtype))
+            monitor.update(logits, flat[start : start + rows])
 
     def _monitor(self, split: str, num_classes: int | None) -> Monitor:
         if self.train is None:
@@ -258,14 +319,13 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
 
     def _read(self, trainer: Trainer, split: str) -> None:
         """Log the reading of a split under the step of the loggers."""
-        monitor = self.train if split == "train" else self._tests[split]
-        if not self._together(self._settings) or monitor is None:
-            return
-        try:
-            reading = monitor.compute()
-        except SpecError as error:  # nothing seen at all
-            self._stop(str(error))
-            return
+        monitor = self.train if split == "train" else self._tests.get(split)
+        if self._together(self._settings) and monitor is not None:
+            with self._guarded():
+                self._log(trainer, split, monitor)
+
+    def _log(self, trainer: Trainer, split: str, monitor: Monitor) -> None:
+        reading = monitor.compute()
         monitor.reset()
         if not reading.count.sum() and not reading.nonfinite.sum():
             return
@@ -295,6 +355,32 @@ class FrequencyLoss(MonitorCallback):
 def _split(name: str, loaders: Any, number: int) -> str:
     """The name of an evaluation; with its number if there are several loaders."""
     return f"{name}_{number}" if isinstance(loaders, Sequence) and len(loaders) > 1 else name
+
+
+def _splits(name: str, loaders: Any) -> list[str]:
+    """The names of all evaluations of the loaders, the same on every rank."""
+    return [_split(name, loaders, i) for i in range(len(loaders) if isinstance(loaders, Sequence) else 1)]
+
+
+def _nothing(split: str, outputs: Any) -> str:
+    got = ", ".join(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
+    got = "nothing" if outputs is None or not got else got
+    return (
+        f"head: expected the name of the classifier, or steps of {split} that return loss, targets and logits (or "
+        f"losses), got {got}"
+    )
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise SpecError(f"{name}: expected a tensor, got {type(value).__name__}")
+    return value
+
+
+def _whole(value: Tensor | None) -> Tensor | None:
+    """All of a parameter that FSDP2 may have sharded over ranks."""
+    full = getattr(value, "full_tensor", None)
+    return value if full is None else full()
 
 
 def _last(batch: Any) -> Tensor:
