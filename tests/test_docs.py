@@ -93,7 +93,7 @@ def test_claims_are_documented() -> None:
                 claims.append([made.id, name, threshold, rule.quote.replace("|", "\\|")])
     assert documented == claims
     exact = sum(claim[1].endswith(" E") for claim in claims)
-    assert f"{len(claims)} claims, {exact} of them exact." in text
+    assert f"{len(claims) - exact} measured and {exact} exact claims." in text
 
 
 def test_claims_beyond_the_paper_are_documented() -> None:
