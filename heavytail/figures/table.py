@@ -98,8 +98,9 @@ register(
         "table1",
         "Models, data and batches",
         "Table 1",
-        "The problems of the paper, and then those of later work and of comparisons, as the presets state them: settings "
-        "that differ from a component's defaults, the optimizers whose step sizes are searched (−m: without momentum, +m: with), and the figures made from them.",
+        "The problems of the paper, and then those of later work and of comparisons, as the presets state them: "
+        "settings that differ from a component's defaults, the optimizers whose step sizes are searched (−m: without "
+        "momentum, +m: with), and the figures made from them.",
         (),
         (),
         plot,
