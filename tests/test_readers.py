@@ -127,6 +127,76 @@ def test_zstandard(tmp_path: Path) -> None:
     assert "b.txt.zst: cannot be read" in refusal(tmp_path / "b.txt.zst")
 
 
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pytest.importorskip("zstandard").ZstdCompressor().compress(content)
+    return packed
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": lambda content: gzip.compress(content, mtime=0),
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstd,
+}
+SKIPPED = b"\x5a*M\x18\x04\0\0\0abcd"  # a frame of zstd without content
+FIRST, SECOND = PLAIN[:20], PLAIN[20:]
+
+
+def unpacked(file: Path, content: bytes) -> bytes | None:
+    """What is read of a packed file with this content; None if it is refused."""
+    file.write_bytes(content)
+    try:
+        with readers.opened(file, sniff(file).packing) as stream:
+            return stream.read()
+    except DataError:
+        return None
+
+
+@pytest.mark.parametrize("between", [b"", b"\0" * 4, b"\0" * 300, SKIPPED], ids=["", "zeros", "more zeros", "skipped"])
+@pytest.mark.parametrize("packing", PACKERS)
+def test_streams_of_one_file_are_all_read(packing: str, between: bytes, tmp_path: Path) -> None:
+    """Two streams, with what the format allows before, between and after them; the rest is refused, not left out."""
+    first, second = map(PACKERS[packing], (FIRST, SECOND))
+    allowed = (
+        between == b"" or (packing == "zst" and between == SKIPPED) or (packing in ("gz", "xz") and 0 in between[:1])
+    )
+    for packed in (first + between + second, first + second + between):
+        assert unpacked(tmp_path / f"a.txt.{packing}", packed) == (PLAIN if allowed else None)
+    if between == SKIPPED:
+        assert unpacked(tmp_path / f"a.txt.{packing}", between + first + second) == (PLAIN if allowed else None)
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_large_packed_files_are_read_whole(packing: str, tmp_path: Path) -> None:
+    """Streams that end anywhere in the blocks that are read from the disk."""
+    rng = random.Random(0)
+    parts = [rng.randbytes(rng.choice([1, 100, 2**16, 2**17 + 1])).hex().encode() for _ in range(12)]
+    packed = b"".join(map(PACKERS[packing], parts))
+    assert unpacked(tmp_path / f"a.txt.{packing}", packed) == b"".join(parts)
+    (tmp_path / f"b.txt.{packing}").write_bytes(packed)
+    with readers.opened(tmp_path / f"b.txt.{packing}", packing) as stream:
+        pieces = [*iter(lambda: stream.read(rng.randrange(1, 2**17)), b"")]
+    assert b"".join(pieces) == b"".join(parts)
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_damaged_streams_are_never_left_out(packing: str, tmp_path: Path) -> None:
+    """Garbage after a stream, each byte of the next one's beginning changed, each length: everything or an error."""
+    first, second = map(PACKERS[packing], (FIRST, SECOND))
+    file = tmp_path / f"a.txt.{packing}"
+    for garbage in (b"\n", b"x", b"garbage of some length", second[:3], b"\1" * 5000):
+        assert unpacked(file, first + garbage) is None
+        assert unpacked(file, first + garbage + second) is None
+    for place in range(6):
+        for change in (0x01, 0x80, 0xFF):
+            damaged = bytearray(second)
+            damaged[place] ^= change
+            assert unpacked(file, first + damaged) in (None, PLAIN)
+    for length in range(1, len(first + second)):
+        if length != len(first):  # which is a whole file
+            assert unpacked(file, (first + second)[:length]) is None
+
+
 NUMBER_FILES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "a.parquet": (saved(NUMBERS.write_parquet), {"column": "y"}),
     "floats.parquet": (saved(NUMBERS.cast(pl.Float64).write_parquet), {"column": "y"}),
@@ -582,6 +652,43 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert [file.name for file in list_files(tmp_path / "corpus").files] == ["a.txt"]
+
+
+def hub(root: Path) -> None:
+    """The cache of a hub: contents by their digest, and links to them by name."""
+    (root / "blobs").mkdir()
+    (root / "blobs" / "0f3a").write_bytes(JSONL)
+    (root / "snapshots" / "main").mkdir(parents=True)
+    (root / "snapshots" / "main" / "train.jsonl").symlink_to("../../blobs/0f3a")
+
+
+def linked(how: str, root: Path) -> None:
+    (root / "x").mkdir()
+    (root / "x" / "a.jsonl").write_bytes(JSONL)
+    if how == "link":
+        (root / "b.jsonl").symlink_to("x/a.jsonl")
+    elif how == "hard link":
+        os.link(root / "x" / "a.jsonl", root / "b.jsonl")
+    else:
+        (root / "y").symlink_to("x", target_is_directory=True)
+
+
+LINKED: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "link to a file": (lambda root: linked("link", root), "b.jsonl", "x/a.jsonl"),
+    "hard link": (lambda root: linked("hard link", root), "b.jsonl", "x/a.jsonl"),
+    "link to a folder": (lambda root: linked("folder", root), "x/a.jsonl", "y/a.jsonl"),
+    "hub": (hub, "snapshots/main/train.jsonl", "blobs/0f3a"),
+}
+
+
+@pytest.mark.parametrize("how", LINKED)
+def test_a_file_of_several_names_counts_once(how: str, tmp_path: Path) -> None:
+    """By the name that tells its format; the others are in a note."""
+    make, kept, repeated = LINKED[how]
+    make(tmp_path)
+    assert [file.relative_to(tmp_path).as_posix() for file in list_files(tmp_path).files] == [kept]
+    assert counted(tmp_path) == WORDS
+    assert f"other names of files that are counted: {repeated}" in str(audit(tmp_path))
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

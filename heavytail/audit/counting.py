@@ -77,7 +77,7 @@ def count(
         raise SpecError(f"--vocab: expected at least {least}{why}, got {vocab}")
     if dtype is not None and dtype not in readers.DTYPES:
         raise SpecError(f"--dtype: expected {', '.join(readers.DTYPES)}, got '{dtype}'")
-    files, ignored = readers.list_files(path)
+    files, ignored, others = readers.list_files(path)
     form = readers.require_one_kind(path, files, dtype)
     if column is not None and form.kind in ("text", "npy", "tokens"):
         raise SpecError(f"--column: expected none for {form.kind}, which has no columns, got '{column}'")
@@ -85,6 +85,7 @@ def count(
         raise SpecError("--labels: expected a table with a column of labels, got text")
     corpus = _Corpus(files, column, dtype)
     notes = [f"left out by the rule for hidden files: {_some(ignored)}"] if ignored else []
+    notes += [f"left out, as other names of files that are counted: {_some(others)}"] if others else []
     if form.kind != "text":
         found = _count_column(corpus, labels or form.kind in readers.ARRAYS)
         if isinstance(found, Counts):

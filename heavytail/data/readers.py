@@ -52,6 +52,7 @@ DTYPES = ("uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64")
 TEXT, TABLES, ARRAYS = ("text",), ("jsonl", "json", "csv", "tsv", "parquet", "arrow"), ("npy", "npz", "tokens")
 _SUFFIXES = {"ndjson": "jsonl", "pq": "parquet", "tab": "tsv", "feather": "arrow", "ipc": "arrow"}
 _PACKED = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+_PACKED |= {bytes([start]) + b"*M\x18": "zst" for start in range(0x50, 0x60)}  # zstd frames to skip, as pzstd writes
 _PACKED_SUFFIXES = (".gz", ".gzip", ".bz2", ".xz", ".zst", ".zstd")
 _KNOWN = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"\x93NUMPY": "npy"}
 _REFUSED = {
@@ -101,10 +102,17 @@ class Format(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The files of a folder in the order of their paths, and the names of the hidden ones."""
+    """The files of a folder in the order of their paths, and the names of those that are left out.
+
+    Attributes:
+        files: each file once, whatever links lead to it.
+        ignored: hidden files and folders.
+        repeated: further names of files, relative to the folder.
+    """
 
     files: list[Path]
     ignored: list[str]
+    repeated: list[str]
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
@@ -122,7 +130,8 @@ def hidden(name: str) -> bool:
 def list_files(path: Path) -> Listing:
     """Return the file at a path, or all files of the folder and its subfolders.
 
-    Links are followed.
+    Links are followed. A file of several names counts once, by the first name that has a suffix, which may tell its
+    format.
 
     Raises:
         DataError: the path does not exist, a folder cannot be read or contains itself, or an entry is a pipe, a device
@@ -135,20 +144,28 @@ def list_files(path: Path) -> Listing:
     except ValueError as error:
         raise DataError(f"{str(path)!r}: no such file or folder ({error})") from error
     if stat.S_ISREG(mode):
-        return Listing([path], [])
+        return Listing([path], [], [])
     if not stat.S_ISDIR(mode):
         raise DataError(f"{path}: expected a file or a folder, got a pipe or device; save it to a file first")
-    files: list[Path] = []
+    found: dict[tuple[int, int], list[Path]] = {}
     ignored: list[str] = []
-    _walk(path, (), files, ignored)
+    _walk(path, (), found, ignored)
+    files, repeated = [], []
+    for same in found.values():
+        first, *others = sorted(same, key=lambda file: (not file.suffix, file.relative_to(path).as_posix()))
+        files.append(first)
+        repeated += [file.relative_to(path).as_posix() for file in others]
     files.sort(key=lambda file: file.relative_to(path).as_posix())
     if not files:
         left_out = f" but {', '.join(sorted(ignored)[:3])}" if ignored else ""
         raise DataError(f"{path}: expected files in the folder, got none{left_out}")
-    return Listing(files, sorted(ignored))
+    return Listing(files, sorted(ignored), sorted(repeated))
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], files: list[Path], ignored: list[str]) -> None:
+def _walk(
+    folder: Path, above: tuple[tuple[int, int], ...], found: dict[tuple[int, int], list[Path]], ignored: list[str]
+) -> None:
+    """Add the paths of each file by its identity, device and number."""
     try:
         status = folder.stat()
         identity = status.st_dev, status.st_ino
@@ -160,9 +177,12 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], files: list[Path], i
                 if hidden(entry.name):
                     ignored.append(entry.name)
                 elif entry.is_dir():
-                    _walk(path, (*above, identity), files, ignored)
+                    _walk(path, (*above, identity), found, ignored)
                 elif entry.is_file():
-                    files.append(path)
+                    status = path.stat()
+                    # Some file systems number no files; there every path is another file.
+                    number = status.st_ino or -1 - len(found)
+                    found.setdefault((status.st_dev, number), []).append(path)
                 else:
                     raise DataError(f"{path}: expected a file, got a pipe, a device or a broken link")
     except OSError as error:
@@ -290,12 +310,15 @@ def opened(file: Path, packing: str = "", advance: Callable[[int], None] | None 
     try:
         with file.open("rb", buffering=0) as raw:
             stream = io.BufferedReader(cast("io.RawIOBase", _Counted(raw, advance) if advance else raw), 2**18)
+            unpacked: Any = gzip.GzipFile(fileobj=stream) if packing == "gz" else stream
+            start = _DECOMPRESSORS.get(packing)
             if packing == "zst":
-                unpack, failure = _zstandard(file)
+                start, failure = _zstandard(file)
                 broken = (*_BROKEN, failure)
-            else:
-                unpack = {"": _same, "gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[packing]
-            with unpack(stream) as unpacked:
+            if start is not None:
+                # The format of xz allows zeros between streams.
+                unpacked = io.BufferedReader(_Streams(stream, start, b"\0" if packing == "xz" else b""), 2**16)
+            with unpacked:
                 yield unpacked
     except UnicodeDecodeError:
         raise
@@ -319,48 +342,86 @@ class _Counted(io.RawIOBase):
         return got
 
 
-def _same(stream: Any) -> Any:
-    return stream
-
-
 def _zstandard(file: Path) -> tuple[Any, type[Exception]]:
-    """The function that opens a zstd stream, and its exception."""
+    """What makes a decompressor of a zstd frame, and its exception."""
     with suppress(ImportError):
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # Python 3.14
 
-        return zstd.open, zstd.ZstdError
+        return zstd.ZstdDecompressor, zstd.ZstdError
     try:
         import zstandard
     except ImportError:
         raise DataError(f"{file}: .zst needs zstandard; run: pip install zstandard") from None
-    return (lambda stream: io.BufferedReader(_Frames(stream, zstandard.ZstdDecompressor()))), zstandard.ZstdError
+    shared = zstandard.ZstdDecompressor()
+    return (lambda: _Frame(shared.decompressobj())), zstandard.ZstdError
 
 
-class _Frames(io.RawIOBase):
-    """The content of zstd frames; EOFError if the last one is truncated, which zstandard does not detect."""
+class _Frame:
+    """zstandard's decompressor of a frame, with the interface of the standard library's."""
 
-    def __init__(self, stream: BinaryIO, decompressor: Any) -> None:
-        self._stream, self._decompressor = stream, decompressor
-        self._frame: Any = None
-        self._input = self._output = b""
+    needs_input = True
+
+    def __init__(self, frame: Any) -> None:
+        self._frame = frame
+
+    def decompress(self, data: bytes, _: int) -> bytes:
+        return bytes(self._frame.decompress(data))
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._frame.eof)
+
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._frame.unused_data)
+
+
+class _Streams(io.RawIOBase):
+    """The content of compressed streams, one after another.
+
+    EOFError if the last one is cut. What follows a stream and begins no other is an error of the decompressor;
+    `bz2.open` and `lzma.open` take it for the end of the file, and the streams after it would be missing.
+
+    Args:
+        stream: the file.
+        start: makes the decompressor of a stream.
+        padding: the byte, if any, of which there may be more between streams.
+    """
+
+    def __init__(self, stream: BinaryIO, start: Callable[[], Any], padding: bytes) -> None:
+        self._stream, self._start, self._padding = stream, start, padding
+        self._current: Any = None
+        self._input = b""
+        self._output = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._output:
-            self._input = self._input or self._stream.read(2**16)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the compressed file ended before its end-of-stream marker")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            self._output, self._input = self._frame.decompress(self._input), b""
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
+            if self._current is None or self._current.needs_input:
+                self._input = self._input or self._stream.read(2**16)
+                if not self._input:
+                    if self._current is not None:
+                        raise EOFError("the compressed file ended before its end-of-stream marker")
+                    return 0
+            if self._current is None:
+                self._input = self._input.lstrip(self._padding)
+                if not self._input:
+                    continue
+                self._current = self._start()
+            self._output, self._input = memoryview(self._current.decompress(self._input, 2**16)), b""
+            if self._current.eof:
+                self._input, self._current = self._current.unused_data, None
         size = min(len(buffer), len(self._output))
         buffer[:size], self._output = self._output[:size], self._output[size:]
         return size
+
+
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    "bz2": bz2.BZ2Decompressor,
+    "xz": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ),
+}
 
 
 @contextmanager
