@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -48,37 +49,41 @@ class Alarms:
         if patience < 1:
             raise SpecError(f"patience: expected at least 1, got {patience}")
         self.on_alarm, self.patience, self.rise = on_alarm, patience, rise
-        self._history: dict[str, list[dict[str, float]]] = {}
+        self._overall: dict[str, deque[float]] = {}  # the last readings of each split
+        self._recent: dict[tuple[str, str], deque[float]] = {}  # and of each of its groups, where it had rows
+        self._lowest: dict[tuple[str, str], float] = {}
         self._active: set[tuple[str, str, str]] = set()
 
     def check(self, step: int, reading: Reading, split: str = "train") -> list[Alarm]:
         """Add a reading; return the alarms that begin with it, after reporting them."""
-        history = self._history.setdefault(split, [])
-        losses = dict(zip(reading.names, map(float, reading.loss), strict=True))
-        now = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
-        now[""] = reading.overall["loss"]
+        overall = self._overall.setdefault(split, deque(maxlen=self.patience))
+        total = reading.overall["loss"]
         begun = []
         uniform = math.log(len(reading.class_count))
-        for name in filter(None, now):
-            past = [entry[name] for entry in history if name in entry]
-            recent, overall = past[-self.patience :], [entry[""] for entry in history[-self.patience :]]
+        for name, loss in zip(reading.names, map(float, reading.loss), strict=True):
+            if not math.isfinite(loss):
+                continue
+            recent = self._recent.setdefault((split, name), deque(maxlen=self.patience))
+            lowest = self._lowest.get((split, name), math.inf)
             waited = len(recent) == self.patience
             conditions = {
-                "uniform": bool(past) and now[name] > uniform + 0.05,
-                "stalled": waited and now[name] > 0.999 * recent[0] and now[""] < 0.99 * overall[0],
-                "rising": waited and now[name] > (1 + self.rise) * min(past) and now[name] > recent[-1],
+                "uniform": bool(recent) and loss > uniform + 0.05,
+                "stalled": waited and loss > 0.999 * recent[0] and total < 0.99 * overall[0],
+                "rising": waited and loss > (1 + self.rise) * lowest and loss > recent[-1],
             }
             texts = {
-                "uniform": f"loss {now[name]:.3g} is above log C = {uniform:.3g}: worse than guessing",
-                "stalled": f"loss {now[name]:.3g} has not fallen for {self.patience} readings, while the total has",
-                "rising": f"loss {now[name]:.3g} has risen from {min(past, default=math.nan):.3g}",
+                "uniform": f"loss {loss:.3g} is above log C = {uniform:.3g}: worse than guessing",
+                "stalled": f"loss {loss:.3g} has not fallen for {self.patience} readings, while the total has",
+                "rising": f"loss {loss:.3g} has risen from {lowest:.3g}",
             }
             for kind, holds in conditions.items():
                 key = (split, name, kind)
                 if holds and key not in self._active:
                     begun.append(Alarm(kind, name, split, step, f"{split}, step {step}, {name}: {texts[kind]}"))
                 (self._active.add if holds else self._active.discard)(key)
-        history.append(now)
+            recent.append(loss)
+            self._lowest[split, name] = min(lowest, loss)
+        overall.append(total)
         for alarm in begun:
             _log.warning("%s", alarm.message)
             if self.on_alarm is not None:
