@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -130,6 +133,82 @@ def test_wrong_journals_are_refused(tmp_path: Path) -> None:
         Journal(tmp_path / "file")
 
 
+def numbered(template: dict[str, object], split: str, step: int, number: int) -> str:
+    """A line of a journal, with a loss that tells it from others."""
+    overall = {"loss": float(number), "accuracy": None, "p_correct": None}
+    return json.dumps({**template, "split": split, "step": step, "overall": overall}) + "\n"
+
+
+@pytest.mark.parametrize("train_first", [True, False])
+@pytest.mark.parametrize("seed", range(40))
+def test_no_split_keeps_readings_of_an_abandoned_training(seed: int, train_first: bool, tmp_path: Path) -> None:
+    """Trainings that are killed anywhere and go back to a checkpoint: what is read is one training, in every split."""
+    rng = random.Random(seed)
+    Journal(tmp_path).write(0, reading(0))
+    template = json.loads((tmp_path / "monitor.jsonl").read_text())
+    every = {"train": 10, "eval_a": rng.choice([10, 20, 40]), "eval_b": rng.choice([20, 30])}
+    splits = list(every) if train_first else ["eval_a", "train", "eval_b"]
+    lines: list[str] = []
+    kept: list[tuple[str, int, int]] = []
+    complete = attempts = 0
+    while attempts < 4:
+        attempts += 1
+        start = rng.randrange(0, complete + 1, 10)
+        kept = [entry for entry in kept if entry[1] <= start]
+        writes = [
+            (split, step, 1000 * attempts + step)
+            for step in range(start + 10, start + 10 * rng.randrange(2, 9), 10)
+            for split in splits
+            if step % every[split] == 0
+        ]
+        killed = writes[: rng.randrange(1, len(writes) + 1)] if attempts < 4 else writes
+        lines += [numbered(template, *entry) for entry in killed]
+        kept += killed
+        complete = killed[-1][1] if len(killed) == len(writes) else max(start, killed[-1][1] - 10)
+    (tmp_path / "monitor.jsonl").write_text("".join(lines))
+    tracks, _, _ = read_journal(tmp_path)
+    found = {
+        (split, step, number)
+        for split, track in tracks.items()
+        for step, number in zip(track.step.tolist(), track.overall["loss"].tolist(), strict=True)
+    }
+    assert found == set(kept)
+
+
+def test_readings_of_one_step_stay_together(tmp_path: Path) -> None:
+    """A training that reads its last step again keeps the evaluation of that step."""
+    journal = Journal(tmp_path)
+    for split in ("eval", "train", "train"):
+        journal.write(10, reading(0), split)
+    assert {split: track.step.tolist() for split, track in read_journal(tmp_path)[0].items()} == {
+        "train": [10],
+        "eval": [10],
+    }
+
+
+def test_a_write_that_fails_anywhere_loses_that_reading_alone(tmp_path: Path) -> None:
+    """A disk that is full after any byte of a line: the readings before and after are read."""
+    journal, entry = Journal(tmp_path), Monitor(counts=[1], num_groups=1).compute()
+    file = tmp_path / "monitor.jsonl"
+    journal.write(10, entry, "eval")
+    first = file.read_bytes()
+    journal.write(20, entry, "eval")
+    length = file.stat().st_size - len(first)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number in range(length):
+        file.write_bytes(first)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(first) + number, limits[1]))
+        try:
+            with pytest.raises(StoreError, match="cannot write"):
+                journal.write(20, entry, "eval")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        journal.write(30, entry, "eval")
+        journal.write(40, entry, "eval")
+        steps = read_journal(tmp_path)[0]["eval"].step.tolist()
+        assert steps == [10, *([20] if number == length - 1 else []), 30, 40]  # that line lacks its end alone
+
+
 class Tags(HTMLParser):
     """Counts tags, and keeps what is loaded from elsewhere and the scripts that run."""
 
@@ -199,6 +278,96 @@ def test_several_runs_share_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     tags = Tags()
     tags.feed(page)
     assert tags.count["img"] == 2
+
+
+def empty() -> Reading:
+    return Monitor(counts=COUNTS, num_groups=3).compute()
+
+
+def nonfinite() -> Reading:
+    monitor = Monitor(counts=COUNTS, num_groups=3)
+    monitor.update(torch.full((8,), torch.inf), torch.arange(8))
+    return monitor.compute()
+
+
+WRITTEN: dict[str, list[tuple[Callable[[], Reading], str]]] = {
+    "evaluations alone": [(lambda: reading(0), "eval"), (lambda: reading(1), "eval")],
+    "a reading without rows": [(empty, "train")],
+    "evaluations without rows": [(empty, "eval"), (empty, "test")],
+    "no finite row": [(nonfinite, "train")],
+    "one reading": [(lambda: reading(0), "train")],
+    "a reading without rows, then one with": [(empty, "train"), (lambda: reading(0), "train")],
+}
+
+
+def journal_of(name: str, folder: Path) -> str:
+    journal = Journal(folder)
+    for step, (make, split) in enumerate(WRITTEN[name]):
+        journal.write(step, make(), split)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_journal_has_a_page(name: str, tmp_path: Path) -> None:
+    """Whatever the readings lack."""
+    assert main(["monitor", journal_of(name, tmp_path)]) == 0
+    assert f"step {len(WRITTEN[name]) - 1}" in (tmp_path / "report.html").read_text()
+
+
+def test_every_journal_shares_a_page(tmp_path: Path) -> None:
+    """The same journals under one another."""
+    folders = [journal_of(name, tmp_path / name) for name in WRITTEN]
+    assert main(["monitor", *folders]) == 0
+    page = (Path(folders[0]) / "runs.html").read_text()
+    assert all(f"{name}: " in page for name in WRITTEN)
+
+
+def test_groups_whose_number_changes_are_labelled(tmp_path: Path) -> None:
+    """Groups by name, of which the last reading has fewer: the others have numbers."""
+    journal = Journal(tmp_path)
+    journal.write(1, reading(0, Monitor(8, groups={"a": [0], "b": [1], "c": [2]})))
+    journal.write(2, reading(0, Monitor(8, groups={"x": [0]})))
+    assert main(["monitor", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    for label in ("x", "other", "3", "4"):
+        assert f'<td class="number">{label}</td>' in page
+
+
+@pytest.mark.parametrize("name", [0, None, ("a", "b"), ""])
+def test_names_of_groups_are_texts(name: object) -> None:
+    """Other names would stop the table and the journal later."""
+    with pytest.raises(SpecError, match="groups: expected texts as names, got"):
+        Monitor(8, groups={"a": [0], name: [1]})  # type: ignore[dict-item]
+
+
+def test_pages_name_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has its own name, runs of one name have longer paths, and `~` is the home folder."""
+    for run in ("a/run", "b/run", "c/other"):
+        Journal(tmp_path / run).write(1, reading(0))
+    monkeypatch.chdir(tmp_path / "a" / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["monitor", "."]) == 0
+    assert "Loss by token frequency: run<" in Path("report.html").read_text()
+    assert json.loads(Path("monitor.json").read_text())["folder"] == "run"
+    assert main(["monitor", "~/c/other", ".", "../../b/run"]) == 0
+    page = (tmp_path / "c" / "other" / "runs.html").read_text()
+    for name in ("a/run", "b/run", "other"):
+        assert f">{name}: Training, step 1<" in page
+    assert not Path("~").exists()
+
+
+def test_watch_waits_for_the_first_reading(tmp_path: Path) -> None:
+    """`--watch` may start before the training: it says what it waits for, and writes the page when that is there."""
+    command = [sys.executable, "-m", "heavytail", "monitor", str(tmp_path / "run"), "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert process.stderr.readline().startswith("waiting: no monitor.jsonl in ")
+            Journal(tmp_path / "run").write(1, reading(0))
+            assert "page: " in process.stdout.readline()
+        finally:
+            process.kill()
 
 
 def test_watch_rewrites_the_page(tmp_path: Path) -> None:

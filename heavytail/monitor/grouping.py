@@ -88,6 +88,8 @@ def _by_name(groups: Mapping[str, ArrayLike], num_classes: int | None) -> Groupi
         raise SpecError("num_classes: expected it beside groups by name, got None")
     index = np.full(num_classes, -1, np.int64)
     for g, (name, ids) in enumerate(members.items()):
+        if not isinstance(name, str) or not name:
+            raise SpecError(f"groups: expected texts as names, got {name!r}")
         if not len(ids) or not np.issubdtype(ids.dtype, np.integer):
             raise SpecError(f"groups: expected class numbers for '{name}', got {ids.dtype} {list(ids.shape)}")
         if ids.min() < 0 or ids.max() >= num_classes:

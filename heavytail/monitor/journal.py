@@ -21,6 +21,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,8 @@ class Journal:
     """Readings appended to a folder; a crash loses at most the one being written.
 
     A training that resumes from a checkpoint continues in the same folder: its readings replace those at the same and
-    later steps. Another run belongs in another folder: one that reads at other intervals is refused.
+    later steps, in every split from its first training reading on. Another run belongs in another folder: one that
+    reads at other intervals is refused.
 
     Args:
         folder: created if missing.
@@ -66,9 +68,8 @@ class Journal:
         self._before = _written_steps(self._file)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._file.open("ab") as file:
-                if file.tell() and not _ends_in_newline(self._file):
-                    file.write(b"\n")  # of a writer that was killed: that line is lost, not the next
+            with self._file.open("ab"):
+                pass
         except OSError as error:
             raise StoreError(f"cannot write {self._file}: {error.strerror or error}") from error
 
@@ -101,8 +102,10 @@ class Journal:
             "cut": reading.cut,
         }
         try:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            with self._file.open("ab") as file:
+                # A writer that was killed, or a full disk, leaves a part of a line: it is lost, this one is not.
+                torn = file.tell() > 0 and not _ends_in_newline(self._file)
+                file.write((torn * "\n" + json.dumps(line, allow_nan=False) + "\n").encode())
             if split == "train":
                 content = io.BytesIO()
                 np.savez(content, count=reading.class_count, group=reading.groups.index)
@@ -170,13 +173,19 @@ def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Arra
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
     lines: dict[str, list[dict[str, Any]]] = {}
+    before: dict[str, int] = {}  # readings of each split that are older than the last training reading
     torn = 0
     for line in text.splitlines():
         try:
             entry = _checked(json.loads(line))
-            track = lines.setdefault(entry["split"], [])
-            while track and track[-1]["step"] >= entry["step"]:  # the training went back to a checkpoint
+            split, step = entry["split"], entry["step"]
+            track = lines.setdefault(split, [])
+            if split == "train":
+                _drop_abandoned(lines, step, before)
+                before = {name: len(others) for name, others in lines.items()}
+            while track and track[-1]["step"] >= step:  # the training went back to a checkpoint
                 track.pop()
+            before[split] = min(before.get(split, 0), len(track))
             track.append(entry)
         except (ValueError, RecursionError):
             torn += 1  # one for each time the writer was killed
@@ -197,6 +206,21 @@ def read_journal(folder: str | os.PathLike[str]) -> tuple[dict[str, Track], Arra
             raise DataError(f"{folder / 'classes.npz'} is damaged: {error or type(error).__name__}") from error
     order = sorted(lines, key=lambda split: (split != "train", split))
     return {split: _track(lines[split]) for split in order}, count, group
+
+
+def _drop_abandoned(lines: Mapping[str, list[dict[str, Any]]], step: int, before: Mapping[str, int]) -> None:
+    """Drop what other splits hold of a training that was abandoned, if one that went back reads `step` now.
+
+    A training that went back may have evaluated this step already, after the last training reading of the other one.
+    """
+    if not lines["train"] or (last := lines["train"][-1]["step"]) < step:
+        return
+    for split, track in lines.items():
+        if split != "train":
+            while track and track[-1]["step"] > step:
+                track.pop()
+            if track and track[-1]["step"] == step < last and len(track) <= before.get(split, 0):
+                track.pop()
 
 
 def _checked(line: Any) -> dict[str, Any]:

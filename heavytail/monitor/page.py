@@ -9,12 +9,13 @@ Shapes: E readings, G groups.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from heavytail.files import Row, plain, strict_json, write_result
+from heavytail.files import Row, expanded, plain, strict_json, write_result
 from heavytail.monitor.journal import Track, read_journal
 from heavytail.monitor.picture import draw_monitored
 from heavytail.report.page import Picture, Section, Table, charted, render
@@ -38,17 +39,19 @@ def write_monitored(folder: Path) -> Path:
         DataError: there is no journal, or it is damaged.
         StoreError: the folder cannot be written.
     """
+    folder = expanded(folder)
     tracks, counts, index = read_journal(folder)
     picture = draw_monitored(tracks, counts, index)
+    [name] = _names([folder])
     png = picture.render("png")
     files = {
         "monitor.png": png,
         "monitor.pdf": picture.render("pdf"),
-        "monitor.json": strict_json({"folder": folder.name, "panels": picture.plotted}),
-        "report.html": _page(folder.name, tracks, png, charted(plain(picture.plotted))),
+        "monitor.json": strict_json({"folder": name, "panels": picture.plotted}),
+        "report.html": _page(name, tracks, png, charted(plain(picture.plotted))),
     }
-    for name, content in files.items():
-        write_result(folder / name, content)
+    for file, content in files.items():
+        write_result(folder / file, content)
     return folder / "report.html"
 
 
@@ -59,17 +62,30 @@ def write_compared(folders: Sequence[Path]) -> Path:
         DataError, StoreError: as `write_monitored`.
     """
     sections: list[Section] = []
-    for folder in folders:
+    folders = [*map(expanded, folders)]
+    for folder, name in zip(folders, _names(folders), strict=True):
         tracks, counts, index = read_journal(folder)
         picture = draw_monitored(tracks, counts, index)
         panels = charted(plain(picture.plotted))
         sections += [
-            Section(heading=folder.name, pictures=[Picture(picture.render("png"), panels=panels)]),
-            *(_split_section(f"{folder.name}: {_SPLITS.get(split, split)}", track) for split, track in tracks.items()),
+            Section(heading=name, pictures=[Picture(picture.render("png"), panels=panels)]),
+            *(_split_section(f"{name}: {_SPLITS.get(split, split)}", track) for split, track in tracks.items()),
         ]
     file = folders[0] / "runs.html"
     write_result(file, render("Loss by token frequency", sections))
     return file
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return a name for each folder: the end of its path, as long as it takes to tell it from those of other runs."""
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
+    names = []
+    for path in paths:
+        others = [other.parts for other in paths if other != path]
+        ends = (path.parts[-number:] for number in range(1, len(path.parts) + 1))
+        end = next((end for end in ends if all(other[-len(end) :] != end for other in others)), path.parts)
+        names.append(str(Path(*end)))
+    return names
 
 
 def _page(name: str, tracks: dict[str, Track], png: bytes, panels: Sequence[Row]) -> bytes:
@@ -87,7 +103,8 @@ def _split_section(name: str, track: Track) -> Section:
     last = {column: values[-1] for column, values in track.groups.items()}
     overall = {column: values[-1] for column, values in track.overall.items()}
     shown = [column for column in _COLUMNS if column in last and any(map(math.isfinite, last[column]))]
-    labels = track.names or [str(g + 1) for g in range(len(last["loss"]))]
+    numbers = [str(g + 1) for g in range(len(last["loss"]))]
+    labels = [*track.names, *numbers[len(track.names) :]]  # earlier readings may have had more groups
     groups = [[labels[g], *(_number(c, last[c][g]) for c in shown)] for g in range(len(last["loss"]))]
     everything = ["all", *(_number(c, overall.get(c, math.nan)) for c in shown)]
     nonfinite = np.nansum(last["nonfinite"])

@@ -43,10 +43,10 @@ def draw_monitored(tracks: Mapping[str, Track], counts: Array, index: Array) -> 
         runs = {split: _as_selected(split, track, counts, index) for split, track in tracks.items()}
         first = next(iter(runs.values()))
         panel = picture.panel(0, 0, "classes", "class, by frequency", "targets seen")
-        if len(counts):
+        if counts.any():
             class_histogram(panel, first)
         else:
-            panel.note("no training readings")
+            panel.note("no targets seen" if len(counts) else "no training readings")
         losses = [picture.panel(0, 1, "overall", "step", "loss (nats)")]
         for number, (split, track) in enumerate(tracks.items()):
             name, colour = _NAMES.get(split, split), _COLOURS[number % len(_COLOURS)]

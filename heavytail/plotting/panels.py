@@ -50,7 +50,7 @@ def class_histogram(panel: Panel, run: Selected) -> None:
 def balanced(counts: Array) -> bool:
     """Return whether all classes that occur [C] do so equally often: their groups then say nothing about frequency."""
     seen = counts[counts > 0]
-    return bool(seen.min() == seen.max())
+    return bool(len(seen) and seen.min() == seen.max())
 
 
 def shades(counts: Array, num_groups: int) -> list[Any]:
