@@ -192,6 +192,28 @@ def test_unwritable_output_is_refused_before_training(
     assert not root.exists()
 
 
+@pytest.mark.parametrize("command", ["audit", "theory", "report", "run", "sweep"])
+def test_outputs_go_to_the_home_folder(
+    command: str, two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--out ~/out`, as a script or a quoted argument passes it, is in the home folder, not in one called `~`."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a b b c c c")
+    (tmp_path / "mine.toml").write_text(tiny_preset(2, "seeds = [0]", 'name = "gd"\nlr = { exponents = [-2, -1] }'))
+    given, written = {
+        "audit": (["audit", "a.txt"], "audit.json"),
+        "theory": (["theory"], ""),
+        "report": (["report", *map(str, two)], ""),
+        "run": (RUN, "history.parquet"),
+        "sweep": (["sweep", "mine.toml", "--jobs", "1"], "gd/seed0/history.parquet"),
+    }[command]
+    assert main([*given, "--out", "~/out"]) == 0
+    assert (tmp_path / "home" / "out" / written).is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_sweep_on_an_own_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`heavytail sweep FILE.toml` searches step sizes and says why each candidate lost."""
     optim = 'name = "gd"\nmomentum = [0.0, 0.9]\nlr = { decades = [-2, 1], refine = 1 }'

@@ -268,7 +268,14 @@ def options(args: argparse.Namespace, workers: int | None = None) -> Options:
 
 
 def writable(folder: Path) -> Path:
-    """Create an output folder before training, so that hours of training do not end in a failure to write."""
+    """Create an output folder before training, so that hours of training do not end in a failure to write.
+
+    Returns:
+        The folder, with `~` replaced by the home folder.
+    """
+    from heavytail.files import expanded
+
+    folder = expanded(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -33,16 +33,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page, print the differences."""
-    from heavytail.files import plain
+    from heavytail.files import expanded, plain
     from heavytail.report.difference import Difference, Side, write_difference
 
-    difference = Difference(Side.read(args.a), Side.read(args.b))
-    write_difference(difference, args.out)
+    page = expanded(args.out)
+    difference = Difference(Side.read(expanded(args.a)), Side.read(expanded(args.b)))
+    write_difference(difference, page)
     if args.json:
-        print(json.dumps(plain({**difference.to_dict(), "page": str(args.out)}), indent=1))
+        print(json.dumps(plain({**difference.to_dict(), "page": str(page)}), indent=1))
     else:
         _print(difference)
-        print(f"page: {args.out}")
+        print(f"page: {page}")
     return 1 if args.strict and difference.lost else 0
 
 

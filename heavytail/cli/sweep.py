@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     store = run_store(args)
     if args.dry_run:
         return print_costs(searches(args.file, sweep, remember(store), {}), args)
-    if args.out is not None:
-        writable(args.out)
+    out = None if args.out is None else writable(args.out)
     with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:
         failures = search([sweep], store, chosen, progress)
     if not chosen.first:
@@ -69,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         _print(arm.label, best)
         chosen_rates.append(f"{arm.label} {best.chosen.lr:.4g}" if best.chosen else f"{arm.label} none stable")
-        if args.out is not None:
-            _write_tables(sweep.unprobed().verdict(best), store, args.out / arm.label)
+        if out is not None:
+            _write_tables(sweep.unprobed().verdict(best), store, out / arm.label)
     if chosen_rates:
         print(f"step sizes: {', '.join(chosen_rates)}")
     if failures:

@@ -24,10 +24,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page, and open it."""
+    from heavytail.files import expanded
     from heavytail.report.theory import write_theory
 
-    write_theory(args.out)
-    print(f"page: {args.out}")
+    page = expanded(args.out)
+    write_theory(page)
+    print(f"page: {page}")
     if args.open:
-        browse(args.out)
+        browse(page)
     return 0
