@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # so that a user's type checker knows what __getattr__ import
     from heavytail.monitor.journal import Journal
     from heavytail.monitor.monitor import Monitor, Reading
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "ClassStats": "heavytail.metrics",
