@@ -411,7 +411,7 @@ def test_of_many_optimizers_those_that_help_have_a_colour() -> None:
         (["adam", "--set", "eps=False"], "--set eps: expected a TOML value, got False; write false"),
         (["adam", "--set", "eps=.5"], "--set eps: expected a TOML value, got .5; write 0.5"),
         (["adam", "--set", "eps=None"], "--set eps: expected a TOML value, got None"),
-        (["adam", "--set", "eps=inf"], "optim.eps: expected float, got inf"),
+        (["torch.optim.Adam", "--set", "eps=inf"], "optim.eps: expected a finite number, got inf"),
         (["torch.optim.Adm"], "did you mean 'Adam'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

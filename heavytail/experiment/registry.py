@@ -123,6 +123,9 @@ class Registry(Generic[R]):
         if hasattr(recipe, "pinned"):
             recipe = recipe.pinned()
         settings = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.init}
+        for name, value in settings.items():
+            if isinstance(value, float) and not math.isfinite(value):  # which has no place in a run's record
+                raise SpecError(f"{self.kind}.{name}: expected a finite number, got {value}")
         return Component(
             getattr(recipe, "path", component.name) if is_path(component.name) else component.name, settings
         )
@@ -216,7 +219,7 @@ def check_type(value: object, hint: Any, field: str) -> Any:
             item = typing.get_args(hint)[0]
             return tuple(check_type(v, item, field) for v in value)
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from heavytail.plotting.panels import final_group_losses, loss_label, overall_loss
-from heavytail.plotting.style import Picture
+from heavytail.plotting.style import Picture, optimizer_name
 from heavytail.results.claims import claim, present, rarest, ratio, versus
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results, Selected, SweepRef
@@ -42,8 +42,10 @@ def draw(results: Results, *refs: SweepRef) -> Picture:
     """Draw the overall loss and the final loss of every group, of all optimizers of some sweeps of one problem."""
     runs = [results.selected(ref, label) for ref in refs for label in results.labels(ref)]
     picture = Picture(1, 2, width=3.6, height=2.8)
-    overall_loss(picture.panel(0, 0, "overall", "step", loss_label("train")), runs)
-    final_group_losses(picture.panel(0, 1, "last step, by group", "group (1 = most frequent)", ""), runs)
+    overall_loss(picture.panel(0, 0, "overall", "step", loss_label("train")), runs, legend=False)
+    final_group_losses(picture.panel(0, 1, "last step, by group", "group (1 = most frequent)", ""), runs, legend=False)
+    names = [optimizer_name(run.label, stochastic=run.stochastic) for run in runs]
+    picture.legend([picture.panels[0, 0]], dict(zip(names, names, strict=True)), ncols=3)
     return picture
 
 

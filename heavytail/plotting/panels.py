@@ -140,7 +140,7 @@ def group_losses(panel: Panel, run: Selected, *, until: int | None = None) -> No
     panel.axes.set_ylim(bottom=0)
 
 
-def final_group_losses(panel: Panel, runs: Sequence[Selected]) -> None:
+def final_group_losses(panel: Panel, runs: Sequence[Selected], *, legend: bool = True) -> None:
     """Draw the final loss of each frequency group for several optimizers, median over seeds; initial loss dashed."""
     for run in runs:
         name = optimizer_name(run.label, stochastic=run.stochastic)
@@ -150,7 +150,7 @@ def final_group_losses(panel: Panel, runs: Sequence[Selected]) -> None:
         style = {"color": optimizer_colour(run.label), "marker": "o", "markersize": 3.5}
         panel.line(np.arange(1, run.num_groups + 1), run.final_group_loss, name, **style)
     panel.level(runs[0].initial_loss, "initial")
-    if any(run.lr is not None for run in runs):
+    if legend and any(run.lr is not None for run in runs):
         panel.axes.legend(loc="best", handlelength=1.4)
     panel.axes.set_ylim(bottom=0)
     panel.axes.set_xticks([1, runs[0].num_groups] if runs[0].num_groups > 1 else [1])
