@@ -19,7 +19,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -314,10 +314,11 @@ class _Run:
         values = torch.stack(self.objective[first:]).cpu().numpy()
         self.judged = step + 1
         lost = np.flatnonzero(~(np.isfinite(values) & (values <= DIVERGED_FACTOR * initial)))
+        steps = [first + int(lost[0])] if len(lost) else []
         # The averaged parameters, of which the losses are recorded, may overflow though the objective does not.
         if self.averages and not np.isfinite(self.rows["train/loss"][-1]):
-            return int(self.rows["train/step"][-1])
-        return first + int(lost[0]) if len(lost) else None
+            steps.append(int(self.rows["train/step"][-1]))
+        return min(steps, default=None)
 
     def _end_diverged(self, step: int) -> History:
         """Commit the run as diverged at `step`, without later measurements."""
@@ -405,12 +406,18 @@ class _Run:
         """Sums per class over a split, in eval mode and through its deterministic transform."""
         stats = ClassStats.zeros(self.data.num_classes, self.sums_device)
         self.model.eval()
-        # At step 0 the average is the initial point, and the optimizer may have no state yet.
-        with torch.no_grad(), _averaged(self.optimizer) if self.averages and self.step else nullcontext():
+        with torch.no_grad(), self._result():
             for batch in split.batches(self.group.share(_cut(len(split), self.microbatch))):
                 self._loss(batch, None, float(batch.targets.numel()), stats)
         self.group.add(stats.tensors())
         return stats
+
+    def _result(self) -> AbstractContextManager[None]:
+        """The optimizer's result in the parameters, where it is not the point of its gradients.
+
+        At step 0 it is the initial point, and the optimizer may have no state yet.
+        """
+        return _averaged(self.optimizer) if self.averages and self.step else nullcontext()
 
     def _batches(self, step: int) -> Iterator[Batch]:
         """This process's micro-batches of a step.
@@ -495,8 +502,7 @@ class _Run:
         if not due or self.group.rank > 0:  # measuring changes nothing, so one process is enough
             return
         self.model.eval()
-        average = _averaged(self.optimizer) if self.averages and self.step else nullcontext()
-        with torch.no_grad(), torch.random.fork_rng(), average:
+        with torch.no_grad(), torch.random.fork_rng(), self._result():
             view = StepView(step, self.model, self.data, self._pairs)
             for name, probe in due.items():
                 for key, value in {"step": np.int64(step), **probe.measure(view)}.items():
