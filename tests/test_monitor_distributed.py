@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +23,28 @@ CLASSES, ROWS = 9, 24
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
 
+def _on_two_ranks(work: Callable[..., None], folder: Path) -> None:
+    """Run `work(rank, folder, port)` in two processes that may meet at a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, args=(folder, port), nprocs=2)
+
+
+def _check_resumed(folder: Path, rank: int) -> Any:
+    """Check that a rank's reading of an interrupted training is that of the whole one; return it."""
+    resumed, whole = (np.load(folder / f"{name}-{rank}.npz") for name in ("resumed", "whole"))
+    for name in ("index", "class_count", "count"):
+        np.testing.assert_array_equal(resumed[name], whole[name])
+    np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-12)
+    return resumed
+
+
 @pytest.fixture(scope="module")
 def readings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes left what they read."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, args=(folder, port), nprocs=2)
+    _on_two_ranks(_rank, folder)
     return folder
 
 
@@ -191,15 +207,9 @@ def test_the_trainer_counts_repeated_samples_once(tmp_path: Path) -> None:
     stopped, the other's stops at its next reading, and nobody waits.
     """
     pytest.importorskip("transformers", reason="pip install transformers accelerate")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_trainer_rank, args=(tmp_path, port), nprocs=2)
+    _on_two_ranks(_trainer_rank, tmp_path)
     for rank in range(2):
-        resumed, whole = (np.load(tmp_path / f"{name}-{rank}.npz") for name in ("resumed", "whole"))
-        for name in ("index", "class_count", "count"):
-            np.testing.assert_array_equal(resumed[name], whole[name])
-        np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-12)
+        _check_resumed(tmp_path, rank)
         found = np.load(tmp_path / f"trainer-{rank}.npz")
         assert found["eval"] == 9 * 6
         assert found["train"] > 0
@@ -251,15 +261,9 @@ def _trainer_rank(rank: int, folder: Path, port: int) -> None:
 def test_lightning_resumes_the_sums_of_all_ranks(tmp_path: Path) -> None:
     """Interrupted on two ranks and resumed, the reading and its groups are those without interruption."""
     pytest.importorskip("lightning", reason="pip install lightning")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_lightning_rank, args=(tmp_path, port), nprocs=2)
+    _on_two_ranks(_lightning_rank, tmp_path)
     for rank in range(2):
-        resumed, whole = (np.load(tmp_path / f"{name}-{rank}.npz") for name in ("resumed", "whole"))
-        for name in ("index", "class_count", "count"):
-            np.testing.assert_array_equal(resumed[name], whole[name])
-        np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-12)
+        resumed = _check_resumed(tmp_path, rank)
         assert resumed["count"].sum() == 2 * 16 * 6
 
 

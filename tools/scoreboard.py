@@ -15,6 +15,7 @@ from pathlib import Path
 
 from heavytail.errors import StoreError
 from heavytail.files import Row, read_json, write_atomic
+from heavytail.report.difference import limit
 from heavytail.results.claims import summary
 from heavytail.results.figure import Figure, all_figures
 from tools import optimizers, times
@@ -112,10 +113,10 @@ def _totals(claims: Claims, made: Sequence[str]) -> Iterator[str]:
         return
     yield f"| scale | of | measured claims | {' | '.join(VERDICTS)} | exact claims reproduced |"
     yield "|---|---|---|" + "---|" * (len(VERDICTS) + 1)
-    later = {figure.id for figure in all_figures() if figure.later}
+    sources = {figure.id: "later work" if figure.later else "the paper" for figure in all_figures()}
     for scale in made:
         for source in ("the paper", "later work"):
-            rows = [row for row in claims[scale] if (row["figure"] in later) == (source == "later work")]
+            rows = [row for row in claims[scale] if sources.get(row["figure"], "the paper") == source]
             measured = [row["verdict"] for row in rows if row.get("kind") != "exact"]
             exact = [row["verdict"] for row in rows if row.get("kind") == "exact"]
             counts = [str(len(measured)), *(str(measured.count(verdict)) for verdict in VERDICTS)]
@@ -143,9 +144,8 @@ def _highlights(claims: Claims, made: Sequence[str], link: str) -> Iterator[str]
         if mine:
             first = next(iter(mine.values()))
             picture = f"[{figure}]({link}/{[*mine][-1]}/figures/{figure}.png)"
-            threshold = f"{first['comparison']} {first['threshold']:g}"
             cells = [_measured(mine[scale]) if scale in mine else NOTHING for scale in made]
-            lines.append(f"| {picture} | {where}: {first['statement']} | {threshold} | {' | '.join(cells)} |")
+            lines.append(f"| {picture} | {where}: {first['statement']} | {limit(first)} | {' | '.join(cells)} |")
     if lines:
         yield f"| figure | measured | threshold | {' | '.join(made)} |"
         yield "|---|---|---|" + "---|" * len(made)
@@ -169,12 +169,10 @@ def _every(claims: Claims, made: Sequence[str]) -> Iterator[str]:
             found.setdefault((row["figure"], row["claim"]), {})[scale] = row
     for (figure, claim), mine in sorted(found.items(), key=lambda item: item[0][0]):
         row = next(iter(mine.values()))
-        low_high = row["threshold"] if isinstance(row["threshold"], list) else [row["threshold"]]
-        threshold = f"{row['comparison']} {', '.join(f'{x:g}' for x in low_high)}"
         exact = " E" if row.get("kind") == "exact" else ""
         cells = [_measured(mine[scale]) if scale in mine else NOTHING for scale in made]
         statement = row["statement"].replace("|", "&#124;")
-        yield f"| {figure} | {claim}{exact} | {statement} | {threshold} | {' | '.join(cells)} |"
+        yield f"| {figure} | {claim}{exact} | {statement} | {limit(row)} | {' | '.join(cells)} |"
 
 
 def _measured(row: Row) -> str:

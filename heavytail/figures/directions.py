@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from heavytail.experiment.preset import SCALES
 from heavytail.figures.vision import LONG_CNN
-from heavytail.plotting.panels import group_losses, loss_label, overall_loss
+from heavytail.plotting.panels import group_losses, key_below, loss_label, overall_loss
 from heavytail.plotting.style import Picture, optimizer_name
 from heavytail.results.claims import direction_rules
 from heavytail.results.figure import Figure, register
@@ -41,8 +41,7 @@ def direction_figure(name: str, title: str, paper: str, problem: SweepRef) -> Fi
                 group_losses(losses[-1], run)
         picture.share_y(losses, 2 * runs[0].initial_loss)
         picture.group_bar(losses, runs[0].num_groups)
-        names = [optimizer_name(run.label, stochastic=run.stochastic) for run in runs]
-        picture.legend([picture.panels[row, 0] for row in range(len(MOMENTA))], dict(zip(names, names, strict=True)))
+        key_below(picture, [picture.panels[row, 0] for row in range(len(MOMENTA))], runs)
         return picture
 
     return Figure(name, title, paper, ABOUT, (ref,), direction_rules(ref), plot)

@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from heavytail.plotting.panels import final_group_losses, loss_label, overall_loss
-from heavytail.plotting.style import Picture, optimizer_name
+from heavytail.plotting.panels import final_group_losses, key_below, loss_label, overall_loss
+from heavytail.plotting.style import Picture
 from heavytail.results.claims import claim, present, rarest, ratio, versus
 from heavytail.results.figure import Figure, register
 from heavytail.results.results import Array, Results, Selected, SweepRef
@@ -44,8 +44,7 @@ def draw(results: Results, *refs: SweepRef) -> Picture:
     picture = Picture(1, 2, width=3.6, height=2.8)
     overall_loss(picture.panel(0, 0, "overall", "step", loss_label("train")), runs, legend=False)
     final_group_losses(picture.panel(0, 1, "last step, by group", "group (1 = most frequent)", ""), runs, legend=False)
-    names = [optimizer_name(run.label, stochastic=run.stochastic) for run in runs]
-    picture.legend([picture.panels[0, 0]], dict(zip(names, names, strict=True)), ncols=3)
+    key_below(picture, [picture.panels[0, 0]], runs, ncols=3)
     return picture
 
 

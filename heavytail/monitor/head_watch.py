@@ -130,8 +130,8 @@ class HeadWatch:
         features, b = inputs.reshape(-1, inputs.shape[-1]), self.head.bias
         # Sums over all rows leave the range of float16, and the precision of bfloat16.
         features = features.float() if features.itemsize < 4 else features
-        weight = _whole(self.head.weight).to(features.dtype)
-        bias = None if b is None else _whole(b).to(features.dtype)
+        weight = whole(self.head.weight).to(features.dtype)
+        bias = None if b is None else whole(b).to(features.dtype)
         with torch.inference_mode(False):
             gradient, curvature = weight_gradient(features, weight, bias, targets.to(features.device), ignore_index=-1)
             self._gradient = self._gradient + gradient
@@ -174,12 +174,12 @@ class HeadWatch:
     def _after_step(self, *_: object) -> None:
         assert self._before is not None
         moved = (self.head.weight.detach() - self._before).double().square().sum(1)
-        self._moved = _whole(moved) + (0 if self._moved is None else self._moved)
+        self._moved = whole(moved) + (0 if self._moved is None else self._moved)
         self._steps += 1
         self._before = None
 
 
-def _whole(weight: Tensor) -> Tensor:
-    """All of a weight that FSDP2 may have sharded over ranks."""
-    full: Callable[[], Tensor] | None = getattr(weight.detach(), "full_tensor", None)
-    return weight.detach() if full is None else full()
+def whole(parameter: Tensor) -> Tensor:
+    """Return all of a parameter that FSDP2 may have sharded over ranks, detached."""
+    full: Callable[[], Tensor] | None = getattr(parameter.detach(), "full_tensor", None)
+    return parameter.detach() if full is None else full()

@@ -29,7 +29,7 @@ from transformers.trainer_callback import ExportableState
 
 from heavytail.errors import SpecError
 from heavytail.monitor.alarms import Alarm, Alarms
-from heavytail.monitor.head_watch import HeadWatch
+from heavytail.monitor.head_watch import HeadWatch, whole
 from heavytail.monitor.hooks import Hook, first_input
 from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
@@ -436,11 +436,9 @@ class MonitorCallback(Stoppable, TrainerCallback, ExportableState):  # type: ign
             raise SpecError(f"head: {problem}")
         assert features is not None
         assert isinstance(head, nn.Linear)
-        full = getattr(head.weight.detach(), "full_tensor", None)
         if self.transform is None:
             self.transform = _configured_transform(self._trainer.model)
-        weight = head.weight.detach() if full is None else full()
-        return Inputs(features, weight, None if head.bias is None else head.bias.detach())
+        return Inputs(features, whole(head.weight), None if head.bias is None else head.bias.detach())
 
     def _watch_head(self, features: Tensor, targets: Tensor) -> None:
         assert self.train is not None

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from heavytail.errors import SpecError
 from heavytail.monitor.alarms import Alarm, Alarms
+from heavytail.monitor.head_watch import whole
 from heavytail.monitor.hooks import Hook, first_input, recomputing
 from heavytail.monitor.journal import Journal, written
 from heavytail.monitor.monitor import Monitor, Reading
@@ -295,8 +296,9 @@ class MonitorCallback(Stoppable, Callback):  # type: ignore[misc]
                 f"targets: expected one for each input of the head {list(inputs.shape[:-1])}, got "
                 f"{list(targets.shape)}; pass targets=, a function of the batch"
             )
-        weight, bias = (_whole(p) for p in (self._current() if self._parameters is None else self._parameters))
-        if weight is None or not weight.numel():
+        weight, bias = self._current() if self._parameters is None else self._parameters
+        weight, bias = whole(weight), None if bias is None else whole(bias)
+        if not weight.numel():
             raise SpecError("head: its weight is partitioned (ZeRO-3), which the monitor does not gather")
         monitor = self._monitor(split, len(weight))
         features, flat = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1)
@@ -375,12 +377,6 @@ def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise SpecError(f"{name}: expected a tensor, got {type(value).__name__}")
     return value
-
-
-def _whole(value: Tensor | None) -> Tensor | None:
-    """All of a parameter that FSDP2 may have sharded over ranks."""
-    full = getattr(value, "full_tensor", None)
-    return value if full is None else full()
 
 
 def _last(batch: Any) -> Tensor:

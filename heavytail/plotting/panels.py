@@ -120,6 +120,12 @@ def overall_loss(
     panel.axes.set_ylim(bottom=0)
 
 
+def key_below(picture: Picture, panels: Sequence[Panel], runs: Sequence[Selected], **style: Any) -> None:
+    """Add one key for several panels with the losses of the same optimizers, below the picture (`Picture.legend`)."""
+    names = [optimizer_name(run.label, stochastic=run.stochastic) for run in runs]
+    picture.legend(panels, dict(zip(names, names, strict=True)), **style)
+
+
 def oscillates(curve: Array) -> bool:
     """Return whether a curve [E] turns at more than a quarter of its points."""
     change = np.diff(curve[np.isfinite(curve)])
