@@ -269,11 +269,25 @@ def test_muon_trains_the_hidden_matrices_by_default() -> None:
     assert parts(MUON, linear) == {"head.weight": ("Muon", 0.5), "head.bias": ("Adam", 0.5)}
 
 
-def test_a_part_without_parameters_is_refused() -> None:
-    """`hidden=Muon` on softmax regression would train with Adam alone; the message names the role."""
+@pytest.mark.parametrize(
+    ("optim", "expected"),
+    [
+        ({"hidden": MUON}, r"optim.hidden: the model has no parameters with this role that the"),
+        ({"head": "adam", "rest": "lion"}, r"optim.rest: the other roles leave no parameters of the model that the"),
+        ({"head": "adam", "rest": MUON}, r"optim.rest: the other roles leave"),
+    ],
+)
+def test_a_part_without_parameters_is_refused(optim: Any, expected: str) -> None:
+    """`hidden=Muon` or `head=adam, rest=lion` on softmax regression would train with Adam alone."""
     linear, _ = small_model("linear")
-    with pytest.raises(SpecError, match=r"optim.hidden: the model has no parameters with this role that the"):
-        parts({"name": "by-role", "hidden": MUON}, linear)
+    with pytest.raises(SpecError, match=expected):
+        parts({"name": "by-role", **optim}, linear)
+
+
+def test_adam_may_be_left_without_parameters() -> None:
+    """It is the default of `rest`."""
+    linear, _ = small_model("linear")
+    assert {kind for kind, _ in parts({"name": "by-role", "head": "gd"}, linear).values()} == {"HeavyBall"}
 
 
 def test_a_joined_optimizer_is_its_parts() -> None:

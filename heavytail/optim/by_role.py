@@ -136,7 +136,7 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
     """Return the optimizer of a model whose roles are trained by different parts.
 
     A part leaves the parameters of its roles that it does not accept (vectors, for Muon) to `rest`, and that to Adam.
-    Equal parts are one optimizer.
+    Equal parts are one optimizer. Adam as `rest`, which is the default, need not train any.
 
     Args:
         model: has a head (see `roles`).
@@ -155,6 +155,8 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
             raise RefusedError(f"optim.{role}: the model has no parameters with this role that the optimizer trains")
         for p, own in zip(parameters, accepted, strict=True):
             shares.setdefault(part if own else rest if rest.accepts(p) else adam(), []).append(p)
+    if rest not in shares and rest != adam():
+        raise RefusedError("optim.rest: the other roles leave no parameters of the model that the optimizer trains")
     return join([part.build(parameters, lr) for part, parameters in shares.items()])
 
 
