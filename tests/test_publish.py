@@ -18,7 +18,7 @@ from heavytail.files import strict_json
 from heavytail.results.figure import all_figures
 from tests.problems import output
 from tools import publish as publishing
-from tools import scoreboard
+from tools import scoreboard, times
 from tools.__main__ import main
 from tools.publish import CELLS, POINTS, Reproduction, publish, short, small_picture, thinned
 
@@ -431,6 +431,17 @@ def test_published_times_do_not_depend_on_the_order_of_sets(monkeypatch: pytest.
         monkeypatch.setenv("PYTHONHASHSEED", str(seed))
         made.add(output(code, ROOT / "docs" / "results"))
     assert len(made) == 1
+
+
+def test_no_time_is_made_up_where_a_slower_machine_leaves_none(tmp_path: Path) -> None:
+    """Where shared runs took longer on another machine than a figure has in all, the time of the others is unknown."""
+    seconds = {"where-adaptive": {"runs": 1e6, "drawing": 1.0}, "clipping": {"runs": 1.0, "drawing": 1.0}}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "timing.json").write_bytes(strict_json([{"figure_seconds": seconds}]))
+    made = json.loads(times.text(tmp_path))["small"]
+    assert made["seconds"] == seconds
+    assert {name.partition("/")[0] for name in made["searches"]} == {"beyond-transformer", "where-adaptive"}
+    assert min(made["searches"].values()) > 1e4
 
 
 def test_what_is_committed_is_small_and_of_no_machine() -> None:

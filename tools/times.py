@@ -2,6 +2,7 @@
 
 timing.json has the time of all runs of each figure, shared ones included. The time of one search follows from the
 figures in turn, those of few runs first: what other figures have not explained is divided equally among the other runs.
+Where a slower machine's times of the shared runs leave nothing, the time of the others is unknown.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def _searches(figures: dict[str, dict[str, float]], scale: str) -> dict[str, flo
     for name in sorted(of_figure, key=lambda name: (len(of_figure[name]), name)):
         known, other = of_figure[name] & seconds.keys(), of_figure[name] - seconds.keys()
         left = figures[name]["runs"] - math.fsum(seconds[key] for key in known)
-        seconds |= dict.fromkeys(other, max(left, 0.0) / max(len(other), 1))
+        if left > 0:
+            seconds |= dict.fromkeys(other, left / max(len(other), 1))
     searches: dict[str, float] = {}
     for name in of_figure:
         for search, mine in runs[name].items():
-            searches[search] = round(math.fsum(seconds[key] for key in mine) / len(mine), 2)
+            if mine <= seconds.keys():
+                searches[search] = round(math.fsum(seconds[key] for key in mine) / len(mine), 2)
     return dict(sorted(searches.items()))

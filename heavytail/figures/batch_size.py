@@ -43,8 +43,9 @@ def plot(results: Results) -> Picture:
     for column, ref in enumerate(BATCHES.values()):
         label = "" if column else "final training loss (nats)"
         panels.append(picture.panel(0, column, sequences(results, ref), "group (1 = most frequent)", label))
-        final_group_losses(panels[-1], [results.selected(ref, label) for label in ref.optim])
+        final_group_losses(panels[-1], [results.selected(ref, label) for label in ref.optim], legend=False)
     picture.share_y(panels, 2 * results.selected(ALL, "gd+m").initial_loss)
+    picture.legend(panels, {"SGD": "SGD (full batch: GD)", "Adam": "Adam"})
     return picture
 
 
