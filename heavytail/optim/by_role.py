@@ -136,7 +136,7 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
     """Return the optimizer of a model whose roles are trained by different parts.
 
     A part leaves the parameters of its roles that it does not accept (vectors, for Muon) to `rest`, and that to Adam.
-    Equal parts are one optimizer. Adam as `rest`, which is the default, need not train any.
+    Equal parts are one optimizer.
 
     Args:
         model: has a head (see `roles`).
@@ -155,8 +155,6 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
             raise RefusedError(f"optim.{role}: the model has no parameters with this role that the optimizer trains")
         for p, own in zip(parameters, accepted, strict=True):
             shares.setdefault(part if own else rest if rest.accepts(p) else adam(), []).append(p)
-    if rest not in shares and rest != adam():
-        raise RefusedError("optim.rest: the other roles leave no parameters of the model that the optimizer trains")
     return join([part.build(parameters, lr) for part, parameters in shares.items()])
 
 
@@ -208,9 +206,16 @@ class ByRole:
         return parts.get("hidden", parts["rest"]).build(params, lr)
 
     def build_for(self, model: nn.Module, lr: float) -> Optimizer:
-        """Return the optimizer of a model."""
+        """Return the optimizer of a model.
+
+        Raises:
+            RefusedError: a part has no parameters to train; Adam as `rest`, which is the default, needs none.
+        """
         parts = self._parts()
         rest = parts.pop("rest")
+        left = [p for role, own in roles(model).items() for p in own if role not in parts or not parts[role].accepts(p)]
+        if rest != adam() and not any(map(rest.accepts, left)):
+            raise RefusedError("optim.rest: the other roles leave no parameters of the model that the optimizer trains")
         return assign(model, parts, rest, lr)  # type: ignore[arg-type]
 
     @property
