@@ -184,8 +184,8 @@ class ByRole:
     rest: dict | str = "adam"  # type: ignore[type-arg]
 
     small: ClassVar[dict[str, Any]] = {
-        "head": {"name": "gd", "momentum": 0.5},
-        "rest": {"name": "adam", "lr_scale": 0.5},
+        "head": {"name": "gd", "momentum": 0.5, "lr_scale": 0.5},
+        "rest": "adam",
     }
 
     def __post_init__(self) -> None:
