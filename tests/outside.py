@@ -73,6 +73,20 @@ class Kwargs(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=(0.5, 0.9), **kwargs)
 
 
+class Bounded(torch.optim.Adam):
+    """Adam that refuses large step sizes, as some do; with `still` it needs a closure."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1, largest: float = 1.0, still: bool = False) -> None:
+        if not 0 < lr <= largest:
+            raise ValueError(f"lr must be in (0, {largest}]")
+        super().__init__(params, lr=lr)
+        self.still = still
+
+    def step(self, closure: Any = None) -> Any:
+        """Step unless it is still."""
+        return None if self.still else super().step(closure)
+
+
 class NoStepSize(torch.optim.Optimizer):
     """Has no `lr`."""
 

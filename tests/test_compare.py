@@ -33,7 +33,7 @@ from heavytail.compare.picture import draw
 from heavytail.compare.search import FARTHEST, search
 from heavytail.compare.statistics import closed, paired_p
 from heavytail.errors import DataError
-from heavytail.experiment.registry import Component
+from heavytail.experiment.registry import Component, registry
 from heavytail.experiment.search import Grid
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
@@ -324,6 +324,28 @@ def test_an_optimizer_that_needs_a_closure_is_not_judged(small: list[str]) -> No
     row = rows(small)[-1]
     assert (row["verdict"], row["lr"]) == (NOT_JUDGED, None)
     assert "closure" in row["sentence"]
+
+
+def test_a_step_size_that_an_optimizer_refuses_is_not_stable(small: list[str]) -> None:
+    """The others are searched, up to the bound; without one, the optimizer has the numbers of torch's Adam."""
+    bounded = ["tests.outside:Bounded", "torch.optim.Adam", "--problems", "linear", *small]
+    made = {}
+    for largest in (1.0, 0.02):
+        assert cli.main(["compare", *bounded, "--set", f"largest={largest}"]) == 0
+        made[largest] = rows(small)[-2:]
+    (mine, adam), (bound, _) = made.values()
+    assert 0.02 < adam["lr"] <= 1.0
+    assert (mine["lr"], mine["loss"]) == (adam["lr"], adam["loss"])
+    assert bound["lr"] == pytest.approx(0.01)
+    assert mine["verdict"] in (SAME, BETTER, WORSE)
+
+
+def test_a_refused_step_size_is_no_movement(small: list[str]) -> None:
+    """An optimizer that needs a closure is not judged, whatever step sizes it refuses; a part refuses for all."""
+    assert cli.main(["compare", "tests.outside:Bounded", "--set", "still=true", "--problems", "linear", *small]) == 0
+    assert (rows(small)[-1]["verdict"], rows(small)[-1]["lr"]) == (NOT_JUDGED, None)
+    by_role = Component("by-role", {"hidden": "tests.outside:Bounded", "rest": "adam"})
+    assert [registry("optim").make(by_role).refuses(lr) for lr in (0.1, 1.0, 10.0)] == [False, False, True]
 
 
 def test_an_average_that_overflows_is_unstable(small: list[str]) -> None:

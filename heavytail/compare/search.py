@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from heavytail.experiment.registry import registry
 from heavytail.experiment.search import Candidate, Lookup
 from heavytail.experiment.spec import RunSpec
+from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
 
 SPARSE = tuple(float(e) for e in range(-5, 2))
 FARTHEST = 12.0  # the grid ends at 10^-12 and 10^12, where every loss has become 0 or did not change
+REFUSED = Outcome("diverged", math.inf, math.inf, 0)
 Found = tuple[Candidate | None, list[RunSpec]]
 
 
@@ -17,9 +21,11 @@ def search(sweep: Sweep, arm: Arm, lookup: Lookup) -> Found:
     """Return the selected step size and the runs that are needed next; the former is final if there are none.
 
     Powers of ten are tried with the first seed, then half powers around the best of them with all seeds. A step size is
-    stable if no recorded loss exceeds 1.05 times the initial one; of the stable ones that with the smallest worst final
-    loss is selected, the smaller one of two with the same loss. None is selected if none is stable.
+    stable if the optimizer accepts it and no recorded loss exceeds 1.05 times the initial one; of the stable ones that
+    with the smallest worst final loss is selected, the smaller one of two with the same loss. None is selected where
+    none is stable.
     """
+    lookup = _accepting(arm, lookup)
     exponents, step = [*SPARSE], 1.0
     seeds = sweep.seeds[:1]
     while True:
@@ -46,12 +52,19 @@ def search(sweep: Sweep, arm: Arm, lookup: Lookup) -> Found:
 
 def unmoved(sweep: Sweep, arm: Arm, lookup: Lookup) -> bool:
     """Whether the loss is the same at all powers of ten: the optimizer does nothing without a closure."""
-    judged, todo = sweep.judge(arm, [*SPARSE], sweep.seeds[:1], lookup, may_end=True)
+    judged, todo = sweep.judge(arm, [*SPARSE], sweep.seeds[:1], _accepting(arm, lookup), may_end=True)
     return not todo and _same(judged)
 
 
+def _accepting(arm: Arm, lookup: Lookup) -> Lookup:
+    """A lookup in which runs at a step size that the optimizer refuses have diverged."""
+    refuses = getattr(registry("optim").make(arm.optim), "refuses", None)
+    return lookup if refuses is None else lambda spec: REFUSED if refuses(spec.lr) else lookup(spec)
+
+
 def _same(judged: Sequence[Candidate]) -> bool:
-    return all(c.stable and c.loss == judged[0].loss for c in judged)
+    accepted = [c for c in judged if REFUSED not in c.outcomes]
+    return all(c.stable and c.loss == accepted[0].loss for c in accepted)
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate | None:

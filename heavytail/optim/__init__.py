@@ -15,8 +15,9 @@ class OptimRecipe(Protocol):
     """Interface of optimizer recipes.
 
     A recipe that treats parameters differently by their role has a method `build_for(model, lr)`, too; one that trains
-    only some parameters (matrices) a method `accepts(parameter)`. One whose
-    optimizer comes from another distribution may have `versions`, a table of names and versions for a run's record.
+    only some parameters (matrices) a method `accepts(parameter)`; one that raises an error at some step sizes a method
+    `refuses(lr)`. One whose optimizer comes from another distribution may have `versions`, a table of names and
+    versions for a run's record.
 
     Attributes:
         small: settings for the contract tests, with which the optimizer keeps state between steps.

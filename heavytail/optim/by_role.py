@@ -95,6 +95,10 @@ class Part:
         """Whether it trains this parameter; a recipe without such a method trains all."""
         return not hasattr(self.recipe, "accepts") or bool(self.recipe.accepts(parameter))
 
+    def refuses(self, lr: float) -> bool:
+        """Whether it raises an error in a run of step size `lr`, though not at others."""
+        return hasattr(self.recipe, "refuses") and bool(self.recipe.refuses(lr * self.lr_scale))
+
     def build(self, params: Iterable[Parameter], lr: float) -> Optimizer:
         """Return the optimizer of these parameters in a run of step size `lr`."""
         optimizer: Optimizer = self.recipe.build(params, lr * self.lr_scale)
@@ -217,6 +221,10 @@ class ByRole:
         if rest != adam() and not any(map(rest.accepts, left)):
             raise RefusedError("optim.rest: the other roles leave no parameters of the model that the optimizer trains")
         return assign(model, parts, rest, lr)  # type: ignore[arg-type]
+
+    def refuses(self, lr: float) -> bool:
+        """Whether a part raises an error at this step size, though not at others."""
+        return any(part.refuses(lr) for part in self._parts().values())
 
     @property
     def versions(self) -> dict[str, str]:

@@ -82,6 +82,14 @@ class Imported:
         """Whether the optimizer trains this parameter."""
         return parameter.ndim == 2 or not self.matrices_only
 
+    def refuses(self, lr: float) -> bool:
+        """Whether the optimizer raises an error at this step size, though not at others."""
+        try:
+            _try(self, (2, 2), lr)
+        except SpecError:
+            return True
+        return False
+
     @property
     def matrices_only(self) -> bool:
         """Whether the optimizer trains matrices but refuses vectors."""
@@ -259,7 +267,7 @@ def _field(name: str, default: Any) -> tuple[str, Any] | tuple[str, Any, Any]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _try(recipe: Imported, shape: tuple[int, ...]) -> None:
+def _try(recipe: Imported, shape: tuple[int, ...], lr: float = 1e-3) -> None:
     """Take one step on a small parameter; SpecError with the optimizer's reason if it cannot."""
     gradient = torch.tensor([1.0, -0.5, 0.25, 2.0])[: math.prod(shape)].reshape(shape)
     parameter = Parameter(torch.zeros(shape))
@@ -267,7 +275,7 @@ def _try(recipe: Imported, shape: tuple[int, ...]) -> None:
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            recipe.build([parameter], 1e-3).step()
+            recipe.build([parameter], lr).step()
     except Exception as error:
         raise SpecError(f"optim: {recipe.path} cannot train a {list(shape)} parameter: {_line(error)}") from error
 
