@@ -64,7 +64,7 @@ def page(published: Path) -> list[str]:
         "",
         "A small difference can be a sure one: the verdict is about its sign, the share about its size. On `memory`",
         "every optimizer can reach a loss of 0, so that it separates none. `row-clipped-gd` has a bound that a full",
-        "batch's gradients rarely reach, and is then gradient descent.",
+        "batch's gradients rarely reach, and is then gradient descent. Pictures show losses below 1e-4 nats at 1e-4.",
     ]
     for scale, rows in read(published).items():
         problems = list(dict.fromkeys(row["problem"] for row in rows))
