@@ -16,8 +16,9 @@ killed, rank 0 commits the state before the broken step.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch.distributed as dist
@@ -25,6 +26,8 @@ import torch.distributed as dist
 from heavytail.errors import SpecError
 from heavytail.train.group import Group, exchange
 from heavytail.train.options import Options
+
+_LEAVE_SECONDS = 5.0
 
 
 @contextmanager
@@ -59,8 +62,21 @@ def joined(options: Options) -> Iterator[Options]:
     if not os.environ.get("MASTER_ADDR"):
         raise SpecError("MASTER_ADDR: expected a host, as torchrun sets it, got none; unset WORLD_SIZE without it")
     exchange(lambda: dist.init_process_group(backend))
-    yield replace(options, device=device, workers=1, group=Group(dist.get_rank(), size))
-    dist.destroy_process_group()  # not after an error: the other processes may have died
+    try:
+        yield replace(options, device=device, workers=1, group=Group(dist.get_rank(), size))
+    except BaseException:
+        # In a thread: the other processes may have died, and the group wait for them.
+        leaving = threading.Thread(target=_leave, daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_SECONDS)
+        raise
+    dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """End the group after an error; its threads would abort the process at interpreter exit, now and then."""
+    with suppress(Exception):  # the other error is the one to report
+        dist.destroy_process_group()
 
 
 def _number(name: str, default: str = "") -> int:
