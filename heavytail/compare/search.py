@@ -59,7 +59,7 @@ def unmoved(sweep: Sweep, arm: Arm, lookup: Lookup) -> bool:
 def _accepting(arm: Arm, lookup: Lookup) -> Lookup:
     """A lookup in which runs at a step size that the optimizer refuses have diverged."""
     refuses = getattr(registry("optim").make(arm.optim), "refuses", None)
-    return lookup if refuses is None else lambda spec: REFUSED if refuses(spec.lr) else lookup(spec)
+    return lookup if refuses is None else lambda spec: lookup(spec) or (REFUSED if refuses(spec.lr) else None)
 
 
 def _same(judged: Sequence[Candidate]) -> bool:

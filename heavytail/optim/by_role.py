@@ -136,7 +136,9 @@ def divide(params: Iterable[Any], accepts: Callable[[Parameter], bool]) -> tuple
     return accepted, others
 
 
-def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) -> Optimizer:
+def assign(
+    model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float, *, rest_trains: bool = False
+) -> Optimizer:
     """Return the optimizer of a model whose roles are trained by different parts.
 
     A part leaves the parameters of its roles that it does not accept (vectors, for Muon) to `rest`, and that to Adam.
@@ -147,6 +149,7 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
         parts: the optimizers by role.
         rest: the optimizer of all other parameters.
         lr: the run's step size.
+        rest_trains: whether `rest`, too, must have parameters to train.
 
     Raises:
         RefusedError: a part has no parameters to train.
@@ -159,6 +162,8 @@ def assign(model: nn.Module, parts: Mapping[Role, Part], rest: Part, lr: float) 
             raise RefusedError(f"optim.{role}: the model has no parameters with this role that the optimizer trains")
         for p, own in zip(parameters, accepted, strict=True):
             shares.setdefault(part if own else rest if rest.accepts(p) else adam(), []).append(p)
+    if rest_trains and rest not in shares:
+        raise RefusedError("optim.rest: the other roles leave no parameters of the model that the optimizer trains")
     return join([part.build(parameters, lr) for part, parameters in shares.items()])
 
 
@@ -217,10 +222,7 @@ class ByRole:
         """
         parts = self._parts()
         rest = parts.pop("rest")
-        left = [p for role, own in roles(model).items() for p in own if role not in parts or not parts[role].accepts(p)]
-        if rest != adam() and not any(map(rest.accepts, left)):
-            raise RefusedError("optim.rest: the other roles leave no parameters of the model that the optimizer trains")
-        return assign(model, parts, rest, lr)  # type: ignore[arg-type]
+        return assign(model, parts, rest, lr, rest_trains=rest != adam())  # type: ignore[arg-type]
 
     def refuses(self, lr: float) -> bool:
         """Whether a part raises an error at this step size, though not at others."""

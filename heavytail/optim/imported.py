@@ -84,20 +84,19 @@ class Imported:
 
     def refuses(self, lr: float) -> bool:
         """Whether the optimizer raises an error at this step size, though not at others."""
-        try:
-            _try(self, (2, 2), lr)
-        except SpecError:
-            return True
-        return False
+        return not self._steps((2, 2), lr)
 
     @property
     def matrices_only(self) -> bool:
         """Whether the optimizer trains matrices but refuses vectors."""
+        return not self._steps((2,))
+
+    def _steps(self, shape: tuple[int, ...], lr: float = 1e-3) -> bool:
         try:
-            _try(self, (2,))
+            _try(self, shape, lr)
         except SpecError:
-            return True
-        return False
+            return False
+        return True
 
     @property
     def versions(self) -> dict[str, str]:
