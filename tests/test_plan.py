@@ -11,7 +11,7 @@ from heavytail.errors import DataError
 from heavytail.experiment.store import RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.experiment.waves import expected
-from heavytail.report.plan import Plan, published
+from heavytail.report.plan import Plan, published, remaining
 from heavytail.results.figure import Figure, all_figures
 from heavytail.results.results import Results, SweepRef
 from heavytail.train import cost
@@ -115,6 +115,25 @@ def test_the_plan_of_quick_is_what_was_made(tmp_path: Path) -> None:
     assert len(runs) == pytest.approx(made["trained"], rel=0.01)
     drawing = sum(times["drawing"] for times in published("quick")["seconds"].values())
     assert (sum(runs.values()) + drawing) / 2 == pytest.approx(made["seconds"], rel=0.3)  # on two cores
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
+def test_the_time_left_is_right_from_the_start(tmp_path: Path, speed: float) -> None:
+    """Runs of quick scale, cheapest first, 2 s to start each, at several speeds: off by less than a factor of 2.5.
+
+    A forecast from the measured rate alone is up to seven times what is left.
+    """
+    store = RunStore(tmp_path)
+    plan, runs = Plan(Results(store, "quick"), remember(store), tmp_path), {}
+    for one in all_figures():
+        runs |= plan.runs(one)
+    seconds = sorted(runs.values())
+    planned, done, elapsed = sum(seconds), 0.0, 0.0
+    whole = sum(2 + each / speed for each in seconds)
+    for each in seconds[:-1]:
+        done += each
+        elapsed += 2 + each / speed
+        assert 1 / 2.5 < remaining(planned, done, elapsed) / (whole - elapsed) < 2.5
 
 
 def test_published_times_are_of_this_package() -> None:

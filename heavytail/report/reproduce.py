@@ -23,7 +23,7 @@ from heavytail.experiment.sweep import Sweep
 from heavytail.report import drawing, drawn
 from heavytail.report.files import add_timing, write_claims
 from heavytail.report.page import write_report
-from heavytail.report.plan import Plan, published
+from heavytail.report.plan import Plan, published, remaining
 from heavytail.results.claims import Claim, summary
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results
@@ -183,7 +183,7 @@ class _Work:
             self.pending.append(remaining.pop(name))
             planned |= runs[name]
         times = published(self.results.scale).get("seconds", {})
-        drawing = sum(times.get(figure.id, {"drawing": 0.0})["drawing"] for figure in self.pending)
+        drawing = {figure.id: times.get(figure.id, {"drawing": 0.0})["drawing"] for figure in self.pending}
         self.display.plan(planned, plan.by_problem, drawing, self.options)
         names = ", ".join(figure.id for figure in self.pending)
         self.display.announce(f"{len(self.pending)} to draw after training, in this order: {names}")
@@ -291,23 +291,31 @@ class _Tally:
         self._figures = ""
         self._seconds: Mapping[str, float] = {}  # estimated, of each planned run
         self._problems: Mapping[str, float] = {}  # of one run of each problem
+        self._drawing: Mapping[str, float] = {}  # of drawing each figure
         self._total = self._done = 0.0
+        self._workers = 1
         self._clock = time.perf_counter()
 
-    def plan(self, runs: Mapping[str, float], problems: Mapping[str, float], drawing: float, options: Options) -> None:
+    def plan(
+        self,
+        runs: Mapping[str, float],
+        problems: Mapping[str, float],
+        drawing: Mapping[str, float],
+        options: Options,
+    ) -> None:
         """Announce the number of runs, and the estimated time.
 
         Args:
             runs: seconds of each run by key.
             problems: the same by problem, for runs that were not expected.
-            drawing: seconds of drawing the figures.
+            drawing: seconds of drawing each figure, by id.
             options: how to train.
         """
-        self._seconds, self._problems = runs, problems
-        self._total, self._clock = sum(runs.values()), time.perf_counter()
-        workers = options.num_workers()
+        self._seconds, self._problems, self._drawing = runs, problems, drawing
+        self._total, self._clock = sum(runs.values()) + sum(drawing.values()), time.perf_counter()
+        self._workers = workers = options.num_workers()
         self._display.expect(len(runs))
-        minutes = _minutes((self._total + drawing) / workers)
+        minutes = _minutes(self._total / workers)
         self.announce(f"about {len(runs)} runs to train, roughly {minutes} with {workers} worker{'s' * (workers > 1)}")
 
     def seconds(self, spec: RunSpec) -> float:
@@ -323,7 +331,7 @@ class _Tally:
         self._figures = f"{done} of {figures} figures"
         verdict = f", claims reproduced: {summary(claim.to_dict() for claim in claims)}" if claims else ""
         self.announce(f"{figure} done{verdict} ({self._figures})")
-        self._display.note(self._figures)
+        self._add(self._drawing.get(figure, 0.0))
 
     def started(self, spec: RunSpec) -> None:
         self._display.started(spec)
@@ -336,11 +344,18 @@ class _Tally:
             self.trained.add(spec.key)
         self.ended = True
         self.failed |= status == "failed"
-        self._done += self.seconds(spec)
-        if 0 < self._done < self._total:
-            left = (time.perf_counter() - self._clock) * (self._total / self._done - 1)
-            self._display.note(f"{self._figures}, about {_minutes(left)} left".lstrip(", "))
+        self._add(self.seconds(spec))
         self._display.finished(spec, status)
+
+    def _add(self, seconds: float) -> None:
+        """Count work as done, given its estimated seconds, and show the figures drawn and the remaining time."""
+        self._done += seconds
+        note = self._figures
+        if 0 < self._done < self._total:
+            elapsed = time.perf_counter() - self._clock
+            left = remaining(self._total / self._workers, self._done / self._workers, elapsed)
+            note = f"{note}, about {_minutes(left)} left".lstrip(", ")
+        self._display.note(note)
 
 
 def _minutes(seconds: float) -> str:
