@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome
 from heavytail.experiment.sweep import Arm, Sweep
 from heavytail.plotting.style import OTHERS
-from heavytail.train import engine
+from heavytail.train import engine, progress
 from heavytail.train.engine import price
 from heavytail.train.options import Options
 from tests import outside
@@ -261,6 +262,25 @@ def test_a_dry_run_counts_and_trains_nothing(small: list[str], capsys: pytest.Ca
     capsys.readouterr()
     assert cli.main([*command, "--dry-run"]) == 0
     assert "\n0 runs that are not stored" in capsys.readouterr().out
+
+
+def test_verdicts_and_the_time_left_are_shown_as_they_come(
+    small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of runs and their time come first, each verdict once its runs are finished, while others train."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    command = ["compare", "sign", "signum", "--problems", "linear", *small]
+    assert cli.main(command) == 0
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"about \d+ runs to train, roughly 1 minute with 1 worker", first)
+    planned = int(first.split()[1])
+    sign, signum = (lines.index(f"{row['optimizer']} on linear: {row['sentence']}") for row in rows(small)[-2:])
+    assert sign + 10 < signum  # its runs are trained after sign's
+    assert all("about 1 minute left" in line for line in lines[: planned // 2])
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.main(["compare", "signum", "--problems", "linear", "--quiet", *small, "--seeds", "4"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_stored_comparison_needs_no_data(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

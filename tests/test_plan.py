@@ -11,10 +11,11 @@ from heavytail.errors import DataError
 from heavytail.experiment.store import RunStore
 from heavytail.experiment.sweep import Sweep
 from heavytail.experiment.waves import expected
-from heavytail.report.plan import Plan, published, remaining
+from heavytail.report.plan import Plan, published
 from heavytail.results.figure import Figure, all_figures
 from heavytail.results.results import Results, SweepRef
 from heavytail.train import cost
+from heavytail.train.forecast import remaining
 from heavytail.train.options import Options
 from heavytail.train.progress import display
 from heavytail.train.runner import remember, search

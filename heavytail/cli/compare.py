@@ -13,7 +13,7 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ from heavytail.errors import DataError, HeavyTailError, SpecError, reason, unkno
 if TYPE_CHECKING:
     from heavytail.compare.comparison import Comparison
     from heavytail.experiment.registry import Component
+    from heavytail.experiment.search import Lookup
     from heavytail.experiment.spec import RunSpec
+    from heavytail.experiment.store import RunStore
     from heavytail.train.options import Options
     from heavytail.train.runner import Failure
 
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from heavytail.compare.comparison import NOT_JUDGED, Comparison
     from heavytail.compare.page import write
     from heavytail.train.distributed import joined
+    from heavytail.train.forecast import Estimates, Forecast
     from heavytail.train.progress import display
     from heavytail.train.runner import Interrupted, remember, run_all
 
@@ -104,8 +107,16 @@ def run(args: argparse.Namespace) -> int:
     failures: list[Failure] = []
     interrupted = None
     with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:
+        forecast = Forecast(progress)
+        if chosen.first and not args.quiet:
+            estimates, seconds = Estimates(store, data_dir(args)), dict[str, float]()
+            for trial in comparison.trials:
+                seconds |= estimates.runs([chosen.shard.of(wave) for wave in trial.waves(lookup)])
+            if seconds:
+                forecast.plan(seconds, estimates.by_problem, chosen.num_workers())
+        propose = _telling(comparison, lookup, store, forecast.announce)
         try:
-            failures = run_all(lambda: comparison.propose(lookup), store, chosen, progress)
+            failures = run_all(propose, store, chosen, forecast)
         except Interrupted as error:  # what is finished is shown
             interrupted = error
     if not chosen.first:
@@ -125,6 +136,37 @@ def run(args: argparse.Namespace) -> int:
     if chosen.elsewhere and any(row["verdict"] == NOT_JUDGED for row in rows):
         print(f"{chosen.elsewhere}; once they are stored here, repeat this command", file=sys.stderr)
     return 0
+
+
+def _telling(
+    comparison: Comparison, lookup: Lookup, store: RunStore, announce: Callable[[str], None]
+) -> Callable[[], list[RunSpec]]:
+    """Return `comparison.propose`, which announces each verdict once the runs that it rests on are finished."""
+    from heavytail.compare.comparison import BASELINES
+
+    told: set[tuple[str, str]] | None = None
+
+    def propose() -> list[RunSpec]:
+        nonlocal told
+        missing = comparison.missing(lookup)
+        ready = {
+            (problem, name)
+            for problem, name in missing
+            if not any(missing[problem, each] for each in (name, *BASELINES.values()))
+        }
+        for problem, name in sorted(ready - (ready if told is None else told)):
+            (*_, row) = comparison.only(problem, name).rows(lookup, store, lambda spec: None)
+            if row["sentence"]:
+                announce(_verdict(row))
+        told = ready
+        return [spec for specs in missing.values() for spec in specs]
+
+    return propose
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """The verdict on one optimizer in words."""
+    return f"{row['optimizer']} on {row['problem']}: {row['sentence']}"
 
 
 def candidates(names: Sequence[str], on: Sequence[str], settings: Sequence[str]) -> dict[str, Component]:
@@ -228,5 +270,5 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     print()
     for row in rows:
         if row["sentence"]:
-            print(f"{row['optimizer']} on {row['problem']}: {row['sentence']}")
+            print(_verdict(row))
     print(tests(rows))

@@ -1,6 +1,6 @@
 """The comparison: every optimizer on every problem, beside gradient descent and Adam, and the verdict on each.
 
-Nothing here trains: `Comparison.propose` returns the missing runs, given the finished ones, and `rows` reads those.
+Nothing here trains: `Comparison.missing` returns the missing runs, given the finished ones, and `rows` reads those.
 """
 
 from __future__ import annotations
@@ -148,9 +148,14 @@ class Comparison:
             trials += [Trial(name, problem, replace(sweep, _specs={}), arm) for name, arm in arms.items()]
         return cls(tuple(sorted(trials, key=lambda t: t.optimizer not in BASELINES.values())))
 
-    def propose(self, lookup: Lookup) -> list[RunSpec]:
-        """Return the runs that are needed next; none when all trials are finished."""
-        return [spec for trial in self.trials for spec in trial.search(lookup)[1]]
+    def missing(self, lookup: Lookup) -> dict[tuple[str, str], list[RunSpec]]:
+        """Return the runs that each trial needs next, by problem and optimizer; none when it is finished."""
+        return {(trial.problem, trial.optimizer): trial.search(lookup)[1] for trial in self.trials}
+
+    def only(self, problem: str, optimizer: str) -> Comparison:
+        """Return the comparison of one optimizer on one problem; its trial is the last one."""
+        names = (*BASELINES.values(), optimizer)
+        return Comparison(tuple(t for t in self.trials if t.problem == problem and t.optimizer in names))
 
     def rows(self, lookup: Lookup, store: RunStore, reason: Callable[[RunSpec], str | None]) -> list[dict[str, Any]]:
         """Return the content of compare.json: one row per trial, baselines included.

@@ -4,22 +4,21 @@ Runs are counted by carrying out every search with made-up outcomes (`experiment
 share count once.
 
 The time of a run is that of stored runs of its problem; without any, the published one of its search (see `published`);
-without that, a rough estimate from its operations (`train.cost`).
+without that, a rough estimate (`train.forecast`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import cache, cached_property
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heavytail.errors import DataError
 from heavytail.experiment.search import Lookup
-from heavytail.experiment.waves import Waves, expected, keys
+from heavytail.experiment.waves import expected
+from heavytail.train.forecast import Estimates
 
 if TYPE_CHECKING:
     from heavytail.results.figure import Figure
@@ -38,17 +37,10 @@ class Plan:
     """
 
     def __init__(self, results: Results, lookup: Lookup, data_dir: Path) -> None:
-        self._results, self._lookup, self._data_dir = results, lookup, data_dir
+        self._results, self._lookup = results, lookup
         self._guesses: dict[str, float] = {}
         self._of: dict[SweepRef, dict[str, float]] = {}
-        self.by_problem: dict[str, float] = {}
-
-    @cached_property
-    def _recorded(self) -> Mapping[str, float]:
-        """Seconds of a run of each problem; reads all records of the store, so only for figures that lack runs."""
-        from heavytail.train import cost
-
-        return cost.recorded_seconds(self._results.store)
+        self.estimates = Estimates(results.store, data_dir)
 
     def runs(self, figure: Figure) -> dict[str, float]:
         """Return the seconds of the runs that a figure lacks, by key."""
@@ -60,40 +52,14 @@ class Plan:
         return seconds
 
     def _search(self, ref: SweepRef) -> dict[str, float]:
-        from heavytail.train import cost
-
         sweep, seconds = self._results.sweep(ref), dict[str, float]()
         for label, waves in expected(sweep, self._lookup, self._guesses).items():
-            if waves:
-                problem = cost.problem(waves[0][0].resolved)
-                each = self._recorded.get(problem) or self._published(ref, label)
-                if each is None:
-                    each = self._estimated(waves)
-                self.by_problem[problem] = each
-                seconds |= dict.fromkeys(keys(waves), each)
+            seconds |= self.estimates.runs(waves, self._published(ref, label))
         return seconds
 
     def _published(self, ref: SweepRef, label: str) -> float | None:
         searches: Mapping[str, float] = published(self._results.scale).get("searches", {})
         return searches.get(search_name(ref, label))
-
-    def _estimated(self, waves: Waves) -> float:
-        from heavytail.train.cost import Costs
-
-        with suppress(DataError):  # missing data are reported by the first run
-            if row := Costs(self._data_dir).row(waves):
-                return row.seconds / row.runs
-        return 0.0
-
-
-def remaining(planned: float, done: float, elapsed: float) -> float:
-    """Forecast the seconds that are left of work planned to take `planned`, of which `done` took `elapsed`.
-
-    The cheapest runs come first, and starting the workers and importing weigh most on them. So the plan counts as a
-    measurement, too: as if a tenth of the work had been done before, and had taken as long as planned.
-    """
-    trust = planned / 10
-    return (planned - done) * (trust + elapsed) / (trust + done)
 
 
 def search_name(ref: SweepRef, label: str) -> str:

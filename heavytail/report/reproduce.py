@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from heavytail.experiment.spec import RunSpec
 from heavytail.experiment.store import Outcome, RunStore
@@ -23,12 +22,13 @@ from heavytail.experiment.sweep import Sweep
 from heavytail.report import drawing, drawn
 from heavytail.report.files import add_timing, write_claims
 from heavytail.report.page import write_report
-from heavytail.report.plan import Plan, published, remaining
+from heavytail.report.plan import Plan, published
 from heavytail.results.claims import Claim, summary
 from heavytail.results.figure import Figure
 from heavytail.results.results import Results
+from heavytail.train.forecast import Forecast, Progress
 from heavytail.train.options import Options
-from heavytail.train.runner import Display, Failure, Interrupted, remember, run_all
+from heavytail.train.runner import Failure, Interrupted, remember, run_all
 
 SECONDS = 10  # between two versions of the page, and two reloads of it, while runs are trained
 HEADLINE = "fig04"  # the main result, from runs that ten other figures share
@@ -184,7 +184,9 @@ class _Work:
             planned |= runs[name]
         times = published(self.results.scale).get("seconds", {})
         drawing = {figure.id: times.get(figure.id, {"drawing": 0.0})["drawing"] for figure in self.pending}
-        self.display.plan(planned, plan.by_problem, drawing, self.options)
+        self.display.drawing = drawing
+        workers = self.options.num_workers()
+        self.display.plan(planned, plan.estimates.by_problem, workers, besides=sum(drawing.values()))
         names = ", ".join(figure.id for figure in self.pending)
         self.display.announce(f"{len(self.pending)} to draw after training, in this order: {names}")
 
@@ -270,97 +272,29 @@ class _Work:
         return {key: self.store.signature(key) for key in self.used(figure)}
 
 
-class Progress(Display, Protocol):
-    """Receives progress events of runs and figures."""
-
-    def expect(self, runs: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def announce(self, text: str) -> None: ...
-
-
-class _Tally:
-    """Forwards progress events, collects the keys of trained runs, and estimates the remaining time."""
+class _Tally(Forecast):
+    """Forwards progress events, shows the remaining time, and collects the keys of trained runs."""
 
     def __init__(self, display: Progress) -> None:
-        self._display = display
+        super().__init__(display)
         self.trained: set[str] = set()
         self.ended = self.failed = False  # any run
-        self.announce = display.announce
-        self._figures = ""
-        self._seconds: Mapping[str, float] = {}  # estimated, of each planned run
-        self._problems: Mapping[str, float] = {}  # of one run of each problem
-        self._drawing: Mapping[str, float] = {}  # of drawing each figure
-        self._total = self._done = 0.0
-        self._workers = 1
-        self._clock = time.perf_counter()
-
-    def plan(
-        self,
-        runs: Mapping[str, float],
-        problems: Mapping[str, float],
-        drawing: Mapping[str, float],
-        options: Options,
-    ) -> None:
-        """Announce the number of runs, and the estimated time.
-
-        Args:
-            runs: seconds of each run by key.
-            problems: the same by problem, for runs that were not expected.
-            drawing: seconds of drawing each figure, by id.
-            options: how to train.
-        """
-        self._seconds, self._problems, self._drawing = runs, problems, drawing
-        self._total, self._clock = sum(runs.values()) + sum(drawing.values()), time.perf_counter()
-        self._workers = workers = options.num_workers()
-        self._display.expect(len(runs))
-        minutes = _minutes(self._total / workers)
-        self.announce(f"about {len(runs)} runs to train, roughly {minutes} with {workers} worker{'s' * (workers > 1)}")
-
-    def seconds(self, spec: RunSpec) -> float:
-        """Return the estimated seconds of a run; 0 if its problem is not planned."""
-        if spec.key in self._seconds or not self._problems:
-            return self._seconds.get(spec.key, 0.0)
-        from heavytail.train.cost import problem
-
-        return self._problems.get(problem(spec.resolved), 0.0)
+        self.drawing: Mapping[str, float] = {}  # estimated seconds of drawing each figure
 
     def drawn(self, figure: str, done: int, figures: int, claims: Sequence[Claim]) -> None:
         """Announce a figure."""
-        self._figures = f"{done} of {figures} figures"
+        remark = f"{done} of {figures} figures"
         verdict = f", claims reproduced: {summary(claim.to_dict() for claim in claims)}" if claims else ""
-        self.announce(f"{figure} done{verdict} ({self._figures})")
-        self._add(self._drawing.get(figure, 0.0))
-
-    def started(self, spec: RunSpec) -> None:
-        self._display.started(spec)
-
-    def progressed(self, spec: RunSpec, step: int, loss: float) -> None:
-        self._display.progressed(spec, step, loss)
+        self.announce(f"{figure} done{verdict} ({remark})")
+        self.add(self.drawing.get(figure, 0.0), remark)
 
     def finished(self, spec: RunSpec, status: str) -> None:
+        """Count the run as done, and as trained unless it failed."""
         if status in ("done", "diverged", "ended"):
             self.trained.add(spec.key)
         self.ended = True
         self.failed |= status == "failed"
-        self._add(self.seconds(spec))
-        self._display.finished(spec, status)
-
-    def _add(self, seconds: float) -> None:
-        """Count work as done, given its estimated seconds, and show the figures drawn and the remaining time."""
-        self._done += seconds
-        note = self._figures
-        if 0 < self._done < self._total:
-            elapsed = time.perf_counter() - self._clock
-            left = remaining(self._total / self._workers, self._done / self._workers, elapsed)
-            note = f"{note}, about {_minutes(left)} left".lstrip(", ")
-        self._display.note(note)
-
-
-def _minutes(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{minutes / 60:.0f} hours"
+        super().finished(spec, status)
 
 
 def _failed(sweep: Sweep, failures: list[Failure]) -> str | None:
