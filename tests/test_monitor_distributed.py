@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from heavytail.errors import SpecError
 from heavytail.monitor.monitor import Monitor, Reading
+from tests.test_distributed import free_port
 
 CLASSES, ROWS = 9, 24
 
@@ -25,10 +25,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built
 
 def _on_two_ranks(work: Callable[..., None], folder: Path) -> None:
     """Run `work(rank, folder, port)` in two processes that may meet at a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(folder, port), nprocs=2)
+    mp.spawn(work, args=(folder, free_port()), nprocs=2)
 
 
 def _check_resumed(folder: Path, rank: int) -> Any:

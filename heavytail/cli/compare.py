@@ -244,7 +244,8 @@ def _measure_prices(comparison: Comparison, rows: Sequence[dict[str, Any]], chos
     if device.startswith("cuda") and not torch.cuda.is_available():
         return
     about = environment(device)
-    machine = f"{about['processor']}, {about['device']}, {about['threads']} threads"
+    threads = about["threads"]
+    machine = f"{about['processor']}, {about['device']}, {threads} thread{'s' * (threads != 1)}"
     for problem in dict.fromkeys(trial.problem for trial in comparison.trials):
         for _ in range(_ROUNDS):
             for trial, row in zip(comparison.trials, rows, strict=True):
