@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     command = "heavytail " + shlex.join(sys.argv[1:])
     paths = write(rows, out, scale=args.scale, command=command)  # before the timing, which may be interrupted
     if not interrupted:
-        _measure_prices(comparison, rows, chosen)
+        _measure_prices(comparison, rows, chosen, progress.announce)
         paths = write(rows, out, scale=args.scale, command=command)
     _print(rows)
     print("\n".join(map(str, paths)))
@@ -229,8 +229,10 @@ def _reason(spec: RunSpec, failures: Sequence[Failure]) -> str | None:
     return None
 
 
-def _measure_prices(comparison: Comparison, rows: Sequence[dict[str, Any]], chosen: Options) -> None:
-    """Set the seconds of a step and the bytes of state at the selected step sizes.
+def _measure_prices(
+    comparison: Comparison, rows: Sequence[dict[str, Any]], chosen: Options, announce: Callable[[str], None]
+) -> None:
+    """Set the seconds of a step and the bytes of state at the selected step sizes; announce each problem.
 
     They stay null where this machine has not the data, or no GPU though a cluster has trained on some. The time is the
     smallest of three, for which the optimizers of a problem take turns (decision 7).
@@ -247,6 +249,7 @@ def _measure_prices(comparison: Comparison, rows: Sequence[dict[str, Any]], chos
     threads = about["threads"]
     machine = f"{about['processor']}, {about['device']}, {threads} thread{'s' * (threads != 1)}"
     for problem in dict.fromkeys(trial.problem for trial in comparison.trials):
+        announce(f"timing the steps on {problem}")
         for _ in range(_ROUNDS):
             for trial, row in zip(comparison.trials, rows, strict=True):
                 if trial.problem == problem and row["lr"] is not None:
