@@ -26,9 +26,9 @@ from heavytail.results.figure import Figure
 from heavytail.results.results import Results, SweepRef
 from heavytail.train import cost
 from heavytail.train.options import Options
-from heavytail.train.progress import Lines, Silence, display
+from heavytail.train.progress import Bars, Lines, Silence, display
 from heavytail.train.runner import Interrupted
-from tests.problems import tiny_preset
+from tests.problems import tiny, tiny_preset
 from tools.publish import publish
 
 PRESET = tiny_preset(3, "lr = [0.1, 1.0]", 'name = "gd"', 'name = "adam"')
@@ -218,6 +218,18 @@ def test_the_plan_and_each_figure_are_announced(
     assert "about 4 runs to train, roughly 1 minute with 1 worker\n" in printed
     assert "1 to draw after training, in this order: fig99" in printed
     assert "fig99 done" in printed
+
+
+def test_the_rate_of_a_run_counts_from_its_first_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps per second are of the time that was seen: none at the first report, also of a run that is continued."""
+    now = iter([100.0, 100.5, 102.0])
+    bars, spec = Bars(), tiny()
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    notes = []
+    for step in (60, 61, 64):
+        bars.progressed(spec, step, 1.0)
+        notes.append(bars._progress.tasks[-1].fields["note"])
+    assert notes == ["loss 1.000", "loss 1.000  2.0 steps/s", "loss 1.000  2.0 steps/s"]
 
 
 def test_finished_searches_are_not_in_the_plan(

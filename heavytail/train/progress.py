@@ -27,7 +27,7 @@ class Bars:
             transient=True,
         )
         self._all = self._progress.add_task("runs", total=None, note="")
-        self._tasks: dict[str, tuple[TaskID, float]] = {}
+        self._tasks: dict[str, tuple[TaskID, float, int]] = {}  # with the time and the step of the first report
         self._started = self._expected = 0
 
     def __enter__(self) -> Bars:
@@ -59,10 +59,12 @@ class Bars:
         """Add a bar, or move it."""
         if spec.key not in self._tasks:
             task = self._progress.add_task(spec.describe(), total=spec.steps, note="")
-            self._tasks[spec.key] = (task, time.monotonic())
-        task, since = self._tasks[spec.key]
-        rate = step / max(time.monotonic() - since, 1e-9)
-        self._progress.update(task, completed=step, note=f"loss {loss:.3f}  {rate:.1f} steps/s")
+            self._tasks[spec.key] = (task, time.monotonic(), step)
+        task, since, first = self._tasks[spec.key]
+        note = f"loss {loss:.3f}"
+        if step > first:
+            note += f"  {(step - first) / max(time.monotonic() - since, 1e-9):.1f} steps/s"
+        self._progress.update(task, completed=step, note=note)
 
     def finished(self, spec: RunSpec, status: str) -> None:
         """Remove a bar."""
