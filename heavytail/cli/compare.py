@@ -107,14 +107,14 @@ def run(args: argparse.Namespace) -> int:
     failures: list[Failure] = []
     interrupted = None
     with joined(options(args)) as chosen, display(quiet=args.quiet or not chosen.first) as progress:
-        forecast = Forecast(progress)
-        if chosen.first and not args.quiet:
+        forecast, shown = Forecast(progress), chosen.first and not args.quiet
+        if shown:
             estimates, seconds = Estimates(store, data_dir(args)), dict[str, float]()
             for trial in comparison.trials:
                 seconds |= estimates.runs([chosen.shard.of(wave) for wave in trial.waves(lookup)])
             if seconds:
                 forecast.plan(seconds, estimates.by_problem, chosen.num_workers())
-        propose = _telling(comparison, lookup, store, forecast.announce)
+        propose = _telling(comparison, lookup, store, forecast.announce if shown else None)
         try:
             failures = run_all(propose, store, chosen, forecast)
         except Interrupted as error:  # what is finished is shown
@@ -139,29 +139,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _telling(
-    comparison: Comparison, lookup: Lookup, store: RunStore, announce: Callable[[str], None]
+    comparison: Comparison, lookup: Lookup, store: RunStore, announce: Callable[[str], None] | None
 ) -> Callable[[], list[RunSpec]]:
-    """Return `comparison.propose`, which announces each verdict once the runs that it rests on are finished."""
-    from heavytail.compare.comparison import BASELINES
-
-    told: set[tuple[str, str]] | None = None
+    """Return a function that proposes the runs needed next, and announces each verdict once its runs are finished."""
+    told = _finished(comparison.missing(lookup))
 
     def propose() -> list[RunSpec]:
-        nonlocal told
         missing = comparison.missing(lookup)
-        ready = {
-            (problem, name)
-            for problem, name in missing
-            if not any(missing[problem, each] for each in (name, *BASELINES.values()))
-        }
-        for problem, name in sorted(ready - (ready if told is None else told)):
+        finished = _finished(missing) if announce else set()
+        for problem, name in sorted(finished - told):
             (*_, row) = comparison.only(problem, name).rows(lookup, store, lambda spec: None)
-            if row["sentence"]:
+            if announce and row["sentence"]:
                 announce(_verdict(row))
-        told = ready
+        told.update(finished)
         return [spec for specs in missing.values() for spec in specs]
 
     return propose
+
+
+def _finished(missing: Mapping[tuple[str, str], Sequence[RunSpec]]) -> set[tuple[str, str]]:
+    """The trials that lack no runs, neither their own nor those of the baselines."""
+    from heavytail.compare.comparison import BASELINES
+
+    return {
+        (problem, name)
+        for problem, name in missing
+        if not any(missing[problem, each] for each in (name, *BASELINES.values()))
+    }
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
