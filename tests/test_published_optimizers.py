@@ -21,6 +21,7 @@ from heavytail.models import REGISTRY as MODELS
 from heavytail.optim import REGISTRY
 from heavytail.optim.bounded import clipped
 from heavytail.optim.rotated import rotation
+from heavytail.optim.shampoo import Shampoo
 from heavytail.train.engine import build_optimizer, train
 from tests.problems import tiny
 from tests.reference import torch_optim as naive
@@ -32,6 +33,8 @@ CASES: list[tuple[str, dict[str, Any], Any, float, float]] = [
     ("lion", {}, naive.Lion, 0.01, 1e-11),
     ("signum", {"momentum": 0.8}, functools.partial(naive.Signum, momentum=0.8), 0.01, 1e-11),
     ("shampoo", {}, naive.Shampoo, 0.1, 1e-9),
+    ("shampoo", {"largest": 4}, functools.partial(naive.Shampoo, largest=4), 0.1, 1e-9),
+    ("shampoo", {"largest": 0, "eps": 1e-3}, functools.partial(naive.Shampoo, largest=0, eps=1e-3), 0.1, 1e-12),
     # The gradient of W is 0 along the vector of ones, where a small eps would magnify rounding errors.
     ("soap", {"every": 100, "eps": 1e-3}, functools.partial(naive.Soap, every=100, eps=1e-3), 0.02, 1e-9),
     ("soap", {"every": 3, "eps": 1e-3}, functools.partial(naive.Soap, every=3, eps=1e-3), 0.02, 1e-4),  # QR in float32
@@ -102,6 +105,39 @@ def test_roles_of_the_optimizers_that_have_them() -> None:
     built = build_optimizer(tiny(optim="scale"), model)
     momenta = [group["momentum"] for group in built.param_groups if "momentum" in group]
     assert sorted(momenta) == [0.0, 0.0, 0.9]
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 7), (4, 3, 2), (4, 2, 3, 3)])
+def test_shampoo_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
+    """Tensors of up to four axes, among them those longer than `largest`, follow the paper's algorithm 2."""
+    generator = torch.Generator().manual_seed(len(shape))
+    param = Parameter(torch.zeros(shape, dtype=torch.float64))
+    optimizer = Shampoo([param], 0.1, eps=1e-3, largest=3)
+    rule, expected = naive.Shampoo(0.1, eps=1e-3, largest=3), np.zeros(shape or 1)
+    for t in range(5):
+        param.grad = torch.randn(shape, dtype=torch.float64, generator=generator)
+        expected = rule.step(t, expected, param.grad.numpy().reshape(expected.shape))
+        optimizer.step()
+    np.testing.assert_allclose(param.detach().numpy().reshape(expected.shape), expected, rtol=0, atol=1e-12)
+
+
+def test_shampoo_of_a_gradient_of_low_rank() -> None:
+    """Where rounding makes eigenvalues of 0 negative, steps are finite; a NaN stays one, and 0 is no step."""
+    left, right = (torch.randn(n, 2, generator=torch.Generator().manual_seed(n)) for n in (60, 40))
+    param = Parameter(torch.zeros(60, 40))
+    optimizer = Shampoo([param], 0.1)
+    param.grad = torch.zeros(60, 40)
+    optimizer.step()
+    assert not param.any()
+    for scale in (1e3, 1.0, 1e-3):
+        param.grad = scale * left @ right.T
+        optimizer.step()
+        assert param.isfinite().all()
+    # After one more step along the same direction each singular value moves by at most lr.
+    assert torch.linalg.matrix_norm(param, 2) <= 0.1 * 3 + 1e-3
+    param.grad = torch.full((60, 40), float("nan"))
+    optimizer.step()
+    assert param.isnan().all()
 
 
 @pytest.mark.parametrize("axis", ["class", "feature"])
@@ -216,7 +252,8 @@ def test_schedule_free_losses_are_those_of_the_average(tmp_path: Path) -> None:
         ("lion", {"beta2": -0.1}),
         ("signum", {"momentum": 1.5}),
         ("soap", {"every": 0}),
-        ("shampoo", {"eps": -1.0}),
+        ("shampoo", {"eps": 0.0}),
+        ("shampoo", {"largest": -1}),
         ("schedule-free", {"beta1": 0.0}),
         ("clipped-gd", {"bound": 0.0}),
         ("row-clipped-gd", {"bound": float("nan")}),

@@ -175,6 +175,14 @@ class SignDescent(_DirectionRecipe):
     direction = staticmethod(sign)
 
 
+def along(axis: int, factor: Tensor, value: Tensor) -> Tensor:
+    """Return `value` multiplied along one axis, of length n, by a matrix [m, n] or by the entries of a vector [n]."""
+    if factor.ndim == 1:
+        return value * factor.reshape(-1, *[1] * (value.ndim - axis - 1))
+    multiplied: Tensor = torch.tensordot(factor, value, dims=([1], [axis])).movedim(0, axis)
+    return multiplied
+
+
 def check_step_size(lr: float | Tensor) -> None:
     """Raise SpecError unless the step size is positive and finite."""
     if not (math.isfinite(lr) and lr > 0):

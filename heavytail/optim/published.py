@@ -1,4 +1,4 @@
-"""Optimizers of other papers from PyTorch and pytorch-optimizer: Muon, Lion, Signum, SOAP, Shampoo, schedule-free.
+"""Optimizers of other papers from PyTorch and pytorch-optimizer: Muon, Lion, Signum, SOAP, schedule-free.
 
 Each recipe has the settings of the optimizer's paper, without weight decay; tests compare updates with the papers'.
 """
@@ -156,22 +156,6 @@ class Soap(_Packaged):
         super().__post_init__()
         if self.every < 1:
             raise SpecError(f"optim.every: expected an integer >= 1, got {self.every}")
-
-
-@REGISTRY.register("shampoo")
-@dataclass(frozen=True)
-class Shampoo(_Packaged):
-    """Shampoo: gradients between inverse fourth roots of sums of G G' and G' G (arXiv 1802.09568).
-
-    The roots are computed at every step, by singular value decompositions of [A, A] and [B, B] for a matrix [A, B].
-
-    Attributes:
-        eps: times the identity, the initial sums.
-    """
-
-    eps: float = 1e-6
-
-    optimizer, renamed = "Shampoo", {"eps": "matrix_eps"}
 
 
 @REGISTRY.register("schedule-free")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from heavytail.experiment.registry import Component
 from heavytail.optim import REGISTRY
 from heavytail.optim.by_role import Part, assign
-from heavytail.optim.directions import check_groups, check_step_size, evaluated
+from heavytail.optim.directions import along, check_groups, check_step_size, evaluated
 
 _AXES = {"class": 0, "feature": 1}
 
@@ -54,17 +54,13 @@ class RotatedAdam(torch.optim.Adam):
                 if p.grad is not None and p.ndim > self.axis:
                     q = rotation(p.shape[self.axis], self.seed).to(p)
                     turned.append((p, p.clone(), p.grad, q))
-                    p.grad = self._mix(q, p.grad)
+                    p.grad = along(self.axis, q, p.grad).contiguous()
                     p.zero_()  # the step depends on gradients only, so that it can be turned back alone
         super().step()
         for p, before, grad, q in turned:
-            p.copy_(before + self._mix(q.T, p))
+            p.copy_(before + along(self.axis, q.T, p))
             p.grad = grad
         return loss
-
-    def _mix(self, q: Tensor, value: Tensor) -> Tensor:
-        mixed: Tensor = torch.tensordot(q, value, dims=([1], [self.axis])).movedim(0, self.axis)
-        return mixed.contiguous()
 
 
 @REGISTRY.register("rotated-adam")

@@ -132,23 +132,24 @@ class Signum:
 
 
 class Shampoo:
-    """Gupta et al. (2018), algorithm 1; of order 1 for a vector, with the root of the matrix sum."""
+    """Gupta et al. (2018), algorithm 2 (1 for a matrix), with the diagonal of a long axis's sums."""
 
-    def __init__(self, lr, eps=1e-6):
-        self.lr, self.eps, self.sums = lr, eps, None
+    def __init__(self, lr, eps=1e-6, largest=768):
+        self.lr, self.eps, self.largest, self.sums = lr, eps, largest, None
 
     def step(self, t, x, g):
-        matrix = g.reshape(len(g), -1)
-        sides = [matrix @ matrix.T, matrix.T @ matrix][: g.ndim]
+        letters = "abcd"[: g.ndim]
         if self.sums is None:
-            self.sums = [self.eps * np.eye(len(side)) for side in sides]
-        self.sums = [a + b for a, b in zip(self.sums, sides, strict=True)]
-        roots = []
-        for total in self.sums:
+            self.sums = [self.eps * np.eye(n) for n in g.shape]
+        update = g
+        for i, letter in enumerate(letters):
+            other = letters.replace(letter, "z")
+            self.sums[i] = self.sums[i] + np.einsum(f"{letters},{other}->{letter}z", g, g)
+            total = self.sums[i] if g.shape[i] <= self.largest else np.diag(np.diag(self.sums[i]))
             values, vectors = np.linalg.eigh(total)
-            roots.append(vectors @ np.diag(values ** (-1 / (2 * g.ndim))) @ vectors.T)
-        update = roots[0] @ matrix @ roots[1] if g.ndim == 2 else roots[0] @ matrix
-        return x - self.lr * update.reshape(x.shape)
+            root = vectors @ np.diag(values ** (-1 / (2 * g.ndim))) @ vectors.T
+            update = np.einsum(f"z{letter},{letters}->{other}", root, update)
+        return x - self.lr * update
 
 
 class Soap:
