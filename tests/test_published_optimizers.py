@@ -122,7 +122,7 @@ def test_shampoo_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
 
 
 def test_shampoo_of_a_gradient_of_low_rank() -> None:
-    """Where rounding makes eigenvalues of 0 negative, steps are finite; a NaN stays one, and 0 is no step."""
+    """Where rounding makes eigenvalues of 0 negative, steps are finite; a gradient of 0 is no step."""
     left, right = (torch.randn(n, 2, generator=torch.Generator().manual_seed(n)) for n in (60, 40))
     param = Parameter(torch.zeros(60, 40))
     optimizer = Shampoo([param], 0.1)
@@ -135,9 +135,56 @@ def test_shampoo_of_a_gradient_of_low_rank() -> None:
         assert param.isfinite().all()
     # After one more step along the same direction each singular value moves by at most lr.
     assert torch.linalg.matrix_norm(param, 2) <= 0.1 * 3 + 1e-3
-    param.grad = torch.full((60, 40), float("nan"))
+
+
+@pytest.mark.parametrize("sizes", [(1e3, 1.0), (100.0, 0.1), (10.0, 0.1)])
+def test_shampoo_of_gradients_of_very_different_sizes(sizes: tuple[float, float]) -> None:
+    """In float32 a small gradient after a large one of rank one moves as in float64, up to the sums' rounding."""
+    generator = torch.Generator().manual_seed(0)
+    large = (
+        torch.randn(60, 1, generator=generator, dtype=torch.float64) @ torch.randn(1, 40, generator=generator).double()
+    )
+    small = torch.randn(60, 40, generator=generator, dtype=torch.float64)
+    moves = []
+    for dtype in (torch.float32, torch.float64):
+        param = Parameter(torch.zeros(60, 40, dtype=dtype))
+        optimizer = Shampoo([param], 1.0)
+        for gradient, size in zip((large, small), sizes, strict=True):
+            before = param.detach().clone()
+            param.grad = (size * gradient / gradient.norm()).to(dtype)
+            optimizer.step()
+        moves.append((param.detach() - before).norm().item())
+    assert moves[0] == pytest.approx(moves[1], rel=0.2)
+
+
+@pytest.mark.parametrize("largest", [0, 768])
+@pytest.mark.parametrize("entry", [float("nan"), float("inf"), 1e30])
+def test_shampoo_diverges_visibly(largest: int, entry: float) -> None:
+    """A gradient that is not finite, or whose squares are not, makes parameters NaN, not stand still."""
+    param = Parameter(torch.zeros(4, 3))
+    optimizer = Shampoo([param], 0.1, largest=largest)
+    param.grad = torch.ones(4, 3)
+    param.grad[1, 2] = entry
     optimizer.step()
     assert param.isnan().all()
+
+
+def test_shampoo_of_unusual_parameters() -> None:
+    """Empty parameters are left alone, half precision is summed in float32, and a sparse gradient is one clear line."""
+    empty, half = Parameter(torch.zeros(0, 3)), Parameter(torch.zeros(4, 3, dtype=torch.bfloat16))
+    empty.grad, half.grad = torch.zeros(0, 3), torch.ones(4, 3, dtype=torch.bfloat16)
+    optimizer = Shampoo([empty, half], 0.1, largest=3)
+    for _ in range(3):
+        optimizer.step()
+    whole = Parameter(torch.zeros(4, 3))
+    whole.grad = torch.ones(4, 3)
+    reference = Shampoo([whole], 0.1, largest=3)
+    for _ in range(3):
+        reference.step()
+    torch.testing.assert_close(half.float(), whole, rtol=0.02, atol=0)
+    whole.grad = torch.ones(4, 3).to_sparse()
+    with pytest.raises(SpecError, match="got sparse ones"):
+        reference.step()
 
 
 @pytest.mark.parametrize("axis", ["class", "feature"])

@@ -107,8 +107,7 @@ class HeavyBall(Optimizer):
         grads = [p.grad for params in groups for p in params if p.grad is not None]
         if not grads:
             return loss
-        if any(g.layout != torch.strided for g in grads):
-            raise SpecError("optim: expected dense gradients, got sparse ones; use an embedding with sparse=False")
+        check_dense(*grads)
         rest = list(self.direction(grads))
         for group, params in zip(self.param_groups, groups, strict=True):
             update, rest = rest[: len(params)], rest[len(params) :]
@@ -187,6 +186,12 @@ def check_step_size(lr: float | Tensor) -> None:
     """Raise SpecError unless the step size is positive and finite."""
     if not (math.isfinite(lr) and lr > 0):
         raise SpecError(f"lr: expected a positive finite number, got {lr!r}")
+
+
+def check_dense(*grads: Tensor) -> None:
+    """Raise SpecError if a gradient is sparse."""
+    if any(g.layout != torch.strided for g in grads):
+        raise SpecError("optim: expected dense gradients, got sparse ones; use an embedding with sparse=False")
 
 
 def check_decay(field: str, beta: float) -> None:

@@ -14,20 +14,23 @@ from torch.optim import Optimizer
 
 from heavytail.errors import SpecError
 from heavytail.optim import REGISTRY
-from heavytail.optim.directions import along, check_groups, check_step_size, evaluated
+from heavytail.optim.directions import along, check_dense, check_groups, check_step_size, evaluated
 
 
 class Shampoo(Optimizer):
-    """Gradients of k axes, multiplied along each axis i by S_i^(-1/2k), where S_i = eps I + the sum of G_i G_i'.
+    """Gradients of k axes, multiplied along each axis i by S_i^(-1/(2k)), where S_i = eps I + the sum of G_i G_i'.
 
     G_i is the gradient with axis i first and the others flattened. Of an axis longer than `largest` only the diagonal
-    of S_i is kept: sums of squares.
+    of S_i is kept: sums of squares. Sums of parameters in half precision are in float32.
 
     Args:
         params: parameters, or groups of them.
         lr: step size.
         eps: positive.
         largest: length of the longest axis with a full matrix.
+
+    Raises:
+        SpecError: in `step`, gradients are sparse.
     """
 
     def __init__(self, params: Any, lr: float, eps: float = 1e-6, largest: int = 768) -> None:
@@ -39,8 +42,10 @@ class Shampoo(Optimizer):
         loss = evaluated(closure)
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
-                    update = self._preconditioned(self.state[p], p.grad.reshape(p.shape or (1,)), group)
+                if p.grad is not None and p.numel():
+                    check_dense(p.grad)
+                    grad = p.grad.reshape(p.shape or (1,)).to(torch.promote_types(p.dtype, torch.float32))
+                    update = self._preconditioned(self.state[p], grad, group)
                     p.add_(update.reshape(p.shape), alpha=-group["lr"])
         return loss
 
@@ -58,14 +63,15 @@ class Shampoo(Optimizer):
 
 def inverse_root(total: Tensor, order: int, eps: float) -> Tensor:
     """Return (eps I + S)^(-1/order) of a symmetric S [n, n] without negative eigenvalues, or of its diagonal [n]."""
+    if not total.isfinite().all():  # not an error of the decomposition, nor 0 for an infinite sum: the run diverged
+        return torch.full_like(total, math.nan)
     if total.ndim == 1:
         return (total + eps).pow(-1 / order)
-    if not total.isfinite().all():  # a decomposition would raise an error; as NaN the run counts as diverged
-        return torch.full_like(total, math.nan)
-    values, vectors = torch.linalg.eigh(total.to(torch.promote_types(total.dtype, torch.float32)))
-    # Rounding makes eigenvalues of 0 as negative as the largest is long, which eps need not outweigh.
-    roots: Tensor = (vectors * (values.clamp_min(0) + eps).pow(-1 / order)) @ vectors.mT
-    return roots.to(total.dtype)
+    values, vectors = torch.linalg.eigh(total)
+    # Rounding leaves eigenvalues of either sign where S has none. Their size is what is known of such directions: as 0
+    # their roots would be those of eps, which magnify the rounding errors of a gradient. Singular values are alike.
+    roots: Tensor = (vectors * (values.abs() + eps).pow(-1 / order)) @ vectors.mT
+    return roots
 
 
 @REGISTRY.register("shampoo")
