@@ -65,8 +65,8 @@ def page(published: Path) -> list[str]:
         "A small difference can be a sure one: the verdict is about its sign, the share about its size. On `memory`",
         "all optimizers but Adafactor end at a loss near 0, so that it hardly separates them. Where the gradients",
         "never reach the bound of a clipped one, it is gradient descent. Shampoo keeps the diagonal for axes longer",
-        "than 768, which decides its verdict on `linear` and `cnn` at small scale ([why](../../thesis.md)). `bigram` is",
-        "the same problem at every scale. Pictures show losses below 1e-4 nats at 1e-4.",
+        "than 768, which decides its verdict on `linear` and `cnn` at small scale ([why](../../thesis.md)). `bigram`",
+        "is the same problem at every scale. Pictures show losses below 1e-4 nats at 1e-4.",
     ]
     for scale, rows in read(published).items():
         problems = list(dict.fromkeys(row["problem"] for row in rows))
