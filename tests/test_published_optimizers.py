@@ -299,6 +299,7 @@ def test_schedule_free_losses_are_those_of_the_average(tmp_path: Path) -> None:
         ("lion", {"beta2": -0.1}),
         ("signum", {"momentum": 1.5}),
         ("soap", {"every": 0}),
+        ("shampoo", {"eps": -1.0}),
         ("shampoo", {"eps": 0.0}),
         ("shampoo", {"largest": -1}),
         ("schedule-free", {"beta1": 0.0}),
